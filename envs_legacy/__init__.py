@@ -1,0 +1,1 @@
+"""The original tasks on their first simulators, as plain Gymnasium environments."""

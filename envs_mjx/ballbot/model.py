@@ -1,0 +1,230 @@
+"""The ballbot's MuJoCo model, written from its measured masses and geometry.
+
+Both drive models share the body: its frame sits at the ball's centre, so the base's
+free joint gives the position and velocity of the ball's centre in either.
+
+* `no_slip`: the ball hangs on a ball joint in the body, and each wheel is a motor that
+  acts about the wheel's axle with the exact ratio of a wheel rolling on the ball. One
+  contact, 9 degrees of freedom.
+* `omniwheel`: three hinged wheels touch a free ball; friction is full along a wheel's
+  rim and nearly none along its axle. Four contacts, 15 degrees of freedom.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+BALL_RADIUS = 0.09  # m
+BALL_MASS = 0.16795  # kg
+WHEEL_RADIUS = 0.025  # m
+WHEEL_HALF_LENGTH = 0.02  # m
+WHEEL_MASS = 0.0893  # kg
+WHEEL_ARMATURE = 0.005  # kg m^2, rotor seen at the wheel
+WHEEL_DAMPING = 0.8  # N m s/rad
+WHEEL_ZENITH = np.deg2rad(44.3)  # of the contact, seen from the ball's centre
+WHEEL_YAWS = np.deg2rad([0.0, 120.0, 240.0])
+MAX_TORQUE = 10.0  # N m, one wheel
+
+BASE_MASS = 3.4512  # kg
+BASE_INERTIA = np.array([0.03287, 0.03287, 0.02285])  # kg m^2, about its centre of mass
+HEAD_MASS = 0.067  # kg, one camera head
+HEADS = np.array([[0.17, -0.01, 0.09], [-0.17, -0.01, 0.09]])  # m, from the ball's centre
+BODY_COM_HEIGHT = 0.13  # m, of base, heads and wheels above the ball's centre
+
+CONTACTS = np.stack(  # unit vectors from the ball's centre to the wheel contacts
+    [
+        np.sin(WHEEL_ZENITH) * np.cos(WHEEL_YAWS),
+        np.sin(WHEEL_ZENITH) * np.sin(WHEEL_YAWS),
+        np.full(3, np.cos(WHEEL_ZENITH)),
+    ],
+    axis=1,
+)
+AXLES = np.stack(  # unit vectors of the wheels' axles, at right angles to the contacts
+    [
+        -np.cos(WHEEL_ZENITH) * np.cos(WHEEL_YAWS),
+        -np.cos(WHEEL_ZENITH) * np.sin(WHEEL_YAWS),
+        np.full(3, np.sin(WHEEL_ZENITH)),
+    ],
+    axis=1,
+)
+# Wheel speeds are GEAR @ (the ball's angular velocity relative to the body).
+GEAR = -(BALL_RADIUS / WHEEL_RADIUS) * AXLES
+
+# The reflected inertia and damping of three wheels differ a little between a horizontal
+# and the vertical axis; a ball joint has one value for both: the horizontal one, which
+# driving and balancing use. The body's mean wheel load enters the grip limit only.
+_REFLECTED = float((GEAR[:, 0] ** 2).sum())
+BALL_INERTIA = 0.4 * BALL_MASS * BALL_RADIUS**2  # kg m^2, solid sphere
+
+WHEEL_POSITIONS = CONTACTS * (BALL_RADIUS + WHEEL_RADIUS)
+_WHEELS_HEIGHT = WHEEL_POSITIONS[0, 2]
+BODY_MASS = BASE_MASS + 2 * HEAD_MASS + 3 * WHEEL_MASS
+BASE_COM_HEIGHT = (
+    BODY_COM_HEIGHT * BODY_MASS - 2 * HEAD_MASS * HEADS[0, 2] - 3 * WHEEL_MASS * _WHEELS_HEIGHT
+) / BASE_MASS
+TOTAL_MASS = BODY_MASS + BALL_MASS
+
+DRIVES = ("no_slip", "omniwheel")
+WHEEL_GEOMS = tuple(f"wheel_{i}" for i in range(3))
+
+
+def _wheel_inertia(axle: np.ndarray) -> np.ndarray:
+    """[3, 3] inertia of one wheel (taken as a cylinder) about its own centre."""
+    spin = 0.5 * WHEEL_MASS * WHEEL_RADIUS**2
+    across = WHEEL_MASS * (3 * WHEEL_RADIUS**2 + (2 * WHEEL_HALF_LENGTH) ** 2) / 12
+    return across * np.eye(3) + (spin - across) * np.outer(axle, axle)
+
+
+def rigid_body(with_wheels: bool) -> tuple[float, np.ndarray, np.ndarray]:
+    """Mass, centre of mass and inertia about it of all that is fixed to the body."""
+    parts = [(BASE_MASS, np.array([0, 0, BASE_COM_HEIGHT]), np.diag(BASE_INERTIA))]
+    parts += [(HEAD_MASS, head, np.zeros((3, 3))) for head in HEADS]
+    if with_wheels:
+        parts += [
+            (WHEEL_MASS, position, _wheel_inertia(axle))
+            for position, axle in zip(WHEEL_POSITIONS, AXLES, strict=True)
+        ]
+    mass = sum(m for m, _, _ in parts)
+    com = sum(m * c for m, c, _ in parts) / mass
+    inertia = np.zeros((3, 3))
+    for m, c, own in parts:
+        r = c - com
+        inertia += own + m * (r @ r * np.eye(3) - np.outer(r, r))
+    return mass, com, inertia
+
+
+def _text(values) -> str:
+    return " ".join(f"{v:.9g}" for v in np.ravel(values))
+
+
+def _body_inertial(with_wheels: bool) -> str:
+    mass, com, i = rigid_body(with_wheels)
+    full = [i[0, 0], i[1, 1], i[2, 2], i[0, 1], i[0, 2], i[1, 2]]
+    return f'<inertial pos="{_text(com)}" mass="{mass:.9g}" fullinertia="{_text(full)}"/>'
+
+
+def _body_looks() -> str:
+    heads = "".join(
+        f'<geom type="box" pos="{_text(head)}" size=".018 .012 .012" rgba=".1 .1 .12 1"/>'
+        for head in HEADS
+    )
+    return f"""
+      <geom type="cylinder" pos="0 0 .165" size=".11 .07" rgba=".93 .93 .95 1"/>
+      <geom type="cylinder" pos="0 0 .237" size=".06 .004" rgba=".15 .45 .85 1"/>
+      <geom type="box" pos="0 .112 .2" size=".02 .004 .012" rgba=".95 .5 .1 1"/>
+      <geom type="capsule" fromto="-.17 -.01 .1 .17 -.01 .1" size=".008" rgba=".3 .3 .33 1"/>
+      {heads}"""
+
+
+def _wheel_geom(i: int, at: np.ndarray) -> str:
+    ends = np.stack([at - AXLES[i] * WHEEL_HALF_LENGTH, at + AXLES[i] * WHEEL_HALF_LENGTH])
+    return (
+        f'<geom name="wheel_{i}" type="capsule" fromto="{_text(ends)}" '
+        f'size="{WHEEL_RADIUS}" rgba=".2 .2 .22 1"/>'
+    )
+
+
+_BALL_GEOM = f'<geom name="ball" type="sphere" size="{BALL_RADIUS}" material="ball"/>'
+_BALL_INERTIAL = (
+    f'<inertial pos="0 0 0" mass="{BALL_MASS}" diaginertia="{_text([BALL_INERTIA] * 3)}"/>'
+)
+_GROUND_PAIR = '<pair geom1="floor" geom2="ball" condim="3" friction="1 1 .005 .0001 .0001"/>'
+
+
+def _no_slip() -> tuple[str, str, str]:
+    wheels = "".join(_wheel_geom(i, WHEEL_POSITIONS[i]) for i in range(3))
+    bodies = f"""
+    <body name="base" pos="0 0 {BALL_RADIUS}">
+      <freejoint name="base"/>
+      {_body_inertial(with_wheels=True)}
+      {_body_looks()}
+      {wheels}
+      <body name="ball">
+        <joint name="ball" type="ball" armature="{WHEEL_ARMATURE * _REFLECTED:.9g}"
+               damping="{WHEEL_DAMPING * _REFLECTED:.9g}"/>
+        {_BALL_INERTIAL}
+        {_BALL_GEOM}
+      </body>
+    </body>"""
+    motors = "".join(
+        f'<motor name="wheel_{i}" jointinparent="ball" gear="{_text(GEAR[i])} 0 0 0"/>'
+        for i in range(3)
+    )
+    return bodies, _GROUND_PAIR, motors
+
+
+def _omniwheel() -> tuple[str, str, str]:
+    wheels = "".join(
+        f"""
+      <body name="wheel_{i}" pos="{_text(WHEEL_POSITIONS[i])}">
+        <joint name="wheel_{i}" type="hinge" axis="{_text(AXLES[i])}"
+               armature="{WHEEL_ARMATURE}" damping="{WHEEL_DAMPING}"/>
+        <inertial pos="0 0 0" mass="{WHEEL_MASS}" fullinertia="{_full(_wheel_inertia(AXLES[i]))}"/>
+        {_wheel_geom(i, np.zeros(3))}
+      </body>"""
+        for i in range(3)
+    )
+    bodies = f"""
+    <body name="base" pos="0 0 {BALL_RADIUS}">
+      <freejoint name="base"/>
+      {_body_inertial(with_wheels=False)}
+      {_body_looks()}
+      {wheels}
+    </body>
+    <body name="ball" pos="0 0 {BALL_RADIUS}">
+      <freejoint name="ball"/>
+      {_BALL_INERTIAL}
+      {_BALL_GEOM}
+    </body>"""
+    pairs = _GROUND_PAIR + "".join(
+        f'<pair geom1="ball" geom2="wheel_{i}" condim="3" friction="1 .001 .005 .0001 .0001"/>'
+        for i in range(3)
+    )
+    motors = "".join(f'<motor name="wheel_{i}" joint="wheel_{i}"/>' for i in range(3))
+    return bodies, pairs, motors
+
+
+def _full(i: np.ndarray) -> str:
+    return _text([i[0, 0], i[1, 1], i[2, 2], i[0, 1], i[0, 2], i[1, 2]])
+
+
+def mjcf(drive: str, timestep: float) -> str:
+    """The model as an MJCF string.
+
+    Args:
+      drive: "no_slip" or "omniwheel".
+      timestep: physics step (s).
+    """
+    bodies, pairs, motors = {"no_slip": _no_slip, "omniwheel": _omniwheel}[drive]()
+    iterations, ls_iterations = {"no_slip": (2, 4), "omniwheel": (4, 8)}[drive]
+    return f"""
+<mujoco model="ballbot_{drive}">
+  <compiler angle="radian"/>
+  <option timestep="{timestep}" integrator="Euler" solver="Newton" cone="pyramidal"
+          iterations="{iterations}" ls_iterations="{ls_iterations}"/>
+  <default>
+    <geom contype="0" conaffinity="0"/>
+    <motor ctrlrange="-{MAX_TORQUE} {MAX_TORQUE}" ctrllimited="true"/>
+  </default>
+  <visual>
+    <headlight ambient=".35 .35 .35" diffuse=".6 .6 .6"/>
+    <global offwidth="1280" offheight="960"/>
+  </visual>
+  <asset>
+    <texture name="sky" type="skybox" builtin="gradient" rgb1=".75 .85 .95" rgb2="1 1 1"
+             width="128" height="128"/>
+    <texture name="ball" type="cube" builtin="checker" rgb1=".85 .3 .15" rgb2=".95 .85 .7"
+             width="128" height="128"/>
+    <texture name="floor" type="2d" builtin="checker" rgb1=".82 .84 .86" rgb2=".7 .73 .76"
+             width="256" height="256"/>
+    <material name="ball" texture="ball" texuniform="true" texrepeat="4 4"/>
+    <material name="floor" texture="floor" texuniform="true" texrepeat="2 2"/>
+  </asset>
+  <worldbody>
+    <light pos="0 0 4" dir="0 0 -1" directional="true"/>
+    <geom name="floor" type="plane" size="0 0 1" material="floor"/>
+    {bodies}
+  </worldbody>
+  <contact>{pairs}</contact>
+  <actuator>{motors}</actuator>
+</mujoco>"""

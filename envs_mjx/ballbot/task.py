@@ -1,0 +1,260 @@
+"""The ballbot task: drive in a commanded direction at a commanded speed."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from envs_mjx.ballbot import model as m
+from envs_mjx.ballbot.controllers import (
+    gravity_in_body,
+    linear_control,
+    lqr_gain,
+    pd_gain,
+    to_heading,
+)
+from envs_mjx.physics import Physics, PhysicsState
+from jaxrl.envs import ArraySpec, State
+from jaxrl.options import option
+
+GOAL = (0.0, 1.0)  # the original's goal: +y at full speed
+
+
+@struct.dataclass
+class Info:
+    """The task's memory within an episode.
+
+    Attributes:
+      step: int32, control steps so far.
+      commands: [C, 2] velocity commands (m/s, world frame), one a period.
+      last_action: [3].
+      settled: [2] sum of the speed along the command after `settle_time`, and its steps.
+      original_return: return so far in the original's scale.
+    """
+
+    step: jax.Array
+    commands: jax.Array
+    last_action: jax.Array
+    settled: jax.Array
+    original_return: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Ballbot:
+    """Settings of the task.
+
+    Observation [17], of what the robot itself can measure, in its own heading: gravity
+    direction 3 (body frame), angular velocity 3 (rad/s), velocity 3 (m/s), wheel speeds
+    3 (10 rad/s), last action 3, commanded velocity 2 (m/s). No position and no yaw: the
+    task looks the same in every direction.
+
+    Action [3]: wheel torques as shares of 10 N m.
+    """
+
+    drive: Literal["no_slip", "omniwheel"] = option(
+        "no_slip", "wheel physics: exact rolling, or three wheels in contact"
+    )
+    goal: Literal["random", "original"] = option(
+        "random", "commands: random directions and speeds, or the original's +y at full speed"
+    )
+    max_speed: float = option(0.5, "largest commanded speed (m/s)", above=0)
+    command_period: float = option(4.0, "seconds that a command holds", above=0)
+    episode_seconds: float = option(8.0, "time limit (s)", above=0)
+    max_tilt: float = option(20.0, "the episode is over beyond this tilt (deg)", above=0, most=90)
+    start_tilt: float = option(3.0, "largest tilt at the start (deg)", least=0, most=20)
+    torque_rate: float = option(
+        100.0, "largest change of a wheel's torque (N m/s); faster jumps make it slip", above=0
+    )
+    timestep: float = option(0.005, "physics step (s)", above=0, most=0.01)
+    substeps: int = option(4, "physics steps a control step", least=1)
+    settle_time: float = option(2.0, "speed along the goal is measured after this (s)", least=0)
+    tracking_weight: float = option(1.0, "reward for following the commanded velocity")
+    tracking_scale: float = option(0.25, "velocity error that costs most of it (m/s)", above=0)
+    upright_weight: float = option(0.2, "reward for each step upright")
+    tilt_weight: float = option(0.0, "penalty on 1 - cos(tilt)")
+    action_weight: float = option(0.01, "penalty on squared action")
+    smooth_weight: float = option(0.1, "penalty on squared change of action")
+
+    presets: ClassVar[dict[str, dict[str, Any]]] = {}
+
+    @functools.cached_property
+    def physics(self) -> Physics:
+        return Physics(
+            m.mjcf(self.drive, self.timestep),
+            substeps=self.substeps,
+            rolling_geoms=m.WHEEL_GEOMS if self.drive == "omniwheel" else (),
+        )
+
+    @property
+    def control_dt(self) -> float:
+        return self.timestep * self.substeps
+
+    @property
+    def episode_length(self) -> int:
+        return round(self.episode_seconds / self.control_dt)
+
+    @property
+    def observation_spec(self) -> ArraySpec:
+        parts = {"gravity": 3, "gyro": 3, "velocity": 3, "wheel": 3, "last_action": 3, "command": 2}
+        names = tuple(f"{part}_{i}" for part, size in parts.items() for i in range(size))
+        return ArraySpec((len(names),), names=names)
+
+    @property
+    def action_spec(self) -> ArraySpec:
+        return ArraySpec((3,), -1.0, 1.0, tuple(f"wheel_{i}" for i in range(3)))
+
+    # -- the contract ---------------------------------------------------------------
+
+    def reset(self, key: jax.Array) -> State:
+        """At rest at the origin but for a small random tilt and turning; any yaw."""
+        key_pose, key_gyro, key_command = jax.random.split(key, 3)
+        yaw, tilt, about = jax.random.uniform(key_pose, (3,))
+        quat = _turn(2 * jnp.pi * yaw, jnp.deg2rad(self.start_tilt) * tilt, 2 * jnp.pi * about)
+        qpos = jnp.asarray(self.physics.model.qpos0, jnp.float32).at[3:7].set(quat)
+        gyro = jax.random.uniform(key_gyro, (3,), minval=-0.1, maxval=0.1)
+        physics = self.physics.init(qpos, jnp.zeros(self.physics.model.nv).at[3:6].set(gyro))
+        info = Info(
+            step=jnp.zeros((), jnp.int32),
+            commands=self._commands(key_command),
+            last_action=jnp.zeros(3),
+            settled=jnp.zeros(2),
+            original_return=jnp.zeros(()),
+        )
+        judged = self._judge(physics, info, jnp.zeros(3), jnp.zeros(3))
+        return judged.replace(
+            reward=jnp.zeros(()), metrics=jax.tree.map(jnp.zeros_like, judged.metrics), info=info
+        )
+
+    def step(self, state: State, action: jax.Array) -> State:
+        """One control step; `action` [3] is the wanted wheel torque over 10 N m."""
+        most = self.torque_rate * self.control_dt / m.MAX_TORQUE
+        last = state.info.last_action
+        wanted = jnp.clip(action, -1.0, 1.0) - last
+        action = last + jnp.clip(wanted, -most, most)
+        physics = self.physics.step(state.physics, m.MAX_TORQUE * action)
+        return self._judge(physics, state.info, action, wanted)
+
+    def _commands(self, key: jax.Array) -> jax.Array:
+        """[C, 2] commanded velocities of an episode (m/s, world frame)."""
+        count = math.ceil(self.episode_seconds / self.command_period)
+        if self.goal == "original":
+            return jnp.tile(jnp.array([0.0, self.max_speed]), (count, 1))
+        key_angle, key_speed = jax.random.split(key)
+        angle = jax.random.uniform(key_angle, (count,), maxval=2 * jnp.pi)
+        # Half the commands ask for full speed, the others for any speed down to rest.
+        speed = jax.random.uniform(key_speed, (count,), minval=-1.0, maxval=1.0)
+        speed = self.max_speed * jnp.where(speed > 0, 1.0, -speed)
+        return speed[:, None] * jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=1)
+
+    def command(self, info: Info) -> jax.Array:
+        """[2] velocity commanded now (m/s, world frame)."""
+        period = max(round(self.command_period / self.control_dt), 1)
+        return info.commands[jnp.minimum(info.step // period, info.commands.shape[0] - 1)]
+
+    def _judge(
+        self, physics: PhysicsState, before: Info, action: jax.Array, change: jax.Array
+    ) -> State:
+        """Reward, metrics and observation of the step that led to `physics`."""
+        velocity, up = physics.qvel[:2], -gravity_in_body(physics.qpos[3:7])[2]
+        command = self.command(before)
+        upright = up >= math.cos(math.radians(self.max_tilt))
+        error = jnp.linalg.norm(velocity - command)
+        effort = jnp.sum(jnp.square(action))
+        rewards = {
+            "reward/tracking": self.tracking_weight * jnp.exp(-error / self.tracking_scale),
+            "reward/upright": self.upright_weight * upright,
+            "reward/tilt": -self.tilt_weight * (1.0 - up),
+            "reward/action": -self.action_weight * effort,
+            "reward/smooth": -self.smooth_weight * jnp.sum(jnp.square(change)),
+        }
+        speed = velocity @ command / jnp.maximum(jnp.linalg.norm(command), 1e-6)
+        settled = (before.step >= self.settle_time / self.control_dt).astype(jnp.float32)
+        original = 0.01 * speed - 0.0001 * effort + 0.02 * upright  # a step of 2 ms
+        info = Info(
+            step=before.step + 1,
+            commands=before.commands,
+            last_action=action,
+            settled=before.settled + settled * jnp.stack([speed, 1.0]),
+            original_return=before.original_return + original * self.control_dt / 0.002,
+        )
+        metrics = rewards | {
+            "success": upright.astype(jnp.float32),
+            "final/goal_speed": info.settled[0] / jnp.maximum(info.settled[1], 1.0),
+            "final/original_return": info.original_return,
+            "speed_error": error,
+        }
+        return State(
+            physics=physics,
+            obs=self._observe(physics, info),
+            reward=sum(rewards.values()),
+            terminated=~upright,
+            metrics=metrics,
+            info=info,
+        )
+
+    def _observe(self, physics: PhysicsState, info: Info) -> jax.Array:
+        """[17] the observation."""
+        quat, qvel = physics.qpos[3:7], physics.qvel
+        return jnp.concatenate(
+            [
+                gravity_in_body(quat),
+                qvel[3:6],
+                to_heading(qvel[:2], quat),
+                qvel[2:3],
+                self.wheel_speeds(physics) / 10.0,
+                info.last_action,
+                to_heading(self.command(info), quat),
+            ]
+        )
+
+    def wheel_speeds(self, physics: PhysicsState) -> jax.Array:
+        """[3] wheel speeds (rad/s)."""
+        if self.drive == "omniwheel":
+            return physics.qvel[6:9]
+        # The ball joint's velocity is in the ball's frame; the gears act in the body's.
+        w, axis, spin = physics.qpos[7], physics.qpos[8:11], physics.qvel[6:9]
+        spin = spin + 2.0 * jnp.cross(axis, jnp.cross(axis, spin) + w * spin)
+        return jnp.asarray(m.GEAR, jnp.float32) @ spin
+
+    # -- baselines and pictures -------------------------------------------------------
+
+    def baselines(self) -> dict[str, Callable[[State], jax.Array]]:
+        """Scripted controllers that read the full state: State -> action [3]."""
+        return {
+            "lqr": self._linear(lqr_gain(self.timestep, self.substeps)),
+            "pd": self._linear(pd_gain()),
+        }
+
+    def _linear(self, gain: np.ndarray) -> Callable[[State], jax.Array]:
+        """Holds the commanded velocity; the position is left free (it has no reference)."""
+        gain = gain * np.array([0, 0, 1, 1, 1, 1, 1, 1, 1])
+
+        def act(state: State) -> jax.Array:
+            qpos, qvel = state.physics.qpos, state.physics.qvel
+            torque = linear_control(
+                gain, qpos, qvel, position=qpos[:2], velocity=self.command(state.info)
+            )
+            return torque / m.MAX_TORQUE
+
+        return act
+
+    def render(self, states: PhysicsState, fps: int) -> np.ndarray:
+        """[F, H, W, 3] pictures of physics states [T, ...] at `fps` frames a second."""
+        stride = max(round(1 / (fps * self.control_dt)), 1)
+        return self.physics.render(states, stride=stride, track="base", distance=1.4)
+
+
+def _turn(yaw: jax.Array, tilt: jax.Array, about: jax.Array) -> jax.Array:
+    """[4] quaternion: tilt about the horizontal axis at angle `about`, then yaw."""
+    w, s = jnp.cos(tilt / 2), jnp.sin(tilt / 2)
+    x, y = s * jnp.cos(about), s * jnp.sin(about)
+    cy, sy = jnp.cos(yaw / 2), jnp.sin(yaw / 2)
+    return jnp.stack([cy * w, cy * x - sy * y, cy * y + sy * x, sy * w])

@@ -1,0 +1,305 @@
+"""Checkpoints on disk. The only module that knows Orbax.
+
+A checkpoint holds three items: `policy` (what acting needs), `train` (the rest of the
+training state) and `meta` (configuration, counters, and for every array its path, type,
+shape and fingerprint). Arrays are plain numbers; nothing is ever unpickled.
+
+Before anything is read, the arrays' list is compared with what the program expects:
+another network or task is refused. After reading, every fingerprint is checked: a
+checkpoint with a flipped bit is passed over and the one before it is used.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from jaxrl.errors import UserError
+
+logging.getLogger("absl").setLevel(logging.ERROR)
+
+META = "meta"
+CHUNK_BYTES = 64 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """What came back: items by name, the caller's meta data, and where from."""
+
+    items: dict[str, Any]
+    meta: dict[str, Any]
+    step: int
+
+
+class Checkpointer:
+    """Saves and restores checkpoints in one folder.
+
+    Args:
+      folder: made when the first checkpoint is saved.
+      keep: how many of the newest to keep.
+    """
+
+    def __init__(self, folder: Path, *, keep: int = 2):
+        self.folder = Path(folder).absolute()
+        self._keep = keep
+        self._manager: ocp.CheckpointManager | None = None
+
+    def steps(self) -> list[int]:
+        """Complete checkpoints, oldest first."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(int(p.name) for p in self.folder.iterdir() if p.name.isdecimal())
+
+    def save(self, step: int, items: dict[str, Any], meta: dict[str, Any]) -> None:
+        """Starts saving in the background; waits only for the save before it.
+
+        Args:
+          step: names the checkpoint; one that is there already is left as it is.
+          items: trees of arrays by item name.
+          meta: plain values for JSON.
+
+        Raises:
+          UserError: this or the save before could not be written.
+        """
+        try:
+            if self._manager is None:
+                self._manager = self._open()
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+            if step in self._manager.all_steps():
+                return
+            arrays = {name: _to_arrays(tree) for name, tree in items.items()}
+            body = {
+                "arrays": {name: _describe(a, fingerprints=True) for name, a in arrays.items()},
+                "meta": meta,
+            }
+            saves = {
+                name: ocp.args.PyTreeSave(
+                    _numbered(a),
+                    save_args=jax.tree.map(
+                        lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES), _numbered(a)
+                    ),
+                )
+                for name, a in arrays.items()
+            }
+            sealed = ocp.args.JsonSave({"body": body, "digest": _digest(body)})
+            self._manager.save(step, args=ocp.args.Composite(**saves, **{META: sealed}))
+        except (OSError, ValueError, RuntimeError) as error:
+            raise self._failed(step, error) from error
+
+    def wait(self) -> None:
+        """Waits until everything is on disk.
+
+        Raises:
+          UserError: the last save could not be written.
+        """
+        if self._manager is None:
+            return
+        try:
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+        except (OSError, ValueError, RuntimeError) as error:
+            raise self._failed("the last", error) from error
+
+    def close(self) -> None:
+        """Waits and releases the folder."""
+        self.wait()
+        if self._manager is not None:
+            self._manager.close()
+            self._manager = None
+
+    def restore(self, expected: dict[str, Any], warn=print) -> Restored:
+        """The newest checkpoint that is whole.
+
+        Args:
+          expected: trees of arrays or shapes by item name; only these items are read.
+          warn: told of each damaged checkpoint that is passed over.
+
+        Raises:
+          UserError: no whole checkpoint, or one of another network or task.
+        """
+        for step in reversed(self.steps()):
+            try:
+                return self.restore_step(step, expected)
+            except DamagedError as error:
+                warn(
+                    f"warning: checkpoint {self.folder / str(step)} is damaged ({error}); "
+                    "trying the one before"
+                )
+        raise UserError(f"{self.folder}: no whole checkpoint to restore")
+
+    def restore_step(self, step: int, expected: dict[str, Any]) -> Restored:
+        """One checkpoint.
+
+        Raises:
+          DamagedError: it cannot be read as it was written.
+          UserError: it is of another network or task.
+        """
+        body = read_meta(self.folder / str(step))
+        items = {}
+        for name, tree in expected.items():
+            stored = body["arrays"].get(name)
+            if stored is None:
+                raise UserError(f"{self.folder / str(step)}: holds no {name!r} to restore")
+            _compare(stored, _describe(_to_shapes(tree)), self.folder / str(step))
+            items[name] = self._read(step, name, stored, tree)
+        return Restored(items=items, meta=body["meta"], step=step)
+
+    def discard_after(self, step: int) -> None:
+        """Moves newer (damaged) checkpoints aside, so that their steps can be saved again."""
+        for newer in self.steps():
+            if newer > step:
+                aside = self.folder.parent / "damaged" / str(newer)
+                aside.parent.mkdir(exist_ok=True)
+                shutil.rmtree(aside, ignore_errors=True)
+                (self.folder / str(newer)).rename(aside)
+
+    def _open(self) -> ocp.CheckpointManager:
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=preservation_policy.LatestN(self._keep),
+            enable_async_checkpointing=True,
+            create=True,
+        )
+        return ocp.CheckpointManager(self.folder, options=options)
+
+    def _read(self, step: int, name: str, stored: list, tree: Any) -> Any:
+        folder = self.folder / str(step) / name
+        blank = [np.empty(row["shape"], row["dtype"]) for row in stored]
+        try:
+            with ocp.PyTreeCheckpointer() as reader:
+                read = reader.restore(
+                    folder,
+                    args=ocp.args.PyTreeRestore(
+                        _numbered(blank),
+                        restore_args=jax.tree.map(
+                            lambda x: ocp.RestoreArgs(restore_type=np.ndarray), _numbered(blank)
+                        ),
+                    ),
+                )
+        except Exception as error:  # Orbax and TensorStore raise many kinds for a bad file
+            raise DamagedError(f"{name}: {str(error).splitlines()[0][:120]}") from error
+        arrays = [np.asarray(read[f"{i:05d}"]) if a.size else a for i, a in enumerate(blank)]
+        for row, array in zip(stored, arrays, strict=True):
+            if _fingerprint(array) != row["fingerprint"]:
+                raise DamagedError(f"{name}{row['path']}: contents differ from what was saved")
+        return _from_arrays(arrays, tree)
+
+    def _failed(self, step: Any, error: Exception) -> UserError:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        return UserError(
+            f"checkpoint {step} could not be written to {self.folder}: {reason[:200]} (checkpoints "
+            "saved before are untouched; free space or mend the folder, then --resume)"
+        )
+
+
+class DamagedError(Exception):
+    """A checkpoint that does not read back as it was written."""
+
+
+def read_meta(folder: Path) -> dict[str, Any]:
+    """{"arrays", "meta"} of the checkpoint in `folder`.
+
+    Raises:
+      DamagedError: it is missing or changed.
+    """
+    try:
+        sealed = json.loads((folder / META / META_FILE).read_text())
+        body = sealed["body"]
+        intact = sealed["digest"] == _digest(body)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DamagedError(f"{META}: {error}") from error
+    if not intact:
+        raise DamagedError(f"{META}: contents differ from what was saved")
+    return body
+
+
+META_FILE = "metadata"  # the name Orbax gives a JSON item's file
+
+
+def _is_key(x: Any) -> bool:
+    return jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+def _to_arrays(tree: Any) -> list[tuple[str, np.ndarray]]:
+    """Paths and host arrays of the leaves; PRNG keys as their words."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    plain = [(p, jax.random.key_data(x) if _is_key(x) else x) for p, x in leaves]
+    return [(jax.tree_util.keystr(p), np.array(x)) for p, x in jax.device_get(plain)]
+
+
+def _to_shapes(tree: Any) -> list[tuple[str, Any]]:
+    """As `_to_arrays`, of shapes only."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return [
+        (
+            jax.tree_util.keystr(p),
+            jax.eval_shape(jax.random.key_data, x) if _is_key(x) else x,
+        )
+        for p, x in leaves
+    ]
+
+
+def _from_arrays(arrays: list[np.ndarray], tree: Any) -> Any:
+    """The arrays in the tree's structure; PRNG keys made whole."""
+    leaves, structure = jax.tree.flatten(tree)
+    made = [
+        jax.random.wrap_key_data(a, impl=jax.random.key_impl(leaf)) if _is_key(leaf) else a
+        for a, leaf in zip(arrays, leaves, strict=True)
+    ]
+    return jax.tree.unflatten(structure, jax.device_put(made))
+
+
+def _numbered(arrays: list) -> dict[str, np.ndarray]:
+    """Arrays under their numbers; those without elements, which Orbax refuses, left out."""
+    values = [a[1] if isinstance(a, tuple) else a for a in arrays]
+    return {f"{i:05d}": a for i, a in enumerate(values) if a.size}
+
+
+def _describe(arrays: list[tuple[str, Any]], *, fingerprints: bool = False) -> list[dict]:
+    rows = []
+    for path, array in arrays:
+        row = {"path": path, "dtype": str(array.dtype), "shape": list(array.shape)}
+        if fingerprints:
+            row["fingerprint"] = _fingerprint(array)
+        rows.append(row)
+    return rows
+
+
+def _compare(stored: list[dict], expected: list[dict], folder: Path) -> None:
+    """Raises UserError naming the arrays that differ."""
+
+    def shape(row: dict | None) -> str:
+        return "missing" if row is None else f"{row['dtype']}{row['shape']}"
+
+    old = {row["path"]: row for row in stored}
+    new = {row["path"]: row for row in expected}
+    differing = [
+        f"{path}: saved {shape(old.get(path))}, expected {shape(new.get(path))}"
+        for path in [*new, *(p for p in old if p not in new)]
+        if shape(old.get(path)) != shape(new.get(path))
+    ]
+    if differing:
+        more = f" (and {len(differing) - 3} more)" if len(differing) > 3 else ""
+        raise UserError(
+            f"{folder} is of another network, task or number of worlds: "
+            f"{'; '.join(differing[:3])}{more}"
+        )
+
+
+def _fingerprint(array: np.ndarray) -> str:
+    return hashlib.blake2b(np.ascontiguousarray(array).tobytes(), digest_size=8).hexdigest()
+
+
+def _digest(body: dict) -> str:
+    text = json.dumps(body, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

@@ -1,0 +1,132 @@
+"""The configuration of a run: schema, sources, and their order.
+
+Dataclass defaults < the task's preset for the device < YAML file < command line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from jaxrl import envs
+from jaxrl.algos import PPOConfig
+from jaxrl.envs import Env
+from jaxrl.errors import UserError
+from jaxrl.options import build, merge, option, to_dict
+
+DEFAULT_TASK = "ballbot"
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+    """Evaluation during and after training: own worlds, deterministic, frozen statistics."""
+
+    every: int = option(500_000, "control steps between evaluations; 0: none", least=0)
+    episodes: int = option(100, "episodes of an evaluation", least=1)
+    final_episodes: int = option(100, "episodes of the evaluation at the end; 0: none", least=0)
+    best_by: Literal["mean_reward", "success_rate"] = option(
+        "mean_reward", "what makes a model the best one"
+    )
+    stop_metric: Literal["mean_reward", "success_rate"] = option(
+        "success_rate", "what stop_at looks at"
+    )
+    stop_at: float | None = option(None, "end training when stop_metric reaches this")
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """Checkpoints of the whole training state."""
+
+    every: int = option(1_000_000, "control steps between checkpoints; 0: only the last", least=0)
+    keep: int = option(2, "how many of the newest to keep", least=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class LogConfig:
+    """Where numbers go besides progress.csv."""
+
+    tensorboard: bool = option(True, "write TensorBoard files")
+    wandb: bool = option(False, "log to Weights & Biases (WANDB_MODE=offline works)")
+    console: bool = option(True, "progress bar and tables")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """A run, but for the task's own settings."""
+
+    algo: Literal["ppo"] = option("ppo", "learning algorithm")
+    num_envs: int = option(256, "worlds simulated side by side", least=1)
+    total_timesteps: int = option(1_000_000, "control steps to train for", least=1)
+    seed: int = option(0, "seed of everything random", least=0)
+    chunk: int = option(10, "iterations in one compiled call; one log row each", least=1)
+    out: str | None = option(None, "the run's folder; none: checkpoints/<task>, numbered")
+    eval: EvalConfig = option(EvalConfig(), "evaluation")
+    checkpoint: CheckpointConfig = option(CheckpointConfig(), "checkpoints")
+    log: LogConfig = option(LogConfig(), "logs")
+    ppo: PPOConfig = option(PPOConfig(), "PPO")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """A resolved run."""
+
+    task: str
+    env: Env
+    train: TrainConfig
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, in the layout of a configuration file."""
+        return {"env": {"name": self.task, **to_dict(self.env)}, **to_dict(self.train)}
+
+
+def resolve(*layers: dict[str, Any], platform: str) -> RunConfig:
+    """One configuration from layers of nested dictionaries; later layers win.
+
+    Args:
+      layers: from files and the command line.
+      platform: "cpu" or "gpu"; picks the task's preset.
+
+    Raises:
+      UserError: an unknown task or setting, a wrong type, a value out of range.
+    """
+    values = merge(*layers)
+    section = values.get("env", {})
+    section = {"name": section} if isinstance(section, str) else section
+    if not isinstance(section, dict):
+        raise UserError(f"env: expected a section or a task's name, got {section!r}")
+    task = str(section.get("name", DEFAULT_TASK))
+    env_class = envs.env_class(task)
+    preset = getattr(env_class, "presets", {}).get(platform, {})
+    values = merge(preset, {**values, "env": {}}, {"env": section})
+    settings = {k: v for k, v in values.pop("env").items() if k != "name"}
+    return RunConfig(
+        task=task,
+        env=build(env_class, settings, "env."),
+        train=build(TrainConfig, values),
+    )
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """A configuration file as a nested dictionary.
+
+    Raises:
+      UserError: no such file, not YAML, or not a mapping.
+    """
+    try:
+        values = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise UserError(f"config {path}: {error.strerror or error}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        where = str(getattr(error, "problem_mark", "")).strip()
+        raise UserError(f"config {path}: not valid YAML {where}".strip()) from error
+    if not isinstance(values, dict):
+        raise UserError(f"config {path}: expected settings as `key: value`, got {values!r}")
+    return values
+
+
+def write_yaml(config: RunConfig, path: Path) -> None:
+    """Writes the resolved configuration."""
+    path.write_text(yaml.safe_dump(config.to_dict(), sort_keys=False))

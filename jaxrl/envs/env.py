@@ -1,0 +1,81 @@
+"""The contract between a task and the training stack.
+
+A task simulates one world; `jax.vmap` makes it thousands. It counts no steps, knows no
+time limit and never resets itself: `jaxrl.envs.vector` does that for every task alike.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import jax
+from flax import struct
+
+
+@dataclasses.dataclass(frozen=True)
+class ArraySpec:
+    """Shape, bounds and component names of an observation or action array."""
+
+    shape: tuple[int, ...]
+    low: float = -float("inf")
+    high: float = float("inf")
+    names: tuple[str, ...] = ()
+
+
+@struct.dataclass
+class State:
+    """One world after `reset` or `step`.
+
+    Attributes:
+      physics: whatever the simulator carries from step to step.
+      obs: array, or dictionary of arrays.
+      reward: scalar, of the step that led here.
+      terminated: scalar bool; the task has ended (a fall, a goal), never a time limit.
+      metrics: scalars by name, the same names always. Over an episode, names that begin
+        with "reward/" are summed; "success" and names that begin with "final/" keep
+        their last value; all others are averaged.
+      info: the task's own memory (commands, last action, random key).
+    """
+
+    physics: Any
+    obs: Any
+    reward: jax.Array
+    terminated: jax.Array
+    metrics: dict[str, jax.Array]
+    info: Any
+
+
+@runtime_checkable
+class Env(Protocol):
+    """A task. Implementations are frozen dataclasses of their settings.
+
+    Attributes:
+      observation_spec: an `ArraySpec`, or a dictionary of them.
+      action_spec: an `ArraySpec` with bounds -1 and 1.
+      episode_length: time limit in control steps, applied by the vectoriser.
+      control_dt: seconds of a control step.
+    """
+
+    episode_length: int
+
+    @property
+    def observation_spec(self) -> ArraySpec | dict[str, ArraySpec]: ...
+
+    @property
+    def action_spec(self) -> ArraySpec: ...
+
+    @property
+    def control_dt(self) -> float: ...
+
+    def reset(self, key: jax.Array) -> State:
+        """A fresh random start."""
+
+    def step(self, state: State, action: jax.Array) -> State:
+        """One control step under an action in [-1, 1]."""
+
+
+class HasPresets(Protocol):
+    """A task may bring tested training settings for each kind of device."""
+
+    presets: ClassVar[dict[str, dict[str, Any]]]

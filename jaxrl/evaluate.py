@@ -1,0 +1,132 @@
+"""`python -m jaxrl.evaluate`: judge a trained policy, or a task's baselines."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from jaxrl import cli
+from jaxrl.errors import UserError
+
+USAGE = """\
+usage: python -m jaxrl.evaluate RUN_OR_CHECKPOINT [options]
+       python -m jaxrl.evaluate --baselines TASK [options]
+
+Plays fresh episodes, compiled, with the deterministic policy, and prints what came of
+them. RUN is a run's folder (its best model is taken) or one checkpoint's.
+
+  --episodes N       number of episodes (100)
+  --seed N           seed of the episodes (0)
+  --set KEY=VALUE    change a setting, such as env.drive=omniwheel; repeatable
+  --json FILE        where the numbers go (RUN/eval/<checkpoint>.json)
+  --video FILE       write a video of one episode (.mp4)
+  --baselines TASK   judge the task's scripted baselines instead, zero and random included
+"""
+
+FLAGS = {
+    "episodes": True,
+    "seed": True,
+    "set": True,
+    "json": True,
+    "video": True,
+    "baselines": True,
+    "help": False,
+}
+
+
+def main(argv: list[str]) -> int:
+    positionals, flags, _ = cli.parse(argv, FLAGS)
+    if flags.get("help"):
+        print(USAGE)
+        return 0
+    cli.start_jax()
+    if flags.get("baselines"):
+        return _baselines(flags)
+    if len(positionals) != 1:
+        raise UserError(f"expected one run or checkpoint, got {len(positionals)} (see --help)")
+    return _policy(positionals[0], flags)
+
+
+def _policy(path: str, flags: dict[str, Any]) -> int:
+    from jaxrl.evaluation import format_summary
+    from jaxrl.trainer import evaluate_policy, load_policy, write_json
+
+    episodes, seed = cli.whole(flags, "episodes", 100), int(flags.get("seed", 0))
+    trained = load_policy(path, flags["set"])
+    summary, seconds = evaluate_policy(trained, episodes, seed)
+    print(f"{trained.source}: {episodes} episodes, seed {seed}, {seconds:.1f} s")
+    print(format_summary(summary))
+    run = trained.source.parent.parent
+    result = Path(flags.get("json") or run / "eval" / f"{trained.source.name}.json")
+    try:
+        write_json(
+            result,
+            {
+                "source": str(trained.source),
+                "settings": flags["set"],
+                "episodes": episodes,
+                "seed": seed,
+                "seconds": seconds,
+                "summary": summary,
+            },
+        )
+        print(f"written to {result}")
+    except OSError as error:
+        print(f"not written to {result}: {error.strerror}", file=sys.stderr)
+    if flags.get("video"):
+        from jaxrl.video import record
+
+        record(trained.config.env, trained.actor, trained.params, Path(flags["video"]), seed)
+        print(f"video in {flags['video']}")
+    return 0
+
+
+def _baselines(flags: dict[str, Any]) -> int:
+    import jax
+
+    from jaxrl.config import resolve
+    from jaxrl.evaluation import Evaluator, format_summary, summarize
+    from jaxrl.trainer import write_json
+
+    episodes, seed = cli.whole(flags, "episodes", 100), int(flags.get("seed", 0))
+    config = resolve({"env": {"name": flags["baselines"]}}, flags["set"], platform="none")
+    results = {}
+    for name, actor in baselines(config.env).items():
+        evaluator = Evaluator(config.env, actor, episodes)
+        table = evaluator(None, jax.random.key(seed))
+        results[name] = summarize(evaluator.statistics, table)
+        print(f"\n{name}: {episodes} episodes")
+        print(format_summary(results[name]))
+    if flags.get("json"):
+        write_json(
+            Path(flags["json"]),
+            {"task": config.task, "episodes": episodes, "seed": seed, "baselines": results},
+        )
+    return 0
+
+
+def baselines(env: Any) -> dict[str, Any]:
+    """Actors by name: zero, random, and the task's own."""
+    import jax
+    import jax.numpy as jnp
+
+    size = env.action_spec.shape[0]
+
+    def zero(params, worlds, key):
+        return jnp.zeros((worlds.reward.shape[0], size))
+
+    def uniform(params, worlds, key):
+        shape = (worlds.reward.shape[0], size)
+        return jax.random.uniform(key, shape, minval=-1.0, maxval=1.0)
+
+    own = getattr(env, "baselines", dict)()
+    scripted = {
+        name: lambda params, worlds, key, act=act: jax.vmap(act)(worlds)
+        for name, act in own.items()
+    }
+    return {"zero": zero, "random": uniform, **scripted}
+
+
+if __name__ == "__main__":
+    cli.run(main)

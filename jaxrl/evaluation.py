@@ -1,0 +1,119 @@
+"""Compiled evaluation: whole episodes, and what they say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrl.envs import Env, State, Vector
+
+# (parameters, worlds with leaves [N, ...], key) -> actions [N, A]
+Actor = Callable[[Any, State, jax.Array], jax.Array]
+
+
+def policy_actor(policy: Callable[[Any, Any], jax.Array]) -> Actor:
+    """An actor from an algorithm's deterministic policy."""
+    return lambda params, worlds, key: policy(params, worlds.obs)
+
+
+class Evaluator:
+    """Plays `episodes` episodes, one in each world, as one compiled program.
+
+    Args:
+      env: the task; its own worlds, never those of training.
+      actor: what acts.
+      episodes: number of episodes E.
+    """
+
+    def __init__(self, env: Env, actor: Actor, episodes: int):
+        self.vector = Vector(env, episodes)
+        self.actor = actor
+        self.episodes = episodes
+        self._play = jax.jit(self._episodes)
+
+    @property
+    def statistics(self) -> tuple[str, ...]:
+        """Names of the columns that a call returns."""
+        return self.vector.statistics
+
+    def compile(self, params: Any) -> None:
+        """Compiles ahead of the first call; safe in a thread.
+
+        Args:
+          params: parameters, or their shapes.
+        """
+        self._play = self._play.lower(params, jax.random.key(0)).compile()
+
+    def __call__(self, params: Any, key: jax.Array) -> np.ndarray:
+        """[E, 2 + M] statistics of the episodes."""
+        return np.asarray(self._play(params, key))
+
+    def _episodes(self, params: Any, key: jax.Array) -> jax.Array:
+        key_start, key_act = jax.random.split(key)
+        envs = self.vector.init(key_start, stagger=False)
+        table = jnp.zeros((self.episodes, len(self.statistics)))
+
+        def act(carry):
+            t, envs, ended, table = carry
+            action = self.actor(params, envs.worlds, jax.random.fold_in(key_act, t))
+            envs, step = self.vector.step(envs, action)
+            first = step.ended & ~ended
+            table = jnp.where(first[:, None], step.episode, table)
+            return t + 1, envs, ended | step.ended, table
+
+        start = (jnp.zeros((), jnp.int32), envs, jnp.zeros(self.episodes, bool), table)
+        return jax.lax.while_loop(lambda carry: ~carry[2].all(), act, start)[3]
+
+
+def summarize(
+    statistics: tuple[str, ...], table: np.ndarray, *, resamples: int = 2000
+) -> dict[str, dict[str, float]]:
+    """Mean, std, min, max and 95 % bootstrap interval of the mean, a statistic each.
+
+    Args:
+      statistics: names of the columns.
+      table: [E, S].
+      resamples: bootstrap resamples (percentile interval, Efron & Tibshirani 1993).
+    """
+    rng = np.random.default_rng(0)
+    count = len(table)
+    means = np.stack([table[rng.integers(count, size=count)].mean(0) for _ in range(resamples)])
+    low, high = np.percentile(means, [2.5, 97.5], axis=0)
+    return {
+        name: {
+            "mean": float(table[:, i].mean()),
+            "std": float(table[:, i].std()),
+            "min": float(table[:, i].min()),
+            "max": float(table[:, i].max()),
+            "ci95_low": float(low[i]),
+            "ci95_high": float(high[i]),
+        }
+        for i, name in enumerate(statistics)
+    }
+
+
+def scalars(statistics: tuple[str, ...], table: np.ndarray) -> dict[str, float]:
+    """Means under the names that go to the logs (`eval/...`)."""
+    names = {"return": "mean_reward", "length": "mean_ep_length", "success": "success_rate"}
+    row = {
+        f"eval/{names.get(name, name)}": float(mean)
+        for name, mean in zip(statistics, table.mean(0), strict=True)
+    }
+    row["eval/std_reward"] = float(table[:, statistics.index("return")].std())
+    return row
+
+
+def format_summary(summary: dict[str, dict[str, float]]) -> str:
+    """The summary as a table of plain text."""
+    columns = ("mean", "std", "min", "max")
+    width = max(len(name) for name in summary)
+    lines = [f"{'':{width}}" + "".join(f"{c:>11}" for c in columns) + f"{'95 % interval':>24}"]
+    for name, values in summary.items():
+        interval = f"[{values['ci95_low']:.4g}, {values['ci95_high']:.4g}]"
+        numbers = "".join(f"{values[c]:11.4g}" for c in columns)
+        lines.append(f"{name:{width}}{numbers}{interval:>24}")
+    return "\n".join(lines)

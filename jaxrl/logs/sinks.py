@@ -1,0 +1,105 @@
+"""Sinks: each takes one row of named numbers for a time step."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from jaxrl.errors import UserError
+
+STEP = "time/total_timesteps"
+
+
+class Sink(Protocol):
+    """Takes rows; numbers that are not there are left out."""
+
+    def write(self, step: int, row: dict[str, float]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class CSVSink:
+    """One row a call in a CSV file; cells without a number are empty.
+
+    Args:
+      path: file; rows up to `resume_step` are kept, later ones dropped.
+      columns: all column names.
+      resume_step: control steps that the resumed run stands at, 0 for a new one.
+    """
+
+    def __init__(self, path: Path, columns: Sequence[str], *, resume_step: int = 0):
+        kept = []
+        if resume_step and path.exists():
+            with path.open(newline="") as file:
+                kept = [row for row in csv.DictReader(file) if _upto(row, resume_step)]
+        self._file = path.open("w", newline="")
+        self._writer = csv.DictWriter(self._file, columns, extrasaction="ignore")
+        self._writer.writeheader()
+        self._writer.writerows(kept)
+        self._file.flush()
+
+    def write(self, step: int, row: dict[str, float]) -> None:
+        self._writer.writerow({k: _cell(v) for k, v in row.items() if _known(v)})
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _upto(row: dict[str, str], step: int) -> bool:
+    try:
+        return float(row.get(STEP) or "") <= step
+    except ValueError:
+        return False  # a row cut short when the run died
+
+
+def _known(value: float) -> bool:
+    return not math.isnan(value)
+
+
+def _cell(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.8g}"
+
+
+class TensorBoardSink:
+    """TensorBoard event files; after a resume, later points are hidden."""
+
+    def __init__(self, folder: Path, *, resume_step: int = 0):
+        from tensorboardX import SummaryWriter
+
+        purge = resume_step + 1 if resume_step else None
+        self._writer = SummaryWriter(str(folder), purge_step=purge)
+
+    def write(self, step: int, row: dict[str, float]) -> None:
+        for name, value in row.items():
+            if _known(value):
+                self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WandbSink:
+    """Weights & Biases; WANDB_MODE=offline needs no network.
+
+    Raises:
+      UserError: the extra is not installed.
+    """
+
+    def __init__(self, folder: Path, name: str, config: dict[str, Any]):
+        try:
+            import wandb
+        except ImportError as error:
+            raise UserError("log.wandb: needs `pip install 'jaxrl[wandb]'`") from error
+        self._run = wandb.init(
+            project="jaxrl", name=name, id=name, dir=str(folder), config=config, resume="allow"
+        )
+
+    def write(self, step: int, row: dict[str, float]) -> None:
+        self._run.log({k: v for k, v in row.items() if _known(v)}, step=step)
+
+    def close(self) -> None:
+        self._run.finish()

@@ -1,0 +1,86 @@
+"""Action distributions: a diagonal Gaussian, plain or squashed by tanh.
+
+Both work on the Gaussian's sample `raw` [..., A], before clipping or squashing: a
+log-probability taken back through tanh loses its digits near the bounds. All
+log-probabilities and entropies are summed over the action's components.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+_LOG_2PI = math.log(2 * math.pi)
+
+
+@struct.dataclass
+class Gaussian:
+    """Parameters of a diagonal Gaussian: mean and log standard deviation, [..., A]."""
+
+    mean: jax.Array
+    log_std: jax.Array
+
+
+class Distribution(Protocol):
+    """Functions of a Gaussian and its samples."""
+
+    def sample(self, g: Gaussian, noise: jax.Array) -> jax.Array: ...
+    def action(self, raw: jax.Array) -> jax.Array: ...
+    def log_prob(self, g: Gaussian, raw: jax.Array) -> jax.Array: ...
+    def entropy(self, g: Gaussian, key: jax.Array) -> jax.Array: ...
+
+
+class Normal:
+    """Plain Gaussian; actions are clipped to [-1, 1] on their way to the task."""
+
+    @staticmethod
+    def sample(g: Gaussian, noise: jax.Array) -> jax.Array:
+        """Raw sample [..., A] from standard normal noise [..., A]."""
+        return g.mean + jnp.exp(g.log_std) * noise
+
+    @staticmethod
+    def action(raw: jax.Array) -> jax.Array:
+        """The task's action in [-1, 1]."""
+        return jnp.clip(raw, -1.0, 1.0)
+
+    @staticmethod
+    def log_prob(g: Gaussian, raw: jax.Array) -> jax.Array:
+        """[...] log-density of the raw sample."""
+        z = (raw - g.mean) * jnp.exp(-g.log_std)
+        return (-0.5 * z**2 - g.log_std - 0.5 * _LOG_2PI).sum(-1)
+
+    @staticmethod
+    def entropy(g: Gaussian, key: jax.Array) -> jax.Array:
+        """[...] exact entropy (the key is not used)."""
+        return (jnp.broadcast_to(g.log_std, g.mean.shape) + 0.5 + 0.5 * _LOG_2PI).sum(-1)
+
+
+class TanhNormal(Normal):
+    """Gaussian squashed by tanh (Haarnoja et al. 2018, appendix C)."""
+
+    @staticmethod
+    def action(raw: jax.Array) -> jax.Array:
+        return jnp.tanh(raw)
+
+    @staticmethod
+    def log_prob(g: Gaussian, raw: jax.Array) -> jax.Array:
+        """[...] log-density of tanh(raw)."""
+        return Normal.log_prob(g, raw) - _log_tanh_slope(raw).sum(-1)
+
+    @staticmethod
+    def entropy(g: Gaussian, key: jax.Array) -> jax.Array:
+        """[...] one-sample estimate; it has no closed form. Differentiable."""
+        noise = jax.random.normal(key, g.mean.shape)
+        return Normal.entropy(g, key) + _log_tanh_slope(Normal.sample(g, noise)).sum(-1)
+
+
+def _log_tanh_slope(x: jax.Array) -> jax.Array:
+    """log(1 - tanh(x)^2) without cancellation."""
+    return 2.0 * (jnp.log(2.0) - x - jax.nn.softplus(-2.0 * x))
+
+
+DISTRIBUTIONS: dict[str, type[Normal]] = {"normal": Normal, "tanh_normal": TanhNormal}

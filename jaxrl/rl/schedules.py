@@ -1,0 +1,36 @@
+"""Factors that a learning rate is multiplied with over a training run."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+SCHEDULES = ("constant", "linear", "piecewise", "cosine")
+
+
+def factor(
+    kind: str,
+    progress: jax.Array,
+    *,
+    final: float,
+    boundaries: tuple[float, ...] = (),
+    factors: tuple[float, ...] = (),
+) -> jax.Array:
+    """The factor at a point of the run.
+
+    Args:
+      kind: one of `SCHEDULES`.
+      progress: scalar in [0, 1], share of the run that is done.
+      final: factor at the end (linear, cosine).
+      boundaries: increasing shares of the run at which a piecewise schedule changes.
+      factors: factor after each boundary; before the first it is 1.
+    """
+    progress = jnp.clip(progress, 0.0, 1.0)
+    if kind == "constant":
+        return jnp.ones(())
+    if kind == "linear":
+        return 1.0 + (final - 1.0) * progress
+    if kind == "cosine":
+        return final + (1.0 - final) * 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
+    passed = (progress >= jnp.asarray(boundaries)).sum()
+    return jnp.asarray((1.0, *factors))[passed]

@@ -1,0 +1,131 @@
+"""`python -m jaxrl.train`: train a policy."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from jaxrl import cli
+from jaxrl.errors import UserError
+
+USAGE = """\
+usage: python -m jaxrl.train [--config FILE] [--resume [RUN]] [--SETTING VALUE ...]
+
+Trains a policy; without arguments, the ballbot. Settings are dotted keys:
+  python -m jaxrl.train --seed 1 --ppo.learning_rate 1e-4 --env.max_speed 0.4
+
+  --config FILE    settings from a YAML file (see configs/)
+  --resume RUN     go on with a run from its newest checkpoint, with its own settings
+  --wandb          log to Weights & Biases too
+  --help           this text and all settings
+"""
+
+FLAGS = {"config": True, "resume": True, "wandb": False, "help": False, "set": True}
+
+
+def main(argv: list[str]) -> int:
+    positionals, flags, settings = cli.parse(argv, FLAGS, settings=True)
+    if positionals:
+        raise UserError(f"unexpected argument {positionals[0]!r}; settings are --KEY VALUE")
+    if flags.get("wandb"):
+        settings = {**settings, "log": {**settings.get("log", {}), "wandb": True}}
+    if flags.get("help"):
+        return _help(settings)
+    platform = cli.start_jax()
+    from jaxrl.config import read_yaml, resolve
+    from jaxrl.options import merge
+    from jaxrl.trainer import Trainer
+
+    layers: list[dict[str, Any]] = []
+    resume = flags.get("resume")
+    if resume:
+        layers.append(read_yaml(Path(resume) / "config.yaml"))
+    if flags.get("config"):
+        layers.append(read_yaml(flags["config"]))
+    config = resolve(*layers, merge(settings, flags["set"]), platform=platform)
+    folder = Path(resume) if resume else _new_folder(config)
+    trainer = Trainer(config, folder, resume=bool(resume))
+    print(
+        f"{config.task} with {config.train.algo}, {config.train.num_envs} worlds -> {folder}",
+        file=sys.stderr,
+    )
+    status = trainer.run()
+    if status:
+        print(
+            f"stopped and saved; go on with: python -m jaxrl.train --resume {folder}",
+            file=sys.stderr,
+        )
+        return status
+    _finish(config, folder, trainer)
+    return 0
+
+
+def _new_folder(config) -> Path:
+    """--out, or the first free checkpoints/<task>-<n>."""
+    if config.train.out:
+        folder = Path(config.train.out)
+        if (folder / "config.yaml").exists():
+            raise UserError(
+                f"out: {folder} already holds a run; go on with it by --resume {folder}, "
+                "or choose another --out"
+            )
+        return folder
+    for number in range(1, 100_000):
+        folder = Path("checkpoints") / f"{config.task}-{number}"
+        if not folder.exists():
+            return folder
+    raise UserError("out: checkpoints/ is full of runs; choose another with --out")
+
+
+def _finish(config, folder: Path, trainer) -> None:
+    """Evaluates the best model and says where everything lies."""
+    from jaxrl.evaluation import format_summary
+    from jaxrl.trainer import evaluate_policy, load_policy, write_json
+
+    episodes = config.train.eval.final_episodes
+    if episodes:
+        trained = load_policy(folder)
+        summary, seconds = evaluate_policy(trained, episodes, config.train.seed)
+        result = folder / "eval" / "final.json"
+        write_json(
+            result,
+            {
+                "source": str(trained.source),
+                "episodes": episodes,
+                "seed": config.train.seed,
+                "seconds": seconds,
+                "summary": summary,
+            },
+        )
+        print(f"\n{trained.source.relative_to(folder.absolute())} over {episodes} episodes:")
+        print(format_summary(summary))
+    minutes = trainer.progress.elapsed / 60
+    print(f"""
+{trainer.progress.timesteps:,} control steps in {minutes:.1f} min, all in {folder}/
+  evaluate   python -m jaxrl.evaluate {folder} --video {folder}/videos/best.mp4
+  report     python -m jaxrl.report {folder}
+  curves     tensorboard --logdir {folder}/tensorboard""")
+
+
+def _help(settings: dict[str, Any]) -> int:
+    from jaxrl import envs
+    from jaxrl.config import DEFAULT_TASK, TrainConfig
+    from jaxrl.options import describe
+
+    env = settings.get("env", {})
+    task = env if isinstance(env, str) else env.get("name", DEFAULT_TASK)
+    print(USAGE)
+    print(f"Tasks (--env.name): {', '.join(envs.names())}. Settings of {task}:")
+    rows = [*describe(envs.env_class(task), "env."), None, *describe(TrainConfig)]
+    for row in rows:
+        if row is None:
+            print("\nTraining (a task's preset may change these defaults):")
+            continue
+        key, kind, default, text = row
+        print(f"  --{key} [{kind}; {default}]\n        {text}")
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,59 @@
+"""Videos of a policy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrl.envs import Env
+from jaxrl.errors import UserError
+from jaxrl.evaluation import Actor
+
+
+def record(env: Env, actor: Actor, params: Any, path: Path, seed: int = 0) -> None:
+    """Plays one episode and writes it as a video, at the task's own speed.
+
+    Args:
+      env: the task; it must have `render(states, fps) -> frames [F, H, W, 3] uint8`.
+      actor: what acts.
+      params: what the actor takes.
+      path: .mp4 file.
+      seed: of the episode.
+
+    Raises:
+      UserError: the task cannot be drawn, or a library is missing.
+    """
+    if not hasattr(env, "render"):
+        raise UserError(f"--video: task {type(env).__name__} has no render()")
+    try:
+        import imageio.v3 as imageio
+        import imageio_ffmpeg  # noqa: F401
+    except ImportError as error:
+        raise UserError("--video: needs `pip install 'jaxrl[video]'`") from error
+
+    def play(params, key):
+        key, start = jax.random.split(key)
+        state = jax.tree.map(lambda x: x[None], env.reset(start))
+
+        def act(carry, t):
+            state, over = carry
+            action = actor(params, state, jax.random.fold_in(key, t))
+            state = jax.vmap(env.step)(state, action)
+            over = over | state.terminated[0]
+            return (state, over), (state.physics, over)
+
+        return jax.lax.scan(act, (state, jnp.zeros((), bool)), jnp.arange(env.episode_length))[1]
+
+    physics, over = jax.device_get(jax.jit(play)(params, jax.random.key(seed)))
+    length = int(np.argmax(over)) + 1 if over.any() else len(over)
+    fps = min(50, round(1 / env.control_dt))
+    frames = env.render(jax.tree.map(lambda x: x[:length, 0], physics), fps)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        imageio.imwrite(path, frames, fps=fps, macro_block_size=8)
+    except (OSError, ValueError) as error:
+        raise UserError(f"--video: cannot write {path}: {error}") from error
