@@ -253,7 +253,7 @@ def _from_arrays(arrays: list[np.ndarray], tree: Any) -> Any:
     """The arrays in the tree's structure; PRNG keys made whole."""
     leaves, structure = jax.tree.flatten(tree)
     made = [
-        jax.random.wrap_key_data(a, impl=jax.random.key_impl(leaf)) if _is_key(leaf) else a
+        jax.random.wrap_key_data(a) if _is_key(leaf) else a
         for a, leaf in zip(arrays, leaves, strict=True)
     ]
     return jax.tree.unflatten(structure, jax.device_put(made))

@@ -52,7 +52,7 @@ GEAR = -(BALL_RADIUS / WHEEL_RADIUS) * AXLES
 
 # The reflected inertia and damping of three wheels differ a little between a horizontal
 # and the vertical axis; a ball joint has one value for both: the horizontal one, which
-# driving and balancing use. The body's mean wheel load enters the grip limit only.
+# driving and balancing use.
 _REFLECTED = float((GEAR[:, 0] ** 2).sum())
 BALL_INERTIA = 0.4 * BALL_MASS * BALL_RADIUS**2  # kg m^2, solid sphere
 
@@ -63,6 +63,10 @@ BASE_COM_HEIGHT = (
     BODY_COM_HEIGHT * BODY_MASS - 2 * HEAD_MASS * HEADS[0, 2] - 3 * WHEEL_MASS * _WHEELS_HEIGHT
 ) / BASE_MASS
 TOTAL_MASS = BODY_MASS + BALL_MASS
+
+# The contacts give way by this much under the body's weight; starting there, no wheel
+# begins on the border between touching and not.
+OMNIWHEEL_SINK = 0.0045  # m
 
 DRIVES = ("no_slip", "omniwheel")
 WHEEL_GEOMS = tuple(f"wheel_{i}" for i in range(3))
@@ -165,7 +169,7 @@ def _omniwheel() -> tuple[str, str, str]:
         for i in range(3)
     )
     bodies = f"""
-    <body name="base" pos="0 0 {BALL_RADIUS}">
+    <body name="base" pos="0 0 {BALL_RADIUS - OMNIWHEEL_SINK}">
       <freejoint name="base"/>
       {_body_inertial(with_wheels=False)}
       {_body_looks()}
@@ -177,7 +181,8 @@ def _omniwheel() -> tuple[str, str, str]:
       {_BALL_GEOM}
     </body>"""
     pairs = _GROUND_PAIR + "".join(
-        f'<pair geom1="ball" geom2="wheel_{i}" condim="3" friction="1 .001 .005 .0001 .0001"/>'
+        f'''<pair geom1="ball" geom2="wheel_{i}" condim="3" friction="1 .001 .005 .0001 .0001"
+              solref=".01 1" solimp=".95 .99 .001"/>'''
         for i in range(3)
     )
     motors = "".join(f'<motor name="wheel_{i}" joint="wheel_{i}"/>' for i in range(3))
