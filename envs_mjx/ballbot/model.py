@@ -181,8 +181,8 @@ def _omniwheel() -> tuple[str, str, str]:
       {_BALL_GEOM}
     </body>"""
     pairs = _GROUND_PAIR + "".join(
-        f'''<pair geom1="ball" geom2="wheel_{i}" condim="3" friction="1 .001 .005 .0001 .0001"
-              solref=".01 1" solimp=".95 .99 .001"/>'''
+        f"""<pair geom1="ball" geom2="wheel_{i}" condim="3" friction="1 .001 .005 .0001 .0001"
+              solref=".01 1" solimp=".95 .99 .001"/>"""
         for i in range(3)
     )
     motors = "".join(f'<motor name="wheel_{i}" joint="wheel_{i}"/>' for i in range(3))

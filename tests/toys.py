@@ -1,0 +1,59 @@
+"""Tiny analytic tasks with known values."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from jaxrl.envs import ArraySpec, State
+from jaxrl.options import option
+
+
+@dataclasses.dataclass(frozen=True)
+class Countdown:
+    """Reward 1 a step, whatever the action. The state is a step counter that starts at a
+    random fraction; `ends_at` steps in, the task terminates (never, if 0)."""
+
+    episode_length: int = option(10, "time limit in steps")
+    ends_at: int = option(0, "steps to termination; 0: never")
+    control_dt: float = option(0.1, "seconds of a step")
+
+    @property
+    def observation_spec(self):
+        return ArraySpec((2,), names=("start", "time"))
+
+    @property
+    def action_spec(self):
+        return ArraySpec((1,), -1.0, 1.0)
+
+    def reset(self, key):
+        start = jax.random.uniform(key)
+        obs = jnp.stack([start, 0.0])
+        metrics = {"success": jnp.zeros(()), "half": jnp.zeros(()), "reward/one": jnp.zeros(())}
+        return State(obs, obs, jnp.zeros(()), jnp.zeros((), bool), metrics, ())
+
+    def step(self, state, action):
+        obs = state.physics.at[1].add(1.0)
+        ended = (obs[1] >= self.ends_at) if self.ends_at else jnp.zeros((), bool)
+        metrics = {
+            "success": ended.astype(jnp.float32),
+            "half": jnp.full((), 0.5),
+            "reward/one": jnp.ones(()),
+        }
+        return State(obs, obs, jnp.ones(()), ended, metrics, ())
+
+
+@dataclasses.dataclass(frozen=True)
+class Fragile(Countdown):
+    """As `Countdown`, but its simulation diverges at step `breaks_at` of a world whose
+    start is below one half."""
+
+    breaks_at: int = option(3, "step that gives NaN")
+
+    def step(self, state, action):
+        new = super().step(state, action)
+        broken = (new.obs[1] == self.breaks_at) & (new.obs[0] < 0.5)
+        bad = jnp.where(broken, jnp.nan, 1.0)
+        return new.replace(physics=new.physics * bad, obs=new.obs * bad, reward=new.reward * bad)
