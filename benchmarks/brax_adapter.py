@@ -175,6 +175,10 @@ def restore_removed_jax_function() -> None:
         return
 
     def device_put_replicated(tree: Any, devices: list) -> Any:
-        return jax.tree.map(lambda x: jnp.stack([x] * len(devices)), tree)
+        # As `jax.pmap` lays arrays out, so that its first and second call compile alike.
+        mesh = jax.sharding.Mesh(devices, (brax_ppo._PMAP_AXIS_NAME,))
+        layout = jax.sharding.NamedSharding(mesh, jax.P(brax_ppo._PMAP_AXIS_NAME))
+        stacked = jax.tree.map(lambda x: jnp.stack([x] * len(devices)), tree)
+        return jax.device_put(stacked, layout)
 
     jax.device_put_replicated = device_put_replicated
