@@ -345,6 +345,7 @@ def main() -> None:
     add("--epochs", type=int, default=4)
     add("--hidden", type=int, nargs="+", default=[64, 64], help="widths of both networks")
     add("--drive", default="no_slip", help="the ballbot's wheel physics")
+    add("--only", help="compile this one program only")
     add("--histogram", action="store_true", help="say where the kernels come from")
     add("--text", type=Path, help="keep the compiled programs in this folder")
     add("--json", type=Path, help="write the counts here")
@@ -367,12 +368,14 @@ def main() -> None:
     results = {}
     print(f"{'':24}{'kernels':>9}{'rollout':>9}{'learning':>9}{'waits':>7}{'temp MiB':>10}")
     for name, (build, env) in programs.items():
+        if args.only not in (None, name):
+            continue
         compiled = build(placement, config, env, args.num_envs)
         if args.text:
             args.text.mkdir(parents=True, exist_ok=True)
             (args.text / f"{name.replace(' ', '_')}.txt").write_text(compiled.as_text())
         row = results[name] = count(compiled, open_trips)
-        row["ratio"] = results["jaxrl"]["kernels"] / row["kernels"]
+        row["ratio"] = results.get("jaxrl", row)["kernels"] / row["kernels"]
         print(
             f"{name:24}{row['kernels']:9}{row['rollout']:9}{row['learning']:9}"
             f"{row['host_waits']:7}{row['memory_mib']['temp']:10}   jaxrl/this {row['ratio']:.3f}",
