@@ -65,7 +65,8 @@ def brax_python(folder: Path) -> str:
     if not (folder / "ready").exists():
         print(f"making a virtual environment with {BRAX} in {folder}", flush=True)
         venv.create(folder, with_pip=True, clear=True)
-        jax = f"jax=={metadata.version('jax')}"
+        plugins = [d.name for d in metadata.distributions() if d.name == "jax-cuda12-plugin"]
+        jax = f"jax{'[cuda12]' if plugins else ''}=={metadata.version('jax')}"
         install = [python, "-m", "pip", "install", "-q", jax, BRAX, "-e", REPOSITORY]
         subprocess.run(install, check=True)
         (folder / "ready").touch()
