@@ -233,11 +233,11 @@ def h100() -> jax.sharding.NamedSharding:
 
 
 def compile_on(placement: jax.sharding.NamedSharding, function: Any, *args: Any) -> Any:
-    """Compiles a function that reuses its first argument's buffers."""
+    """Compiles a function that may reuse the buffers of its first two arguments."""
     shapes = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placement), args
     )
-    traced = jax.jit(function, donate_argnums=0).trace(*shapes)
+    traced = jax.jit(function, donate_argnums=tuple(range(len(args)))[:2]).trace(*shapes)
     return traced.lower(lowering_platforms=("cuda",)).compile()
 
 
