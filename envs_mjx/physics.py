@@ -341,9 +341,13 @@ def _tree_depth(model: mujoco.MjModel) -> int:
 
 
 def _with_barrier(scan):
+    """MJX's tree scan with a barrier behind each level and behind the whole."""
+    barrier = jax.lax.optimization_barrier
+
     @functools.wraps(scan)
-    def wrapper(*args, **kwargs):
-        return jax.lax.optimization_barrier(scan(*args, **kwargs))
+    def wrapper(model, function, *args, **kwargs):
+        level = lambda *inputs: barrier(function(*inputs))  # noqa: E731
+        return barrier(scan(model, level, *args, **kwargs))
 
     return wrapper
 
