@@ -25,7 +25,6 @@ from envs_mjx.physics import Physics, PhysicsState
 from jaxrl.envs import ArraySpec, State
 from jaxrl.options import option
 
-
 PPO_PRESET = {
     "ppo": {
         "num_steps": 32,
