@@ -120,8 +120,9 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"config {path}: {error.strerror or error}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        where = str(getattr(error, "problem_mark", "")).strip()
-        raise UserError(f"config {path}: not valid YAML {where}".strip()) from error
+        mark = getattr(error, "problem_mark", None)
+        where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
+        raise UserError(f"config {path}: not valid YAML{where}") from error
     if not isinstance(values, dict):
         raise UserError(f"config {path}: expected settings as `key: value`, got {values!r}")
     return values
