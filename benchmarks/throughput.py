@@ -93,6 +93,8 @@ def pieces(algo: Any) -> dict[str, Callable[[Any], Any]]:
     import jax
     import jax.numpy as jnp
 
+    from jaxrl.algos.common import pack, shuffled
+
     c, n = algo.config, algo.num_envs
     shape = (c.num_steps, n, algo.network.action_size)
 
@@ -149,13 +151,14 @@ def pieces(algo: Any) -> dict[str, Callable[[Any], Any]]:
         return algo._batch(state, rollout).advantage.sum()
 
     def shuffle(state):
-        flat = jax.tree.map(lambda x: x.reshape(algo.batch_size, *x.shape[2:]), batch(state))
+        flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch(state))
+        packed, unpack = pack(flat)
 
         def epoch(total, key):
-            order = jax.random.permutation(key, algo.batch_size).reshape(c.num_minibatches, -1)
+            order = shuffled(key, algo.batch_size).reshape(c.num_minibatches, -1)
 
             def minibatch(total, order):
-                taken = jax.tree.map(lambda x: x[order], flat)
+                taken = unpack(packed[order])
                 return total + sum(x.sum() for x in jax.tree.leaves(taken)), None
 
             return jax.lax.scan(minibatch, total, order)
