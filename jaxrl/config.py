@@ -78,8 +78,9 @@ class RunConfig:
     train: TrainConfig
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, in the layout of a configuration file."""
-        return {"env": {"name": self.task, **to_dict(self.env)}, **to_dict(self.train)}
+        """Plain values, in the layout of a configuration file; not where the run lies."""
+        train = {key: value for key, value in to_dict(self.train).items() if key != "out"}
+        return {"env": {"name": self.task, **to_dict(self.env)}, **train}
 
 
 def resolve(*layers: dict[str, Any], platform: str) -> RunConfig:
