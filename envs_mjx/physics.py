@@ -14,10 +14,12 @@ import contextlib
 import ctypes.util
 import functools
 import io
+import operator
 import os
 import sys
 import threading
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +38,7 @@ from mujoco import batch as mj_batch
 
 with contextlib.redirect_stdout(io.StringIO()):  # MJX prints that Warp is not installed
     from mujoco import mjx
+    from mujoco.mjx._src import math as _mjx_math
     from mujoco.mjx._src import scan as _mjx_scan
     from mujoco.mjx._src import solver as _mjx_solver
 
@@ -43,6 +46,10 @@ from jaxrl.errors import UserError
 
 # Largest matrix whose Cholesky factor is written out as plain arithmetic.
 WRITTEN_OUT_CHOLESKY_MAX = 12
+# Longest sum that is written out as additions on a GPU.
+WRITTEN_OUT_SUM_MAX = 16
+# Most solver iterations that are unrolled on a GPU.
+UNROLLED_ITERATIONS_MAX = 5
 # Kinematic trees at least this deep are compiled with barriers on a CPU.
 BARRIER_MIN_DEPTH = 3
 
@@ -292,7 +299,11 @@ def _turn_contact_frames(physics: Physics, data: mjx.Data) -> mjx.Data:
 #   GPU it would only split kernels.
 # * Small Cholesky factors as plain arithmetic instead of library calls: on a GPU they
 #   fuse with their neighbours, on a CPU they vectorise over the worlds.
-# * The line search's bounded loop, unrolled on a GPU, where each trip costs launches.
+# * On a GPU, where each trip of a loop costs launches and each trip of a loop that ends on
+#   what it computes a wait for the host: the bounded loops of the solver and of its line
+#   search, unrolled.
+# * On a GPU, where XLA begins a new kernel at each reduction: sums, dot products and norms
+#   of few components, as plain arithmetic.
 
 _target = threading.local()
 _patch_lock = threading.RLock()
@@ -316,7 +327,7 @@ def _tuned_mjx(model: mujoco.MjModel):
         (linalg, "cho_solve", _small_cho_solve(linalg.cho_solve)),
     ]
     if getattr(_target, "platform", jax.default_backend()) != "cpu":
-        patches += [(_mjx_solver, "_while_loop_scan", _unrolled_while)]
+        patches += _gpu_patches(model)
     elif _tree_depth(model) >= BARRIER_MIN_DEPTH:
         patches += [
             (_mjx_scan, "body_tree", _with_barrier(_mjx_scan.body_tree)),
@@ -331,6 +342,20 @@ def _tuned_mjx(model: mujoco.MjModel):
         finally:
             for owner, name, value in originals:
                 setattr(owner, name, value)
+
+
+def _gpu_patches(model: mujoco.MjModel) -> list[tuple[Any, str, Any]]:
+    patches = [
+        (_mjx_solver, "_while_loop_scan", _unrolled_while),
+        (jnp, "sum", _small_sum(jnp.sum)),
+        (jnp, "dot", _small_dot(jnp.dot)),
+        (jnp, "argmin", _small_argmin(jnp.argmin)),
+        (_mjx_math, "norm", _small_norm(_mjx_math.norm)),
+    ]
+    if model.opt.iterations <= UNROLLED_ITERATIONS_MAX:
+        unrolled = _unrolled_solver(jax.lax.while_loop, model.opt.iterations)
+        patches.append((jax.lax, "while_loop", unrolled))
+    return patches
 
 
 def _tree_depth(model: mujoco.MjModel) -> int:
@@ -391,6 +416,64 @@ def _unrolled_while(cond_fun, body_fun, init_val, max_iter):
         value = jax.tree.map(lambda a, b, keep=go_on: jnp.where(keep, b, a), value, new)
         go_on = go_on & cond_fun(value)
     return value
+
+
+def _unrolled_solver(library, iterations: int):
+    def while_loop(cond_fun, body_fun, init_val):
+        if not isinstance(init_val, _mjx_solver.Context):
+            return library(cond_fun, body_fun, init_val)
+        return _unrolled_while(cond_fun, body_fun, init_val, iterations)
+
+    return while_loop
+
+
+def _small_sum(library):
+    def total(a, axis=None, **kwargs):
+        few = isinstance(a, jax.Array) and a.ndim and jnp.issubdtype(a.dtype, jnp.floating)
+        if kwargs or not few or not (axis is None or isinstance(axis, int)):
+            return library(a, axis, **kwargs)
+        rows = a.ravel() if axis is None else jnp.moveaxis(a, axis, 0)
+        if not 0 < len(rows) <= WRITTEN_OUT_SUM_MAX:
+            return library(a, axis)
+        return functools.reduce(operator.add, [rows[i] for i in range(len(rows))])
+
+    return total
+
+
+def _small_dot(library):
+    def dot(a, b, **kwargs):
+        vectors = jnp.ndim(a) in (1, 2) and jnp.ndim(b) == 1
+        if kwargs or not vectors or len(b) > WRITTEN_OUT_SUM_MAX:
+            return library(a, b, **kwargs)
+        return jnp.sum(a * b, axis=-1)
+
+    return dot
+
+
+def _small_argmin(library):
+    def argmin(a, axis=None, **kwargs):
+        if kwargs or axis is not None or jnp.ndim(a) != 1 or len(a) > WRITTEN_OUT_SUM_MAX:
+            return library(a, axis, **kwargs)
+        best, least = jnp.zeros((), jnp.int32), a[0]
+        for i in range(1, len(a)):
+            best = jnp.where(a[i] < least, i, best)
+            least = jnp.minimum(a[i], least)
+        return best
+
+    return argmin
+
+
+def _small_norm(library):
+    def norm(x: jax.Array, axis: int | None = None):
+        if x.ndim != 1 or not 0 < len(x) <= WRITTEN_OUT_SUM_MAX:
+            return library(x, axis)
+        # MJX takes |x| <= 1e-8 in every component for zero.
+        most = functools.reduce(jnp.maximum, [jnp.abs(x[i]) for i in range(len(x))])
+        is_zero = most <= 1e-8
+        square = jnp.sum(jnp.square(jnp.where(is_zero, 1.0, x)))
+        return jnp.where(is_zero, 0.0, jnp.sqrt(square))
+
+    return norm
 
 
 # -- the same model in C -----------------------------------------------------------------

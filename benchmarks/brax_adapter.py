@@ -1,0 +1,184 @@
+"""jaxrl tasks as Brax environments, and what Brax's PPO needs to train them.
+
+Runs with brax 0.14.2; nothing else in the project imports Brax.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import brax.envs
+import jax
+import jax.numpy as jnp
+from brax.training.agents.ppo import networks as brax_networks
+from brax.training.agents.ppo import train as brax_ppo
+from flax import linen as nn
+from mujoco import mjx
+
+from envs_mjx import physics as jaxrl_physics
+from jaxrl.algos import PPOConfig
+from jaxrl.envs import Env, State
+
+
+class StockPhysics(jaxrl_physics.Physics):
+    """Physics as Brax and MuJoCo Playground call it: MJX unchanged, whole `Data` carried.
+
+    Args:
+      tuned: the task's physics; its model and substeps are taken over.
+    """
+
+    def __init__(self, tuned: jaxrl_physics.Physics):
+        vars(self).update(vars(tuned))
+
+    def init(self, qpos: jax.Array, qvel: jax.Array | None = None) -> mjx.Data:
+        return self._data(super().init(qpos, qvel))
+
+    def step(self, state: mjx.Data, ctrl: jax.Array) -> mjx.Data:
+        def substep(data: mjx.Data, _) -> tuple[mjx.Data, None]:
+            return jaxrl_physics._step(self, data.replace(ctrl=ctrl)), None
+
+        return jax.lax.scan(substep, state, length=self.substeps)[0]
+
+
+def stock(task: Env) -> Env:
+    """The same task on `StockPhysics`."""
+    task = copy.copy(task)
+    vars(task)["physics"] = StockPhysics(task.physics)  # where cached_property keeps it
+    return task
+
+
+class BraxTask(brax.envs.Env):
+    """A jaxrl task as a Brax environment.
+
+    Brax's automatic reset restores `pipeline_state` and `obs` only, so the task's own
+    memory travels in `pipeline_state`, next to the physics.
+
+    Args:
+      task: any task with an array observation.
+    """
+
+    def __init__(self, task: Env):
+        self.task = task
+
+    def reset(self, rng: jax.Array) -> brax.envs.State:
+        return self._state(self.task.reset(rng), info={})
+
+    def step(self, state: brax.envs.State, action: jax.Array) -> brax.envs.State:
+        physics, memory = state.pipeline_state
+        before = State(
+            physics=physics,
+            obs=state.obs,
+            reward=state.reward,
+            terminated=state.done.astype(bool),
+            metrics=state.metrics,
+            info=memory,
+        )
+        return self._state(self.task.step(before, action), info=state.info)
+
+    def _state(self, state: State, info: dict[str, Any]) -> brax.envs.State:
+        return brax.envs.State(
+            pipeline_state=(state.physics, state.info),
+            obs=state.obs,
+            reward=state.reward,
+            done=state.terminated.astype(jnp.float32),
+            metrics=dict(state.metrics),
+            info=info,
+        )
+
+    @property
+    def observation_size(self) -> int:
+        return self.task.observation_spec.shape[-1]
+
+    @property
+    def action_size(self) -> int:
+        return self.task.action_spec.shape[-1]
+
+    @property
+    def backend(self) -> str:
+        return "mjx"
+
+
+def brax_settings(config: PPOConfig, task: Env, num_envs: int) -> dict[str, Any]:
+    """Arguments of `brax.training.agents.ppo.train` that equal a jaxrl configuration."""
+    network = config.network
+
+    def make_networks(*args, **kwargs):
+        return brax_networks.make_ppo_networks(
+            *args,
+            policy_hidden_layer_sizes=network.policy_hidden,
+            value_hidden_layer_sizes=network.value_hidden,
+            activation=getattr(nn, network.activation),
+            distribution_type=network.distribution,
+            noise_std_type="log",
+            init_noise_std=network.initial_std,
+            **kwargs,
+        )
+
+    if num_envs % config.num_minibatches:
+        raise ValueError(f"Brax: {config.num_minibatches} minibatches must divide {num_envs} envs")
+    return {
+        "environment": BraxTask(task),
+        "episode_length": task.episode_length,
+        "num_envs": num_envs,
+        "unroll_length": config.num_steps,
+        "batch_size": num_envs // config.num_minibatches,
+        "num_minibatches": config.num_minibatches,
+        "num_updates_per_batch": config.num_epochs,
+        "learning_rate": config.learning_rate,
+        "entropy_cost": config.entropy_coef,
+        "discounting": config.gamma,
+        "gae_lambda": config.gae_lambda,
+        "clipping_epsilon": config.clip_range,
+        "max_grad_norm": config.max_grad_norm,
+        # Brax halves the squared error, jaxrl does not.
+        "vf_loss_coefficient": 2 * config.value_coef,
+        "normalize_observations": config.normalize_observation,
+        "normalize_advantage": config.normalize_advantage,
+        "network_factory": make_networks,
+        "run_evals": False,
+    }
+
+
+def train_brax(
+    settings: dict[str, Any],
+    *,
+    timesteps: int,
+    chunks: int,
+    seed: int,
+    after: Callable[[int, Callable, Any], None],
+) -> None:
+    """Brax's PPO, in `chunks` compiled calls.
+
+    Args:
+      settings: from `brax_settings`.
+      timesteps: control steps in all.
+      chunks: calls.
+      seed: of everything random.
+      after: called before the first chunk and after each with (timesteps so far, Brax's
+        policy factory, parameters).
+    """
+    restore_removed_jax_function()
+    brax_ppo.train(
+        **settings,
+        num_timesteps=timesteps,
+        num_evals=chunks + 1,
+        seed=seed,
+        policy_params_fn=after,
+    )
+
+
+def restore_removed_jax_function() -> None:
+    """`jax.device_put_replicated` left JAX; Brax's trainers still call it."""
+    if hasattr(jax, "device_put_replicated"):
+        return
+
+    def device_put_replicated(tree: Any, devices: list) -> Any:
+        # As `jax.pmap` lays arrays out, so that its first and second call compile alike.
+        mesh = jax.sharding.Mesh(devices, (brax_ppo._PMAP_AXIS_NAME,))
+        layout = jax.sharding.NamedSharding(mesh, jax.P(brax_ppo._PMAP_AXIS_NAME))
+        stacked = jax.tree.map(lambda x: jnp.stack([x] * len(devices)), tree)
+        return jax.device_put(stacked, layout)
+
+    jax.device_put_replicated = device_put_replicated

@@ -1,0 +1,354 @@
+"""jaxrl's PPO beside its peers: the same task, networks, batches and physics.
+
+    python benchmarks/peers.py --json peers.json
+
+Brax's PPO and a loop in PureJaxRL's manner train the ballbot next to jaxrl. Every trainer
+lives in its own process; the processes take turns, a chunk of iterations each (A B C A B C
+...), so that a change in the machine's load meets all of them. After every chunk the same
+evaluation judges the deterministic policy, off the clock.
+
+Brax needs its own virtual environment; the first run makes one in `--venv`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+import venv
+from collections.abc import Callable
+from importlib import metadata, util
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+BRAX = "brax==0.14.2"
+MARK = "@report "  # begins the lines that a worker means for the referee
+TRAINERS = ("jaxrl", "brax", "purejaxrl")
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--num-envs", type=int, default=256, help="worlds")
+    add("--steps", type=int, default=32, help="control steps a world and iteration")
+    add("--minibatches", type=int, default=4)
+    add("--epochs", type=int, default=4)
+    add("--hidden", type=int, nargs="+", default=[64, 64], help="widths of both networks")
+    add("--learning-rate", type=float, default=1e-3)
+    add("--timesteps", type=int, default=1_000_000, help="control steps each trainer takes")
+    add("--chunks", type=int, default=12, help="turns that they are taken in")
+    add("--threshold", type=float, default=300.0, help="mean return to reach")
+    add("--episodes", type=int, default=64, help="of one evaluation; 0: none")
+    add("--drive", default="no_slip", help="the ballbot's wheel physics")
+    add("--seed", type=int, default=0)
+    add("--trainers", nargs="+", default=list(TRAINERS), choices=TRAINERS)
+    add("--stock", action="store_true", help="also Brax as it installs: MJX not tuned")
+    add("--json", type=Path, help="write the results here")
+    add("--venv", type=Path, default=Path.home() / ".cache" / "jaxrl" / "peers")
+    add("--worker", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+# -- the referee -------------------------------------------------------------------------
+
+
+def brax_python(folder: Path) -> str:
+    """An interpreter with Brax and jaxrl: this one, or that of a virtual environment."""
+    if util.find_spec("brax"):
+        return sys.executable
+    python = folder / "bin" / "python"
+    if not (folder / "ready").exists():
+        print(f"making a virtual environment with {BRAX} in {folder}", flush=True)
+        venv.create(folder, with_pip=True, clear=True)
+        plugins = [d.name for d in metadata.distributions() if d.name == "jax-cuda12-plugin"]
+        jax = f"jax{'[cuda12]' if plugins else ''}=={metadata.version('jax')}"
+        install = [python, "-m", "pip", "install", "-q", jax, BRAX, "-e", REPOSITORY]
+        subprocess.run(install, check=True)
+        (folder / "ready").touch()
+    return str(python)
+
+
+class Worker:
+    """A trainer in its own process, which goes on when it is told to."""
+
+    def __init__(self, python: str, name: str):
+        self.name = name
+        # On two cores, XLA's batched library Choleskys can wait for each other for ever.
+        env = {"PJRT_NPROC": "8", **os.environ, "PYTHONPATH": str(REPOSITORY)}
+        self._process = subprocess.Popen(
+            [python, __file__, *sys.argv[1:], "--worker", name],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=env,
+        )
+
+    def report(self) -> dict[str, Any]:
+        """The next report.
+
+        Raises:
+          RuntimeError: the process ended.
+        """
+        for line in self._process.stdout:
+            if line.startswith(MARK):
+                return json.loads(line.removeprefix(MARK))
+        raise RuntimeError(f"{self.name} ended with status {self._process.wait()}")
+
+    def turn(self) -> dict[str, Any]:
+        """One chunk of training."""
+        self._process.stdin.write("go\n")
+        self._process.stdin.flush()
+        return self.report()
+
+    def close(self) -> None:
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def compare(args: argparse.Namespace) -> dict[str, Any]:
+    """All trainers in turns; see `summary` for what comes out."""
+    names = [*args.trainers, *(["brax-stock"] if args.stock else [])]
+    python = brax_python(args.venv)
+    workers, reports = [], {name: [] for name in names}
+    try:
+        for name in names:
+            print(f"{name}: starting", flush=True)
+            workers.append(Worker(python, name))
+            reports[name].append(workers[-1].report())
+        for chunk in range(args.chunks):
+            for worker in workers:
+                report = worker.turn()
+                reports[worker.name].append(report)
+                print(
+                    f"{chunk + 1:3}/{args.chunks} {worker.name:11} {report['timesteps']:>9} steps "
+                    f"{report['seconds']:7.2f} s   return {report['return']:8.2f}",
+                    flush=True,
+                )
+    finally:
+        for worker in workers:
+            worker.close()
+    return summary(reports, args.threshold)
+
+
+def summary(reports: dict[str, list[dict[str, Any]]], threshold: float) -> dict[str, Any]:
+    """Throughput, ratios of the first trainer to the others, time to the threshold.
+
+    The first chunk holds the compilation and enters no throughput. Ratios are medians
+    over the rounds, each of two chunks that ran one after the other.
+    """
+    out = {name: _one(rows, threshold) for name, rows in reports.items()}
+    first = next(iter(out))
+    for name in out:
+        out[name]["ratio"] = {
+            f"{first}/{name}, {key}": statistics.median(
+                a / b for a, b in zip(out[first]["rounds"][key], out[name]["rounds"][key])
+            )
+            for key in ("steps_per_second", "steps_per_cpu_second")
+        }
+    return out
+
+
+def _one(rows: list[dict[str, Any]], threshold: float) -> dict[str, Any]:
+    setup, *chunks = rows
+    steps = [b["timesteps"] - a["timesteps"] for a, b in zip(rows, chunks)]
+    steady = statistics.median(row["seconds"] for row in chunks[1:])
+    compile_seconds = setup["seconds"] + chunks[0]["seconds"] - steady
+    rounds = {
+        f"steps_per_{unit}": [n / row[key] for n, row in zip(steps[1:], chunks[1:])]
+        for unit, key in (("second", "seconds"), ("cpu_second", "cpu_seconds"))
+    }
+    reached = next((i for i, row in enumerate(chunks) if row["return"] >= threshold), None)
+    out: dict[str, Any] = {name: statistics.median(rates) for name, rates in rounds.items()}
+    out |= {"compile_seconds": compile_seconds, "to_threshold": None}
+    if reached is not None:
+        total = setup["seconds"] + sum(row["seconds"] for row in chunks[: reached + 1])
+        out["to_threshold"] = {
+            "timesteps": chunks[reached]["timesteps"],
+            "seconds_with_compile": total,
+            "seconds_without_compile": total - compile_seconds,
+        }
+    return out | {"returns": [row["return"] for row in chunks], "rounds": rounds}
+
+
+def show(results: dict[str, Any]) -> None:
+    print(f"\n{'':12}{'steps/s':>10}{'/cpu-s':>10}{'ratio':>8}{'compile s':>11}", end="")
+    print(f"{'threshold: steps':>18}{'s with':>9}{'without':>9}")
+    for name, row in results.items():
+        ratio = next(iter(row["ratio"].values()))
+        print(
+            f"{name:12}{row['steps_per_second']:10.0f}{row['steps_per_cpu_second']:10.0f}"
+            f"{ratio:8.2f}{row['compile_seconds']:11.1f}",
+            end="",
+        )
+        reached = row["to_threshold"] or {}
+        columns = zip(("timesteps", "seconds_with_compile", "seconds_without_compile"), (18, 9, 9))
+        print("".join(f"{reached.get(key, float('nan')):{width}.0f}" for key, width in columns))
+
+
+# -- the trainers, each in its own process --------------------------------------------------
+
+
+class Turns:
+    """Judges, reports and waits for the next turn.
+
+    Args:
+      task: what policies are judged on.
+      episodes: of one evaluation; 0: none.
+    """
+
+    def __init__(self, task: Any, episodes: int):
+        self.task, self.episodes = task, episodes
+        self._evaluate: Callable | None = None
+        self._begin()
+
+    def _begin(self) -> None:
+        self._clock, self._cpu = time.monotonic(), time.process_time()
+
+    def __call__(self, timesteps: int, act: Callable, params: Any) -> None:
+        """To be called when a chunk has been computed, and once before the first.
+
+        Args:
+          timesteps: control steps so far.
+          act: (params, obs [N, O]) -> actions [N, A], deterministic.
+          params: of the policy.
+        """
+        import jax
+
+        jax.block_until_ready(params)
+        row = {
+            "timesteps": timesteps,
+            "seconds": time.monotonic() - self._clock,
+            "cpu_seconds": time.process_time() - self._cpu,
+            "return": self._return(act, params),
+        }
+        print(MARK + json.dumps(row), flush=True)
+        if sys.stdin.readline() != "go\n":
+            raise SystemExit
+        self._begin()
+
+    def _return(self, act: Callable, params: Any) -> float:
+        import jax
+
+        from jaxrl.evaluation import Evaluator
+
+        if not self.episodes:
+            return float("nan")
+        if self._evaluate is None:
+            self._evaluate = Evaluator(
+                self.task, lambda params, worlds, key: act(params, worlds.obs), self.episodes
+            )
+        return float(self._evaluate(params, jax.random.key(1234))[:, 0].mean())
+
+
+def work(args: argparse.Namespace) -> None:
+    """A worker's whole life: one trainer, `chunks` turns."""
+    from envs_mjx.ballbot import Ballbot
+    from jaxrl.algos import PPOConfig
+    from jaxrl.nets import NetworkConfig
+
+    task = Ballbot(drive=args.drive)
+    hidden = tuple(args.hidden)
+    config = PPOConfig(
+        learning_rate=args.learning_rate,
+        num_steps=args.steps,
+        num_epochs=args.epochs,
+        num_minibatches=args.minibatches,
+        network=NetworkConfig(policy_hidden=hidden, value_hidden=hidden),
+    )
+    {"jaxrl": train_jaxrl, "purejaxrl": train_purejaxrl}.get(args.worker, train_brax)(
+        args, config, task
+    )
+
+
+def iterations_per_chunk(args: argparse.Namespace) -> int:
+    return -(-args.timesteps // (args.num_envs * args.steps * args.chunks))
+
+
+def train_chunks(args: argparse.Namespace, task: Any, trainer: Any, state: Any) -> None:
+    """Runs a trainer of our own making.
+
+    Args:
+      args: command line.
+      task: to judge on.
+      trainer: (update: (state, _) -> (state, _), policy: state -> params, act).
+      state: made by a function without arguments, on the clock.
+    """
+    import jax
+
+    update, policy, act = trainer
+    iterations = iterations_per_chunk(args)
+    turns = Turns(task, args.episodes)
+    chunk = jax.jit(lambda s: jax.lax.scan(update, s, length=iterations), donate_argnums=0)
+    state = jax.tree.map(lambda x: x.copy(), jax.jit(state)())
+    done = 0
+    turns(done, act, policy(state))
+    for _ in range(args.chunks):
+        state, output = chunk(state)
+        jax.block_until_ready(output)
+        done += iterations * args.num_envs * args.steps
+        turns(done, act, policy(state))
+
+
+def train_jaxrl(args: argparse.Namespace, config: Any, task: Any) -> None:
+    import jax
+
+    from jaxrl.algos.ppo import PPO
+
+    ppo = PPO(config, task, args.num_envs, iterations_per_chunk(args) * args.chunks)
+    trainer = (lambda s, _: ppo.step(s), lambda s: s.policy, ppo.policy)
+    train_chunks(args, task, trainer, lambda: ppo.init(jax.random.key(args.seed)))
+
+
+def train_purejaxrl(args: argparse.Namespace, config: Any, task: Any) -> None:
+    import jax
+    from purejaxrl_style import PureJaxRL
+
+    ppo = PureJaxRL(config, task, args.num_envs)
+    trainer = (ppo.update, lambda s: (s.params, s.statistics), ppo.act)
+    train_chunks(args, task, trainer, lambda: ppo.init(jax.random.key(args.seed)))
+
+
+def train_brax(args: argparse.Namespace, config: Any, task: Any) -> None:
+    import brax_adapter
+    import jax
+
+    physics = brax_adapter.stock(task) if args.worker == "brax-stock" else task
+    turns = Turns(task, args.episodes)
+
+    def after(timesteps: int, make_policy: Callable, params: Any) -> None:
+        def act(params, obs):
+            return make_policy(params, deterministic=True)(obs, jax.random.key(0))[0]
+
+        turns(timesteps, act, params)
+
+    brax_adapter.train_brax(
+        brax_adapter.brax_settings(config, physics, args.num_envs),
+        timesteps=iterations_per_chunk(args) * args.chunks * args.num_envs * args.steps,
+        chunks=args.chunks,
+        seed=args.seed,
+        after=after,
+    )
+
+
+def main() -> None:
+    args = arguments()
+    if args.worker:
+        work(args)
+        return
+    results = compare(args)
+    show(results)
+    if args.json:
+        from jaxrl.trainer import hardware
+
+        settings = {k: v for k, v in vars(args).items() if k not in ("json", "venv", "worker")}
+        report = {"hardware": hardware(), "settings": settings, "results": results}
+        args.json.write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
