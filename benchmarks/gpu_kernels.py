@@ -34,10 +34,10 @@ from brax.training.agents.ppo import train as brax_ppo
 from jax.experimental import topologies
 
 from envs_mjx.ballbot import Ballbot
-from envs_mjx.physics import compile_for
 from jaxrl.algos import PPOConfig
 from jaxrl.algos.ppo import PPO
 from jaxrl.nets import NetworkConfig
+from jaxrl.platform import compile_for
 
 H100 = """
 gpu_device_info {

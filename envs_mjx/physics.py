@@ -42,6 +42,7 @@ with contextlib.redirect_stdout(io.StringIO()):  # MJX prints that Warp is not i
     from mujoco.mjx._src import scan as _mjx_scan
     from mujoco.mjx._src import solver as _mjx_solver
 
+from jaxrl import platform
 from jaxrl.errors import UserError
 
 # Largest matrix whose Cholesky factor is written out as plain arithmetic.
@@ -305,18 +306,7 @@ def _turn_contact_frames(physics: Physics, data: mjx.Data) -> mjx.Data:
 # * On a GPU, where XLA begins a new kernel at each reduction: sums, dot products and norms
 #   of few components, as plain arithmetic.
 
-_target = threading.local()
 _patch_lock = threading.RLock()
-
-
-@contextlib.contextmanager
-def compile_for(platform: str):
-    """Traces physics for `platform` ("cpu" or "gpu") instead of JAX's default backend."""
-    _target.platform = platform
-    try:
-        yield
-    finally:
-        del _target.platform
 
 
 @contextlib.contextmanager
@@ -326,7 +316,7 @@ def _tuned_mjx(model: mujoco.MjModel):
         (linalg, "cho_factor", _small_cho_factor(linalg.cho_factor)),
         (linalg, "cho_solve", _small_cho_solve(linalg.cho_solve)),
     ]
-    if getattr(_target, "platform", jax.default_backend()) != "cpu":
+    if platform.target() != "cpu":
         patches += _gpu_patches(model)
     elif _tree_depth(model) >= BARRIER_MIN_DEPTH:
         patches += [
@@ -366,9 +356,13 @@ def _tree_depth(model: mujoco.MjModel) -> int:
 
 
 def _with_barrier(scan):
+    """MJX's tree scan with a barrier behind each level and behind the whole."""
+    barrier = jax.lax.optimization_barrier
+
     @functools.wraps(scan)
-    def wrapper(*args, **kwargs):
-        return jax.lax.optimization_barrier(scan(*args, **kwargs))
+    def wrapper(model, function, *args, **kwargs):
+        level = lambda *inputs: barrier(function(*inputs))  # noqa: E731
+        return barrier(scan(model, level, *args, **kwargs))
 
     return wrapper
 

@@ -78,8 +78,9 @@ class RunConfig:
     train: TrainConfig
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, in the layout of a configuration file."""
-        return {"env": {"name": self.task, **to_dict(self.env)}, **to_dict(self.train)}
+        """Plain values, in the layout of a configuration file; not where the run lies."""
+        train = {key: value for key, value in to_dict(self.train).items() if key != "out"}
+        return {"env": {"name": self.task, **to_dict(self.env)}, **train}
 
 
 def resolve(*layers: dict[str, Any], platform: str) -> RunConfig:
@@ -120,8 +121,9 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"config {path}: {error.strerror or error}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        where = str(getattr(error, "problem_mark", "")).strip()
-        raise UserError(f"config {path}: not valid YAML {where}".strip()) from error
+        mark = getattr(error, "problem_mark", None)
+        where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
+        raise UserError(f"config {path}: not valid YAML{where}") from error
     if not isinstance(values, dict):
         raise UserError(f"config {path}: expected settings as `key: value`, got {values!r}")
     return values

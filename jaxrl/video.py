@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,8 @@ def record(env: Env, actor: Actor, params: Any, path: Path, seed: int = 0) -> No
     frames = env.render(jax.tree.map(lambda x: x[:length, 0], physics), fps)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        imageio.imwrite(path, frames, fps=fps, macro_block_size=8)
+        with warnings.catch_warnings():  # the encoder is another program: forking is harmless
+            warnings.simplefilter("ignore", RuntimeWarning)
+            imageio.imwrite(path, frames, fps=fps, macro_block_size=8)
     except (OSError, ValueError) as error:
         raise UserError(f"--video: cannot write {path}: {error}") from error

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from envs_mjx.ballbot import Ballbot
-from envs_mjx.physics import compile_for
+from jaxrl.platform import compile_for
 
 
 @pytest.mark.parametrize("drive", ["no_slip", pytest.param("omniwheel", marks=pytest.mark.slow)])

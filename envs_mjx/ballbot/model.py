@@ -108,11 +108,13 @@ def _body_inertial(with_wheels: bool) -> str:
 
 
 def _body_looks() -> str:
+    """What is seen of the body, and a lamp that follows it."""
     heads = "".join(
         f'<geom type="box" pos="{_text(head)}" size=".018 .012 .012" rgba=".1 .1 .12 1"/>'
         for head in HEADS
     )
     return f"""
+      <light mode="trackcom" pos="0 0 3" dir="0 0 -1" directional="true"/>
       <geom type="cylinder" pos="0 0 .165" size=".11 .07" rgba=".93 .93 .95 1"/>
       <geom type="cylinder" pos="0 0 .237" size=".06 .004" rgba=".15 .45 .85 1"/>
       <geom type="box" pos="0 .112 .2" size=".02 .004 .012" rgba=".95 .5 .1 1"/>
@@ -226,7 +228,6 @@ def mjcf(drive: str, timestep: float) -> str:
     <material name="floor" texture="floor" texuniform="true" texrepeat="2 2"/>
   </asset>
   <worldbody>
-    <light pos="0 0 4" dir="0 0 -1" directional="true"/>
     <geom name="floor" type="plane" size="0 0 1" material="floor"/>
     {bodies}
   </worldbody>

@@ -25,7 +25,15 @@ from envs_mjx.physics import Physics, PhysicsState
 from jaxrl.envs import ArraySpec, State
 from jaxrl.options import option
 
-GOAL = (0.0, 1.0)  # the original's goal: +y at full speed
+PPO_PRESET = {
+    "ppo": {
+        "num_steps": 32,
+        "learning_rate": 1e-3,
+        "gamma": 0.98,
+        "schedule": {"kind": "linear", "final": 0.05},
+        "network": {"initial_std": 0.4},
+    }
+}
 
 
 @struct.dataclass
@@ -65,7 +73,7 @@ class Ballbot:
     goal: Literal["random", "original"] = option(
         "random", "commands: random directions and speeds, or the original's +y at full speed"
     )
-    max_speed: float = option(0.5, "largest commanded speed (m/s)", above=0)
+    max_speed: float = option(0.425, "largest commanded speed (m/s)", above=0)
     command_period: float = option(4.0, "seconds that a command holds", above=0)
     episode_seconds: float = option(8.0, "time limit (s)", above=0)
     max_tilt: float = option(20.0, "the episode is over beyond this tilt (deg)", above=0, most=90)
@@ -77,13 +85,16 @@ class Ballbot:
     substeps: int = option(4, "physics steps a control step", least=1)
     settle_time: float = option(2.0, "speed along the goal is measured after this (s)", least=0)
     tracking_weight: float = option(1.0, "reward for following the commanded velocity")
-    tracking_scale: float = option(0.25, "velocity error that costs most of it (m/s)", above=0)
-    upright_weight: float = option(0.2, "reward for each step upright")
-    tilt_weight: float = option(0.0, "penalty on 1 - cos(tilt)")
-    action_weight: float = option(0.01, "penalty on squared action")
-    smooth_weight: float = option(0.1, "penalty on squared change of action")
+    tracking_scale: float = option(0.2, "velocity error that costs 63 % of it (m/s)", above=0)
+    upright_weight: float = option(0.5, "reward for each step upright")
+    tilt_weight: float = option(5.0, "penalty on 1 - cos(tilt)")
+    action_weight: float = option(0.0, "penalty on squared torque over 10 N m")
+    smooth_weight: float = option(1.5, "penalty on squared change of the wanted torque")
 
-    presets: ClassVar[dict[str, dict[str, Any]]] = {}
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "cpu": PPO_PRESET | {"num_envs": 256, "total_timesteps": 2_500_000},
+        "gpu": PPO_PRESET | {"num_envs": 4096, "total_timesteps": 20_000_000},
+    }
 
     @functools.cached_property
     def physics(self) -> Physics:

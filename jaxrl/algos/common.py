@@ -9,6 +9,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.flatten_util import ravel_pytree
 
 from jaxrl.envs import Timestep
 from jaxrl.errors import UserError
@@ -72,6 +73,20 @@ def episode_sums(step: Timestep) -> EpisodeSums:
     return EpisodeSums(
         count=step.ended.sum(), sums=step.episode.sum(0), nonfinite=step.nonfinite.sum()
     )
+
+
+def pack(batch: Any) -> tuple[jax.Array, Callable[[jax.Array], Any]]:
+    """All leaves [B, ...] side by side as one array [B, F], and the way back.
+
+    Taking rows of one array is several times faster than taking them of each leaf.
+    """
+    _, unravel = ravel_pytree(jax.tree.map(lambda x: x[0], batch))
+    return jax.vmap(lambda row: ravel_pytree(row)[0])(batch), jax.vmap(unravel)
+
+
+def shuffled(key: jax.Array, count: int) -> jax.Array:
+    """[count] the numbers below `count` in random order: one sort of random words."""
+    return jnp.argsort(jax.random.bits(key, (count,)))
 
 
 def concat_keys(obs: Any, keys: tuple[str, ...]) -> jax.Array:

@@ -19,6 +19,8 @@ from jaxrl.algos.common import (
     ScheduleConfig,
     concat_keys,
     episode_sums,
+    pack,
+    shuffled,
 )
 from jaxrl.envs import Env, Vector, VectorState
 from jaxrl.errors import UserError
@@ -329,21 +331,20 @@ class PPO:
         """`num_epochs` passes of minibatches over the shuffled samples."""
         c = self.config
         explained = 1.0 - (batch.returns - batch.value).var() / (batch.returns.var() + 1e-8)
-        batch = jax.tree.map(lambda x: x.reshape(self.batch_size, *x.shape[2:]), batch)
+        packed, unpack = pack(jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch))
         rate = state.hyper.learning_rate * c.schedule.factor(
             state.iteration / max(self.total_iterations, 1)
         )
 
         def epoch(carry, key):
             key_order, key_noise = jax.random.split(key)
-            order = jax.random.permutation(key_order, self.batch_size)
-            order = order.reshape(c.num_minibatches, -1)
+            order = shuffled(key_order, self.batch_size).reshape(c.num_minibatches, -1)
             keys = jax.random.split(key_noise, c.num_minibatches)
             return jax.lax.scan(minibatch, carry, (order, keys))
 
         def minibatch(carry, x):
             order, key = x
-            rows = jax.tree.map(lambda leaf: leaf[order], batch)
+            rows = unpack(packed[order])
             if c.target_kl is None:
                 return self._update(state, carry, rows, rate, key)
             params, opt_state, stopped, last = carry
@@ -361,7 +362,7 @@ class PPO:
                 lambda: self._update(
                     state,
                     carry,
-                    jax.tree.map(lambda x: x[: self.batch_size // c.num_minibatches], batch),
+                    unpack(packed[: self.batch_size // c.num_minibatches]),
                     rate,
                     key,
                 )[1]

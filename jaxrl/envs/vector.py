@@ -8,7 +8,12 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from jaxrl import platform
 from jaxrl.envs.env import Env, State
+
+# Worlds stepped at a time on a CPU. The intermediate values of so many stay in its cache;
+# thousands at once are 1.7 times slower (ballbot).
+CPU_BLOCK = 128
 
 
 @struct.dataclass
@@ -122,7 +127,7 @@ class Vector:
           state: N worlds.
           action: [N, A] in [-1, 1].
         """
-        worlds = jax.vmap(self.env.step)(state.worlds, action)
+        worlds = self._step_worlds(state.worlds, action)
         finite = _finite((worlds.physics, worlds.obs, worlds.reward), self.num_envs)
         metrics = jnp.stack([worlds.metrics[name] for name in self.metric_names], axis=1)
         metrics = jnp.where(finite[:, None], metrics, 0.0)
@@ -155,6 +160,14 @@ class Vector:
             episode=jnp.where(ended[:, None], episode, 0.0),
             ended=ended,
         )
+
+    def _step_worlds(self, worlds: State, action: jax.Array) -> State:
+        """The task's step of all worlds; on a CPU in blocks that fit its cache."""
+        n = self.num_envs
+        block = max(b for b in range(1, min(n, CPU_BLOCK) + 1) if n % b == 0)
+        if platform.target() != "cpu" or not CPU_BLOCK / 4 <= block < n:
+            return jax.vmap(self.env.step)(worlds, action)
+        return jax.lax.map(lambda x: self.env.step(*x), (worlds, action), batch_size=block)
 
     def _statistics(
         self, totals: jax.Array, reward: jax.Array, metrics: jax.Array
