@@ -45,6 +45,8 @@ def arguments() -> argparse.Namespace:
     add("--threshold", type=float, default=300.0, help="mean return to reach")
     add("--episodes", type=int, default=64, help="of one evaluation; 0: none")
     add("--drive", default="no_slip", help="the ballbot's wheel physics")
+    # The task's own weight wants a small initial std, which Brax's PPO cannot be given.
+    add("--smooth-weight", type=float, default=0.1, help="the ballbot's penalty on jerky torque")
     add("--seed", type=int, default=0)
     add("--trainers", nargs="+", default=list(TRAINERS), choices=TRAINERS)
     add("--stock", action="store_true", help="also Brax as it installs: MJX not tuned")
@@ -251,7 +253,7 @@ def work(args: argparse.Namespace) -> None:
     from jaxrl.algos import PPOConfig
     from jaxrl.nets import NetworkConfig
 
-    task = Ballbot(drive=args.drive)
+    task = Ballbot(drive=args.drive, smooth_weight=args.smooth_weight)
     hidden = tuple(args.hidden)
     config = PPOConfig(
         learning_rate=args.learning_rate,
