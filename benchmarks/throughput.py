@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxrl import cli
-from jaxrl.options import merge
+from jaxrl.options import flatten, merge
 
 FLAGS = {"worlds": True, "json": True, "repeats": True, "no_compile": False, "first": False}
 
@@ -235,17 +235,6 @@ def first_update_times(settings: dict[str, Any]) -> dict[str, float]:
             )
             seconds.append(time.perf_counter() - begun)
     return {"first_update_cold_seconds": seconds[0], "first_update_warm_seconds": seconds[1]}
-
-
-def flatten(nested: dict[str, Any], path: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}."""
-    flat = {}
-    for key, value in nested.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{path}{key}.")
-        else:
-            flat[path + key] = value
-    return flat
 
 
 if __name__ == "__main__":

@@ -90,10 +90,9 @@ class Physics:
         these geoms the first is turned to the rim's direction (axis x normal), the
         second to the axis. Declare their contact pairs with friction
         "rim axis ...".
-      impl: MJX implementation; "jax".
 
     Raises:
-      ValueError: the model does not compile, or `impl` is unknown.
+      ValueError: the model does not compile.
     """
 
     def __init__(
@@ -102,10 +101,7 @@ class Physics:
         *,
         substeps: int,
         rolling_geoms: Sequence[str] = (),
-        impl: str = "jax",
     ):
-        if impl != "jax":
-            raise ValueError(f"physics impl: got {impl!r}, allowed: 'jax'")
         self.model = mujoco.MjModel.from_xml_string(xml)
         self.substeps = substeps
         self.rolling_geoms = tuple(self.model.geom(name).id for name in rolling_geoms)
@@ -142,9 +138,6 @@ class Physics:
 
     def body_id(self, name: str) -> int:
         return int(self.model.body(name).id)
-
-    def site_id(self, name: str) -> int:
-        return int(self.model.site(name).id)
 
     # -- stepping -----------------------------------------------------------------
 
@@ -309,8 +302,8 @@ def _turn_contact_frames(physics: Physics, data: mjx.Data) -> mjx.Data:
 _patch_lock = threading.RLock()
 
 
-@contextlib.contextmanager
-def _tuned_mjx(model: mujoco.MjModel):
+def _patches(model: mujoco.MjModel) -> list[tuple[Any, str, Any]]:
+    """(owner, name, replacement) of what is replaced while a step is traced."""
     linalg = jax.scipy.linalg
     patches = [
         (linalg, "cho_factor", _small_cho_factor(linalg.cho_factor)),
@@ -323,7 +316,13 @@ def _tuned_mjx(model: mujoco.MjModel):
             (_mjx_scan, "body_tree", _with_barrier(_mjx_scan.body_tree)),
             (_mjx_scan, "flat", _with_barrier(_mjx_scan.flat)),
         ]
+    return patches
+
+
+@contextlib.contextmanager
+def _tuned_mjx(model: mujoco.MjModel):
     with _patch_lock:
+        patches = _patches(model)
         originals = [(owner, name, getattr(owner, name)) for owner, name, _ in patches]
         for owner, name, value in patches:
             setattr(owner, name, value)

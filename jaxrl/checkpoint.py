@@ -93,7 +93,8 @@ class Checkpointer:
                 for name, a in arrays.items()
             }
             sealed = ocp.args.JsonSave({"body": body, "digest": _digest(body)})
-            self._manager.save(step, args=ocp.args.Composite(**saves, **{META: sealed}))
+            if not self._manager.save(step, args=ocp.args.Composite(**saves, **{META: sealed})):
+                raise RuntimeError("a later checkpoint is already there")
         except (OSError, ValueError, RuntimeError) as error:
             raise self._failed(step, error) from error
 
@@ -110,13 +111,6 @@ class Checkpointer:
             self._manager.check_for_errors()
         except (OSError, ValueError, RuntimeError) as error:
             raise self._failed("the last", error) from error
-
-    def close(self) -> None:
-        """Waits and releases the folder."""
-        self.wait()
-        if self._manager is not None:
-            self._manager.close()
-            self._manager = None
 
     def restore(self, expected: dict[str, Any], warn=print) -> Restored:
         """The newest checkpoint that is whole.
@@ -156,10 +150,10 @@ class Checkpointer:
         return Restored(items=items, meta=body["meta"], step=step)
 
     def discard_after(self, step: int) -> None:
-        """Moves newer (damaged) checkpoints aside, so that their steps can be saved again."""
+        """Moves newer checkpoints aside, so that their steps can be saved again."""
         for newer in self.steps():
             if newer > step:
-                aside = self.folder.parent / "damaged" / str(newer)
+                aside = self.folder.parent / "damaged" / f"{self.folder.name}-{newer}"
                 aside.parent.mkdir(exist_ok=True)
                 shutil.rmtree(aside, ignore_errors=True)
                 (self.folder / str(newer)).rename(aside)
@@ -186,6 +180,8 @@ class Checkpointer:
                         ),
                     ),
                 )
+        except (MemoryError, PermissionError) as error:  # nothing is wrong with the file
+            raise UserError(f"{folder}: cannot be read: {error!r}") from error
         except Exception as error:  # Orbax and TensorStore raise many kinds for a bad file
             raise DamagedError(f"{name}: {str(error).splitlines()[0][:120]}") from error
         arrays = [np.asarray(read[f"{i:05d}"]) if a.size else a for i, a in enumerate(blank)]
@@ -291,7 +287,7 @@ def _compare(stored: list[dict], expected: list[dict], folder: Path) -> None:
     if differing:
         more = f" (and {len(differing) - 3} more)" if len(differing) > 3 else ""
         raise UserError(
-            f"{folder} is of another network, task or number of worlds: "
+            f"{folder} is of another network, task, number of worlds or of steps: "
             f"{'; '.join(differing[:3])}{more}"
         )
 

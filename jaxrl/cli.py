@@ -17,12 +17,20 @@ def run(main: Callable[[list[str]], int]) -> None:
     """Runs a command's main; a UserError becomes one line and exit status 2."""
     try:
         status = main(sys.argv[1:])
+        sys.stdout.flush()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         status = 2
+    except KeyboardInterrupt:
+        status = 130
     except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 141
-    sys.stdout.flush()
+    except Exception as error:
+        if "RESOURCE_EXHAUSTED" not in str(error) or type(error).__module__ == "builtins":
+            raise
+        print("error: out of memory: lower num_envs (or --episodes)", file=sys.stderr)
+        status = 2
     sys.exit(status)
 
 
@@ -37,7 +45,7 @@ def parse(
       settings: whether other "--dotted.key value" arguments are allowed.
 
     Returns:
-      positionals, flags by name ("set" collects a list), nested settings.
+      positionals, flags by name ("set" collects nested settings), nested settings.
 
     Raises:
       UserError: an unknown flag or a missing value.
@@ -61,12 +69,14 @@ def parse(
             hint = f"; did you mean --{close[0]}?" if close else ""
             raise UserError(f"unknown argument --{name}{hint} (known: --{', --'.join(flags)})")
         if known and not flags[name]:
+            if equals:
+                raise UserError(f"--{name}: takes no value")
             found[name] = True
             continue
         if not equals:
-            if not rest or (rest[0].startswith("--") and not _is_number(rest[0])):
-                raise UserError(f"--{name}: needs a value")
-            value = rest.pop(0)
+            value = "" if not rest or rest[0].startswith("--") else rest.pop(0)
+        if not value:
+            raise UserError(f"--{name}: needs a value")
         if name == "set":
             key, equals, value = value.partition("=")
             if not equals:
@@ -80,19 +90,11 @@ def parse(
     return positionals, found, nest(flat)
 
 
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
-def whole(flags: dict[str, Any], name: str, default: int) -> int:
-    """A flag's positive whole number."""
+def whole(flags: dict[str, Any], name: str, default: int, *, least: int = 1) -> int:
+    """A flag's whole number, at least `least` and below 2^32."""
     text = str(flags.get(name, default))
-    if not text.isdecimal() or int(text) < 1:
-        raise UserError(f"--{name}: got {text!r}, expected a whole number of at least 1")
+    if not text.isdecimal() or not least <= int(text) < 2**32:
+        raise UserError(f"--{name}: got {text!r}, expected a whole number of at least {least}")
     return int(text)
 
 

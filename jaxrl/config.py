@@ -15,6 +15,7 @@ from jaxrl import envs
 from jaxrl.algos import PPOConfig
 from jaxrl.envs import Env
 from jaxrl.errors import UserError
+from jaxrl.files import write_text
 from jaxrl.options import build, merge, option, to_dict
 
 DEFAULT_TASK = "ballbot"
@@ -41,7 +42,7 @@ class CheckpointConfig:
     """Checkpoints of the whole training state."""
 
     every: int = option(1_000_000, "control steps between checkpoints; 0: only the last", least=0)
-    keep: int = option(2, "how many of the newest to keep", least=1)
+    keep: int = option(2, "how many of the newest to keep", least=2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,8 +60,10 @@ class TrainConfig:
 
     algo: Literal["ppo"] = option("ppo", "learning algorithm")
     num_envs: int = option(256, "worlds simulated side by side", least=1)
-    total_timesteps: int = option(1_000_000, "control steps to train for", least=1)
-    seed: int = option(0, "seed of everything random", least=0)
+    total_timesteps: int = option(
+        1_000_000, "control steps to train for, rounded up to whole chunks", least=1
+    )
+    seed: int = option(0, "seed of everything random", least=0, most=2**32 - 1)
     chunk: int = option(10, "iterations in one compiled call; one log row each", least=1)
     out: str | None = option(None, "the run's folder; none: checkpoints/<task>, numbered")
     eval: EvalConfig = option(EvalConfig(), "evaluation")
@@ -120,7 +123,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         values = yaml.safe_load(Path(path).read_text())
     except OSError as error:
         raise UserError(f"config {path}: {error.strerror or error}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
         raise UserError(f"config {path}: not valid YAML{where}") from error
@@ -131,4 +134,4 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 def write_yaml(config: RunConfig, path: Path) -> None:
     """Writes the resolved configuration."""
-    path.write_text(yaml.safe_dump(config.to_dict(), sort_keys=False))
+    write_text(path, yaml.safe_dump(config.to_dict(), sort_keys=False))

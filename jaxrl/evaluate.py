@@ -8,6 +8,7 @@ from typing import Any
 
 from jaxrl import cli
 from jaxrl.errors import UserError
+from jaxrl.options import flatten
 
 USAGE = """\
 usage: python -m jaxrl.evaluate RUN_OR_CHECKPOINT [options]
@@ -19,7 +20,7 @@ them. RUN is a run's folder (its best model is taken) or one checkpoint's.
   --episodes N       number of episodes (100)
   --seed N           seed of the episodes (0)
   --set KEY=VALUE    change a setting, such as env.drive=omniwheel; repeatable
-  --json FILE        where the numbers go (RUN/eval/<checkpoint>.json)
+  --json FILE        where the numbers go (RUN/eval/<checkpoint>-<settings>.json)
   --video FILE       write a video of one episode (.mp4)
   --baselines TASK   judge the task's scripted baselines instead, zero and random included
 """
@@ -52,28 +53,21 @@ def _policy(path: str, flags: dict[str, Any]) -> int:
     from jaxrl.evaluation import format_summary
     from jaxrl.trainer import evaluate_policy, load_policy, write_json
 
-    episodes, seed = cli.whole(flags, "episodes", 100), int(flags.get("seed", 0))
+    episodes, seed = cli.whole(flags, "episodes", 100), cli.whole(flags, "seed", 0, least=0)
     trained = load_policy(path, flags["set"])
-    summary, seconds = evaluate_policy(trained, episodes, seed)
-    print(f"{trained.source}: {episodes} episodes, seed {seed}, {seconds:.1f} s")
-    print(format_summary(summary))
-    run = trained.source.parent.parent
-    result = Path(flags.get("json") or run / "eval" / f"{trained.source.name}.json")
+    result = evaluate_policy(trained, episodes, seed, flags["set"])
+    print(
+        f"{path}: {result['source']}, {episodes} episodes, seed {seed}, {result['seconds']:.1f} s"
+    )
+    print(format_summary(result["summary"]))
+    changed = "".join(f"-{key}={value}" for key, value in flatten(flags["set"]).items())
+    name = result["source"].replace("/", "-") + changed + ".json"
+    out = Path(flags.get("json") or trained.source.parent.parent / "eval" / name)
     try:
-        write_json(
-            result,
-            {
-                "source": str(trained.source),
-                "settings": flags["set"],
-                "episodes": episodes,
-                "seed": seed,
-                "seconds": seconds,
-                "summary": summary,
-            },
-        )
-        print(f"written to {result}")
-    except OSError as error:
-        print(f"not written to {result}: {error.strerror}", file=sys.stderr)
+        write_json(out, result)
+        print(f"written to {out}")
+    except (OSError, UserError) as error:
+        print(f"not written: {error}", file=sys.stderr)
     if flags.get("video"):
         from jaxrl.video import record
 
@@ -89,7 +83,7 @@ def _baselines(flags: dict[str, Any]) -> int:
     from jaxrl.evaluation import Evaluator, format_summary, summarize
     from jaxrl.trainer import write_json
 
-    episodes, seed = cli.whole(flags, "episodes", 100), int(flags.get("seed", 0))
+    episodes, seed = cli.whole(flags, "episodes", 100), cli.whole(flags, "seed", 0, least=0)
     config = resolve({"env": {"name": flags["baselines"]}}, flags["set"], platform="none")
     results = {}
     for name, actor in baselines(config.env).items():

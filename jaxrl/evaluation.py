@@ -44,7 +44,7 @@ class Evaluator:
         """Compiles ahead of the first call; safe in a thread.
 
         Args:
-          params: parameters, or their shapes.
+          params: shapes of the parameters.
         """
         self._play = self._play.lower(params, jax.random.key(0)).compile()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from typing import Any, Literal, TypeVar
@@ -71,6 +72,9 @@ def _unknown(full: str, key: str, fields: dict, path: str) -> str:
 
 
 def _check_range(value: Any, field: dataclasses.Field, path: str) -> None:
+    if isinstance(value, tuple):
+        for item in value:
+            _check_range(item, field, path)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return
     above, least, most = (field.metadata.get(k) for k in ("above", "least", "most"))
@@ -126,12 +130,12 @@ def _convert(value: Any, hint: Any, path: str) -> Any:
         number = float(str(value).replace("_", ""))
     except ValueError:
         raise wrong from None
+    if not math.isfinite(number):
+        raise wrong
     if hint is int:
         if not number.is_integer():
             raise wrong
         return value if isinstance(value, int) else int(number)
-    if number != number:
-        raise wrong
     return number
 
 
@@ -160,6 +164,8 @@ def merge(*layers: dict[str, Any]) -> dict[str, Any]:
         for key, value in layer.items():
             if isinstance(value, dict) and isinstance(merged.get(key), dict):
                 merged[key] = merge(merged[key], value)
+            elif value is None and isinstance(merged.get(key), dict):
+                continue  # an empty section changes nothing
             else:
                 merged[key] = value
     return merged
@@ -174,6 +180,14 @@ def nest(flat: dict[str, Any]) -> dict[str, Any]:
             layer = {part: layer}
         nested = merge(nested, layer)
     return nested
+
+
+def flatten(nested: dict[str, Any], path: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        flat |= flatten(value, f"{path}{key}.") if isinstance(value, dict) else {path + key: value}
+    return flat
 
 
 def to_dict(config: Any) -> dict[str, Any]:

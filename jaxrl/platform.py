@@ -19,8 +19,9 @@ def target() -> str:
 @contextlib.contextmanager
 def compile_for(platform: str) -> Iterator[None]:
     """Traces programs for `platform` ("cpu" or "gpu") instead of JAX's default backend."""
+    before = getattr(_chosen, "platform", None)
     _chosen.platform = platform
     try:
         yield
     finally:
-        _chosen.platform = None
+        _chosen.platform = before

@@ -13,6 +13,7 @@ from typing import Any
 
 from jaxrl import cli
 from jaxrl.errors import UserError
+from jaxrl.files import write_text
 
 USAGE = """\
 usage: python -m jaxrl.report RUN [--out FILE]
@@ -52,10 +53,7 @@ def main(argv: list[str]) -> int:
     if not (run / "progress.csv").is_file():
         raise UserError(f"{run}: not a run's folder (it has no progress.csv)")
     out = Path(flags.get("out") or run / "report.html")
-    try:
-        out.write_text(page(run))
-    except OSError as error:
-        raise UserError(f"cannot write {out}: {error.strerror}") from error
+    write_text(out, page(run))
     print(f"written to {out}")
     return 0
 
@@ -83,11 +81,15 @@ def page(run: Path) -> str:
 
 
 def _rows(path: Path) -> list[dict[str, float]]:
-    """Rows of the CSV file; empty cells are NaN."""
+    """Rows of the CSV file; empty cells are NaN. A last row cut short is left out."""
+    rows = []
     with path.open(newline="") as file:
-        return [
-            {k: float(v) if v else math.nan for k, v in row.items()} for row in csv.DictReader(file)
-        ]
+        for row in csv.DictReader(file):
+            try:
+                rows.append({k: float(v) if v else math.nan for k, v in row.items()})
+            except (TypeError, ValueError):
+                break
+    return rows
 
 
 def _plots(rows: list[dict[str, float]]) -> str:

@@ -8,9 +8,10 @@ from typing import Any
 
 from jaxrl import cli
 from jaxrl.errors import UserError
+from jaxrl.options import merge
 
 USAGE = """\
-usage: python -m jaxrl.train [--config FILE] [--resume [RUN]] [--SETTING VALUE ...]
+usage: python -m jaxrl.train [--config FILE] [--resume RUN] [--SETTING VALUE ...]
 
 Trains a policy; without arguments, the ballbot. Settings are dotted keys:
   python -m jaxrl.train --seed 1 --ppo.learning_rate 1e-4 --env.max_speed 0.4
@@ -21,7 +22,7 @@ Trains a policy; without arguments, the ballbot. Settings are dotted keys:
   --help           this text and all settings
 """
 
-FLAGS = {"config": True, "resume": True, "wandb": False, "help": False, "set": True}
+FLAGS = {"config": True, "resume": True, "wandb": False, "help": False}
 
 
 def main(argv: list[str]) -> int:
@@ -29,21 +30,23 @@ def main(argv: list[str]) -> int:
     if positionals:
         raise UserError(f"unexpected argument {positionals[0]!r}; settings are --KEY VALUE")
     if flags.get("wandb"):
-        settings = {**settings, "log": {**settings.get("log", {}), "wandb": True}}
+        settings = merge(settings, {"log": {"wandb": True}})
     if flags.get("help"):
         return _help(settings)
     platform = cli.start_jax()
     from jaxrl.config import read_yaml, resolve
-    from jaxrl.options import merge
     from jaxrl.trainer import Trainer
 
     layers: list[dict[str, Any]] = []
     resume = flags.get("resume")
     if resume:
+        for key in ("out", "seed"):
+            if key in settings:
+                raise UserError(f"--{key}: cannot be changed together with --resume")
         layers.append(read_yaml(Path(resume) / "config.yaml"))
     if flags.get("config"):
         layers.append(read_yaml(flags["config"]))
-    config = resolve(*layers, merge(settings, flags["set"]), platform=platform)
+    config = resolve(*layers, settings, platform=platform)
     folder = Path(resume) if resume else _new_folder(config)
     trainer = Trainer(config, folder, resume=bool(resume))
     print(
@@ -73,8 +76,13 @@ def _new_folder(config) -> Path:
         return folder
     for number in range(1, 100_000):
         folder = Path("checkpoints") / f"{config.task}-{number}"
-        if not folder.exists():
+        try:
+            folder.mkdir(parents=True)
             return folder
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise UserError(f"out: cannot write to {folder}: {error.strerror}") from error
     raise UserError("out: checkpoints/ is full of runs; choose another with --out")
 
 
@@ -86,20 +94,10 @@ def _finish(config, folder: Path, trainer) -> None:
     episodes = config.train.eval.final_episodes
     if episodes:
         trained = load_policy(folder)
-        summary, seconds = evaluate_policy(trained, episodes, config.train.seed)
-        result = folder / "eval" / "final.json"
-        write_json(
-            result,
-            {
-                "source": str(trained.source),
-                "episodes": episodes,
-                "seed": config.train.seed,
-                "seconds": seconds,
-                "summary": summary,
-            },
-        )
-        print(f"\n{trained.source.relative_to(folder.absolute())} over {episodes} episodes:")
-        print(format_summary(summary))
+        result = evaluate_policy(trained, episodes, config.train.seed)
+        write_json(folder / "eval" / "final.json", result)
+        print(f"\n{result['source']} over {episodes} episodes:")
+        print(format_summary(result["summary"]))
     minutes = trainer.progress.elapsed / 60
     print(f"""
 {trainer.progress.timesteps:,} control steps in {minutes:.1f} min, all in {folder}/

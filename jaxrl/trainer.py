@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -19,10 +20,11 @@ import numpy as np
 
 from jaxrl import __version__, evaluation
 from jaxrl.algos import ALGORITHMS
-from jaxrl.checkpoint import Checkpointer
+from jaxrl.checkpoint import Checkpointer, DamagedError, read_meta
 from jaxrl.config import RunConfig, resolve, write_yaml
 from jaxrl.errors import UserError
 from jaxrl.evaluation import Evaluator, policy_actor
+from jaxrl.files import write_text
 from jaxrl.logs import Console, CSVSink, Sink, TensorBoardSink, WandbSink
 
 EVAL_SEED = 0x5EED  # evaluation draws its own random numbers
@@ -34,6 +36,7 @@ def make_algorithm(config: RunConfig) -> Any:
     settings = getattr(train, train.algo)
     batch = settings.num_steps * train.num_envs
     iterations = math.ceil(train.total_timesteps / batch)
+    iterations = math.ceil(iterations / train.chunk) * train.chunk
     return ALGORITHMS[train.algo](settings, config.env, train.num_envs, iterations)
 
 
@@ -90,7 +93,7 @@ class Trainer:
         self.folder = Path(folder)
         train = config.train
         self.algo = make_algorithm(config)
-        self.chunk = min(train.chunk, self.algo.total_iterations)
+        self.chunk = train.chunk
         self.checkpoints = Checkpointer(self.folder / "checkpoints", keep=train.checkpoint.keep)
         self.best = Checkpointer(self.folder / "best", keep=1)
         self.progress = Progress()
@@ -98,9 +101,10 @@ class Trainer:
         self._stop_signal: int | None = None
         self._prepare_folder()
         key = jax.random.key(train.seed)
-        if resume:
+        if resume and self.checkpoints.steps():
             self.state = self._restore(jax.eval_shape(self.algo.init, key))
-        else:
+        else:  # new, or killed before its first checkpoint: the same seed gives the same bits
+            self.best.discard_after(-1)
             self.state = jax.jit(self.algo.init)(key)
         write_yaml(config, self.folder / "config.yaml")
 
@@ -125,6 +129,9 @@ class Trainer:
         )
         self.checkpoints.discard_after(restored.step)
         self.progress = Progress(**restored.meta["progress"])
+        self.best.discard_after(restored.step)
+        if not self.best.steps():
+            self.progress.best = None
         saved_with = restored.meta["hardware"]["jax"]
         if saved_with != jax.__version__:
             print(
@@ -149,7 +156,7 @@ class Trainer:
             train.total_timesteps, start=self.progress.timesteps, enabled=train.log.console
         )
         sinks: list[Sink] = []
-        with self._signals():
+        with _SignalGuard(self._on_signal):
             try:
                 evaluator = self._evaluator()
                 sinks = self._sinks(evaluator)
@@ -158,6 +165,8 @@ class Trainer:
                 self.checkpoints.wait()
                 self.best.wait()
             except UserError:
+                with contextlib.suppress(UserError):
+                    self.checkpoints.wait()  # let a save that is under way finish
                 raise
             except BaseException as error:
                 self._emergency(error)
@@ -171,10 +180,7 @@ class Trainer:
     def _loop(self, evaluator: Evaluator | None, sinks: list[Sink], begun: float) -> None:
         train, progress = self.config.train, self.progress
         run_chunk = self._compiled_chunk()
-        if evaluator:
-            shapes = jax.eval_shape(lambda x: x, self.state.policy)
-            compiling = threading.Thread(target=evaluator.compile, args=(shapes,), daemon=True)
-            compiling.start()
+        compiling = None
         while progress.timesteps < train.total_timesteps and self._stop_signal is None:
             started, before = time.monotonic(), progress.timesteps
             self.state, output = run_chunk(self.state)
@@ -183,6 +189,15 @@ class Trainer:
             progress.elapsed = time.monotonic() - begun
             fps = self._steps_per_chunk / (time.monotonic() - started)
             row = self._row(metrics, episodes, fps)
+            if not math.isfinite(row["train/loss"]):
+                raise UserError(
+                    f"training diverged at {progress.timesteps:,} control steps: lower "
+                    f"{train.algo}.learning_rate and go on with --resume {self.folder}"
+                )
+            if evaluator and compiling is None:  # beside the next chunks
+                shapes = jax.eval_shape(lambda x: x, self.state.policy)
+                compiling = threading.Thread(target=evaluator.compile, args=(shapes,))
+                compiling.start()
             done = progress.timesteps >= train.total_timesteps
             if evaluator and (done or _crossed(before, progress.timesteps, train.eval.every)):
                 compiling.join()
@@ -195,6 +210,10 @@ class Trainer:
             if self._reached(row):
                 self.console.say(f"{train.eval.stop_metric} reached {train.eval.stop_at}")
                 break
+        if compiling:
+            compiling.join()
+        if self._stop_signal is not None:
+            self.console.say("stopped after a whole chunk; saving")
 
     def _compiled_chunk(self):
         """`chunk` iterations as one program; the state's buffers are reused."""
@@ -209,8 +228,16 @@ class Trainer:
     def _evaluator(self) -> Evaluator | None:
         settings = self.config.train.eval
         if not settings.every:
+            if settings.stop_at is not None:
+                raise UserError("eval.stop_at: needs evaluations, but eval.every is 0")
             return None
-        return Evaluator(self.config.env, policy_actor(self.algo.policy), settings.episodes)
+        evaluator = Evaluator(self.config.env, policy_actor(self.algo.policy), settings.episodes)
+        if "success" not in evaluator.statistics:
+            for key in ("best_by", "stop_metric"):
+                used = key == "best_by" or settings.stop_at is not None
+                if used and getattr(settings, key) == "success_rate":
+                    raise UserError(f"eval.{key}: task {self.config.task!r} reports no success")
+        return evaluator
 
     def _evaluate(self, evaluator: Evaluator) -> dict[str, float]:
         """Judges the policy; keeps it when it is the best so far."""
@@ -280,12 +307,16 @@ class Trainer:
         }
 
     def _save(self) -> None:
+        self.best.wait()  # a checkpoint never claims a best model that is not on disk
         self.checkpoints.save(self.progress.timesteps, _split(self.state), self._meta())
 
     def _emergency(self, error: BaseException) -> None:
         """Saves what there is when training fails."""
         if any(x.is_deleted() for x in jax.tree.leaves(self.state)):
-            return  # lost inside a chunk; the last periodic checkpoint stands
+            saved = self.checkpoints.steps()
+            last = f"the newest checkpoint is {saved[-1]}" if saved else "there is none yet"
+            print(f"the state was lost inside a compiled chunk; {last}", file=sys.stderr)
+            return
         try:
             self._save()
             self.checkpoints.wait()
@@ -297,14 +328,11 @@ class Trainer:
         except UserError as failed:
             print(f"no emergency checkpoint: {failed}", file=sys.stderr)
 
-    def _signals(self):
-        return _SignalGuard(self._on_signal)
-
     def _on_signal(self, number: int) -> None:
         if self._stop_signal is not None:
+            self.console.close()
             os._exit(128 + number)
         self._stop_signal = number
-        self.console.say("stopping after this chunk, then saving (once more to stop at once)")
 
 
 class _SignalGuard:
@@ -385,7 +413,7 @@ def _where(path: Path) -> tuple[list[Path], int | None]:
     """The folders of checkpoints that a path names, and the step if it names one."""
     if not path.exists():
         raise UserError(f"{path}: no such file or folder")
-    if path.name.isdecimal():
+    if path.name.isdecimal() and not any((path / n).exists() for n in ("best", "checkpoints")):
         return [path.parent], int(path.name)
     if path.name in ("best", "checkpoints") and not (path / "checkpoints").exists():
         return [path], None
@@ -393,8 +421,6 @@ def _where(path: Path) -> tuple[list[Path], int | None]:
 
 
 def _load_step(store: Checkpointer, step: int, overrides: dict) -> TrainedPolicy | None:
-    from jaxrl.checkpoint import DamagedError, read_meta
-
     folder = store.folder / str(step)
     try:
         meta = read_meta(folder)["meta"]
@@ -415,17 +441,32 @@ def _load_step(store: Checkpointer, step: int, overrides: dict) -> TrainedPolicy
 
 
 def evaluate_policy(
-    trained: TrainedPolicy, episodes: int, seed: int
-) -> tuple[dict[str, dict[str, float]], float]:
-    """Summary of `episodes` fresh episodes, and the seconds it took (compiling included)."""
+    trained: TrainedPolicy, episodes: int, seed: int, settings: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """The summary of `episodes` fresh episodes, with all that says where it comes from.
+
+    Args:
+      trained: the policy.
+      episodes: how many.
+      seed: of the episodes.
+      settings: what was changed against the run's own, for the record.
+    """
     begun = time.monotonic()
     evaluator = Evaluator(trained.config.env, trained.actor, episodes)
     key = jax.random.fold_in(jax.random.key(EVAL_SEED + 1), seed)
     table = evaluator(trained.params, key)
-    return evaluation.summarize(evaluator.statistics, table), time.monotonic() - begun
+    return {
+        "source": f"{trained.source.parent.name}/{trained.source.name}",
+        "settings": settings or {},
+        "episodes": episodes,
+        "seed": seed,
+        "seconds": time.monotonic() - begun,
+        "hardware": hardware(),
+        "summary": evaluation.summarize(evaluator.statistics, table),
+    }
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Writes a result file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    write_text(path, json.dumps(content, indent=1) + "\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ def record(env: Env, actor: Actor, params: Any, path: Path, seed: int = 0) -> No
     """Plays one episode and writes it as a video, at the task's own speed.
 
     Args:
-      env: the task; it must have `render(states, fps) -> frames [F, H, W, 3] uint8`.
+      env: the task; it must have `render(states, stride) -> frames [F, H, W, 3] uint8`.
       actor: what acts.
       params: what the actor takes.
       path: .mp4 file.
@@ -28,6 +29,8 @@ def record(env: Env, actor: Actor, params: Any, path: Path, seed: int = 0) -> No
     Raises:
       UserError: the task cannot be drawn, or a library is missing.
     """
+    if path.suffix != ".mp4":
+        raise UserError(f"--video: got {path}, expected a file that ends in .mp4")
     if not hasattr(env, "render"):
         raise UserError(f"--video: task {type(env).__name__} has no render()")
     try:
@@ -51,12 +54,13 @@ def record(env: Env, actor: Actor, params: Any, path: Path, seed: int = 0) -> No
 
     physics, over = jax.device_get(jax.jit(play)(params, jax.random.key(seed)))
     length = int(np.argmax(over)) + 1 if over.any() else len(over)
-    fps = min(50, round(1 / env.control_dt))
-    frames = env.render(jax.tree.map(lambda x: x[:length, 0], physics), fps)
+    stride = max(1, math.ceil(1 / (50 * env.control_dt) - 1e-9))  # at most 50 frames a second
+    frames = env.render(jax.tree.map(lambda x: x[:length, 0], physics), stride)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with warnings.catch_warnings():  # the encoder is another program: forking is harmless
             warnings.simplefilter("ignore", RuntimeWarning)
+            fps = 1 / (stride * env.control_dt)
             imageio.imwrite(path, frames, fps=fps, macro_block_size=8)
     except (OSError, ValueError) as error:
         raise UserError(f"--video: cannot write {path}: {error}") from error

@@ -64,12 +64,11 @@ def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(small_run, tmp
     assert_same(whole.state, second.state)
 
 
-@pytest.mark.parametrize("drive", ["no_slip"])
-def test_exact_resume_on_the_ballbot(drive, tmp_path):
+def test_exact_resume_on_the_ballbot(tmp_path):
     from jaxrl.config import resolve
 
     settings = {
-        "env": {"name": "ballbot", "drive": drive},
+        "env": {"name": "ballbot"},
         "num_envs": 8,
         "total_timesteps": 8 * 8 * 4,
         "chunk": 1,
@@ -199,6 +198,38 @@ def test_a_full_disk_is_one_clear_error_and_old_checkpoints_stay(small_run, tmp_
     with pytest.raises(UserError, match=r"could not be written.*No space left.*saved before"):
         trainer.run()
     assert Trainer(small_run(), tmp_path, resume=True).progress.timesteps == 0
+
+
+def test_killed_before_its_first_checkpoint_it_starts_again(small_run, tmp_path):
+    Trainer(small_run(), tmp_path)  # config.yaml is there, no checkpoint is
+    again = Trainer(small_run(), tmp_path, resume=True)
+    assert again.progress.timesteps == 0
+    assert again.run() == 0
+
+
+def test_after_a_step_back_the_best_model_is_kept_anew(small_run, tmp_path):
+    Trainer(small_run({"checkpoint": {"keep": 10}}), tmp_path).run()
+    for step in (256, 384, 512):
+        os.rename(tmp_path / f"checkpoints/{step}", tmp_path / f"gone{step}")
+    again = Trainer(small_run(), tmp_path, resume=True)
+    assert again.progress.timesteps == 128
+    assert again.run() == 0
+    assert load_policy(tmp_path).source.parent.name == "best"
+    assert Checkpointer(tmp_path / "best").steps()[-1] <= 512
+
+
+def test_divergence_ends_the_run_and_keeps_the_good_checkpoints(small_run, tmp_path, monkeypatch):
+    trainer = Trainer(small_run(), tmp_path)
+    row, seen = trainer._row, []
+
+    def spoiled(*args, **kwargs):
+        seen.append(1)
+        return row(*args, **kwargs) | ({"train/loss": float("nan")} if len(seen) > 3 else {})
+
+    monkeypatch.setattr(trainer, "_row", spoiled)
+    with pytest.raises(UserError, match="training diverged at 384 control steps"):
+        trainer.run()
+    assert Checkpointer(tmp_path / "checkpoints").steps() == [128, 256]
 
 
 def test_nothing_is_pickled(small_run, tmp_path):

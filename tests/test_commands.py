@@ -39,6 +39,14 @@ def refuse(main, argv, pattern, capfd, monkeypatch):
         (["--ppo.gamma", "1.5"], r"ppo.gamma: got 1.5, must be at most 1"),
         (["--ppo.num_minibatches", "7"], r"ppo.num_minibatches: .* do not divide into 7"),
         (["--ppo", "fast"], r"ppo: expected a section, got 'fast'"),
+        (["--ppo.network.policy_hidden", "[64,-3]"], r"policy_hidden: got -3, must be at least 1"),
+        (["--env.max_speed", "inf"], r"env.max_speed: got 'inf', expected number"),
+        (["--env.episode_seconds", "0.005"], r"env.episode_seconds: got 0.005, must be at least"),
+        (["--env.start_tilt", "20", "--env.max_tilt", "10"], r"env.start_tilt: got 20.0, must be below"),
+        (["--ppo.network.policy_keys", "eyes"], r"policy_keys: the observation has no 'eyes'"),
+        (["--wandb=false"], r"--wandb: takes no value"),
+        (["--resume", ""], r"--resume: needs a value"),
+        (["--resume", "x", "--seed", "3"], r"--seed: cannot be changed together with --resume"),
         (["--config", "nowhere.yaml"], r"config nowhere.yaml: No such file"),
         (["--resume", "nowhere"], r"nowhere.*No such file"),
         (["--seed"], r"--seed: needs a value"),
@@ -58,6 +66,7 @@ def test_train_refuses_in_one_line(argv, pattern, capfd, monkeypatch):
         (["."], r"no whole checkpoint"),
         ([".", "--episodes", "none"], r"--episodes: got 'none'"),
         ([".", "--episode", "3"], r"unknown argument --episode; did you mean --episodes\?"),
+        ([".", "--seed", "abc"], r"--seed: got 'abc'"),
         ([".", "--set", "env.drive"], r"--set env.drive: expected KEY=VALUE"),
         (["--baselines", "balbot"], r"did you mean 'ballbot'"),
     ],
@@ -165,7 +174,7 @@ def test_train_evaluate_report(tmp_path, monkeypatch, capsys):
     assert "python -m jaxrl.evaluate checkpoints/ballbot-1" in capsys.readouterr().out
 
     assert evaluate.main([str(run), "--episodes", "4", "--set", "env.drive=omniwheel"]) == 0
-    result = json.loads(next((run / "eval").glob("[0-9]*.json")).read_text())
+    result = json.loads(next((run / "eval").glob("best-*-env.drive=omniwheel.json")).read_text())
     assert result["episodes"] == 4
     assert set(result["summary"]["return"]) == {
         "mean",

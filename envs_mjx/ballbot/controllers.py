@@ -37,7 +37,8 @@ def gravity_in_body(quat: jax.Array) -> jax.Array:
 
 
 def reduced_state(qpos: jax.Array, qvel: jax.Array, position: jax.Array) -> jax.Array:
-    """[9]: position error 2 and velocity 2 (heading frame), lean 2, angular velocity 3.
+    """[9]: position error 2 (heading frame), lean 2, velocity 2 (heading frame), angular
+    velocity 3.
 
     Args:
       qpos, qvel: of either drive model; the base's free joint comes first.

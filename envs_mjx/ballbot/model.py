@@ -62,7 +62,6 @@ BODY_MASS = BASE_MASS + 2 * HEAD_MASS + 3 * WHEEL_MASS
 BASE_COM_HEIGHT = (
     BODY_COM_HEIGHT * BODY_MASS - 2 * HEAD_MASS * HEADS[0, 2] - 3 * WHEEL_MASS * _WHEELS_HEIGHT
 ) / BASE_MASS
-TOTAL_MASS = BODY_MASS + BALL_MASS
 
 # The contacts give way by this much under the body's weight; starting there, no wheel
 # begins on the border between touching and not.
@@ -101,10 +100,13 @@ def _text(values) -> str:
     return " ".join(f"{v:.9g}" for v in np.ravel(values))
 
 
+def _full(i: np.ndarray) -> str:
+    return _text([i[0, 0], i[1, 1], i[2, 2], i[0, 1], i[0, 2], i[1, 2]])
+
+
 def _body_inertial(with_wheels: bool) -> str:
-    mass, com, i = rigid_body(with_wheels)
-    full = [i[0, 0], i[1, 1], i[2, 2], i[0, 1], i[0, 2], i[1, 2]]
-    return f'<inertial pos="{_text(com)}" mass="{mass:.9g}" fullinertia="{_text(full)}"/>'
+    mass, com, inertia = rigid_body(with_wheels)
+    return f'<inertial pos="{_text(com)}" mass="{mass:.9g}" fullinertia="{_full(inertia)}"/>'
 
 
 def _body_looks() -> str:
@@ -189,10 +191,6 @@ def _omniwheel() -> tuple[str, str, str]:
     )
     motors = "".join(f'<motor name="wheel_{i}" joint="wheel_{i}"/>' for i in range(3))
     return bodies, pairs, motors
-
-
-def _full(i: np.ndarray) -> str:
-    return _text([i[0, 0], i[1, 1], i[2, 2], i[0, 1], i[0, 2], i[1, 2]])
 
 
 def mjcf(drive: str, timestep: float) -> str:

@@ -23,6 +23,7 @@ from envs_mjx.ballbot.controllers import (
 )
 from envs_mjx.physics import Physics, PhysicsState
 from jaxrl.envs import ArraySpec, State
+from jaxrl.errors import UserError
 from jaxrl.options import option
 
 PPO_PRESET = {
@@ -95,6 +96,17 @@ class Ballbot:
         "cpu": PPO_PRESET | {"num_envs": 256, "total_timesteps": 2_500_000},
         "gpu": PPO_PRESET | {"num_envs": 4096, "total_timesteps": 20_000_000},
     }
+
+    def __post_init__(self) -> None:
+        if self.episode_length < 1:
+            raise UserError(
+                f"env.episode_seconds: got {self.episode_seconds}, must be at least one control "
+                f"step of {self.control_dt} s"
+            )
+        if self.start_tilt >= self.max_tilt:
+            raise UserError(
+                f"env.start_tilt: got {self.start_tilt}, must be below max_tilt, {self.max_tilt}"
+            )
 
     @functools.cached_property
     def physics(self) -> Physics:
@@ -229,9 +241,11 @@ class Ballbot:
     def wheel_speeds(self, physics: PhysicsState) -> jax.Array:
         """[3] wheel speeds (rad/s)."""
         if self.drive == "omniwheel":
-            return physics.qvel[6:9]
+            wheels = [self.physics.qvel_slice(name) for name in m.WHEEL_GEOMS]
+            return jnp.concatenate([physics.qvel[wheel] for wheel in wheels])
         # The ball joint's velocity is in the ball's frame; the gears act in the body's.
-        w, axis, spin = physics.qpos[7], physics.qpos[8:11], physics.qvel[6:9]
+        quat = physics.qpos[self.physics.qpos_slice("ball")]
+        w, axis, spin = quat[0], quat[1:], physics.qvel[self.physics.qvel_slice("ball")]
         spin = spin + 2.0 * jnp.cross(axis, jnp.cross(axis, spin) + w * spin)
         return jnp.asarray(m.GEAR, jnp.float32) @ spin
 
@@ -257,9 +271,8 @@ class Ballbot:
 
         return act
 
-    def render(self, states: PhysicsState, fps: int) -> np.ndarray:
-        """[F, H, W, 3] pictures of physics states [T, ...] at `fps` frames a second."""
-        stride = max(round(1 / (fps * self.control_dt)), 1)
+    def render(self, states: PhysicsState, stride: int) -> np.ndarray:
+        """[F, H, W, 3] pictures of every `stride`-th of the physics states [T, ...]."""
         return self.physics.render(states, stride=stride, track="base", distance=1.4)
 
 

@@ -28,8 +28,10 @@ class ScheduleConfig:
         "constant", "shape of the schedule"
     )
     final: float = option(0.0, "factor at the end (linear, cosine)", least=0)
-    boundaries: tuple[float, ...] = option((), "shares of the run where piecewise changes")
-    factors: tuple[float, ...] = option((), "factor after each boundary")
+    boundaries: tuple[float, ...] = option(
+        (), "shares of the run where piecewise changes", least=0, most=1
+    )
+    factors: tuple[float, ...] = option((), "factor after each boundary", least=0)
 
     def check(self, path: str) -> None:
         """Raises UserError where a piecewise schedule is not one."""

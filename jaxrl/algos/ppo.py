@@ -6,7 +6,7 @@ Source: Schulman et al. 2017, "Proximal policy optimization algorithms".
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +34,7 @@ from jaxrl.rl.normalizer import RunningStatistics
 
 @dataclasses.dataclass(frozen=True)
 class PPOConfig:
-    """Settings of PPO. Plain numbers are traced: changing them does not recompile."""
+    """Settings of PPO. Those in `Hyperparameters` are traced: changing them does not recompile."""
 
     learning_rate: float = option(3e-4, "Adam's step size at the start", above=0)
     schedule: ScheduleConfig = option(ScheduleConfig(), "learning-rate schedule")
@@ -50,7 +50,7 @@ class PPOConfig:
     max_grad_norm: float = option(0.5, "gradient norm clip", above=0)
     weight_decay: float = option(0.0, "AdamW's decoupled weight decay", least=0)
     target_kl: float | None = option(
-        None, "stop an iteration's updates above 1.5 times this KL; none: never", above=0
+        None, "no more updates in an iteration once the KL passes 1.5 times this", above=0
     )
     normalize_advantage: bool = option(True, "scale advantages to mean 0, std 1 a minibatch")
     normalize_observation: bool = option(True, "running mean and std of observations")
@@ -140,10 +140,9 @@ class PPO:
       UserError: settings that do not fit together.
     """
 
-    name: Literal["ppo"] = "ppo"
-
     def __init__(self, config: PPOConfig, env: Env, num_envs: int, total_iterations: int):
         self.config = config
+        self.env = env
         self.num_envs = num_envs
         self.total_iterations = total_iterations
         self.batch_size = config.num_steps * num_envs
@@ -166,6 +165,15 @@ class PPO:
             raise UserError(
                 "ppo.network.shared_trunk: needs policy_keys and value_keys to be the same"
             )
+        spec = self.env.observation_spec
+        known = sorted(spec) if isinstance(spec, dict) else []
+        for field in ("policy_keys", "value_keys"):
+            wrong = [key for key in getattr(network, field) if key not in known]
+            if wrong:
+                raise UserError(
+                    f"ppo.network.{field}: the observation has no {wrong[0]!r} (it has: "
+                    f"{', '.join(known) or 'no keys, it is one array'})"
+                )
         c.schedule.check("ppo.schedule")
 
     # -- acting ---------------------------------------------------------------------

@@ -7,7 +7,7 @@ time limit and never resets itself: `jaxrl.envs.vector` does that for every task
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 from flax import struct
@@ -50,6 +50,10 @@ class State:
 class Env(Protocol):
     """A task. Implementations are frozen dataclasses of their settings.
 
+    A task may also have `presets` (training settings by device, "cpu" and "gpu"),
+    `baselines()` (scripted controllers by name, State -> action) and
+    `render(physics states [T, ...], stride) -> [F, H, W, 3] uint8`.
+
     Attributes:
       observation_spec: an `ArraySpec`, or a dictionary of them.
       action_spec: an `ArraySpec` with bounds -1 and 1.
@@ -73,9 +77,3 @@ class Env(Protocol):
 
     def step(self, state: State, action: jax.Array) -> State:
         """One control step under an action in [-1, 1]."""
-
-
-class HasPresets(Protocol):
-    """A task may bring tested training settings for each kind of device."""
-
-    presets: ClassVar[dict[str, dict[str, Any]]]

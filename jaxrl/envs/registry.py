@@ -34,7 +34,7 @@ def env_class(name: str) -> type:
         if entry.name == name:
             try:
                 return entry.load()
-            except ImportError as error:
+            except (ImportError, AttributeError) as error:
                 raise UserError(
                     f"env.name: task {name!r} is registered as {entry.value!r}, "
                     f"which cannot be imported: {error}"

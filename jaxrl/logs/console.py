@@ -102,6 +102,6 @@ class Console:
 
 
 def _number(value: float) -> str:
-    if math.isnan(value):
-        return "-"
+    if not math.isfinite(value):
+        return "-" if math.isnan(value) else str(value)
     return f"{value:,.0f}" if value == int(value) and abs(value) >= 100 else f"{value:.4g}"

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
+import secrets
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from jaxrl.errors import UserError
+from jaxrl.files import write_text
 
 STEP = "time/total_timesteps"
 
@@ -35,11 +38,13 @@ class CSVSink:
         if resume_step and path.exists():
             with path.open(newline="") as file:
                 kept = [row for row in csv.DictReader(file) if _upto(row, resume_step)]
-        self._file = path.open("w", newline="")
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, columns, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(kept)
+        write_text(path, text.getvalue())
+        self._file = path.open("a", newline="")
         self._writer = csv.DictWriter(self._file, columns, extrasaction="ignore")
-        self._writer.writeheader()
-        self._writer.writerows(kept)
-        self._file.flush()
 
     def write(self, step: int, row: dict[str, float]) -> None:
         self._writer.writerow({k: _cell(v) for k, v in row.items() if _known(v)})
@@ -94,9 +99,20 @@ class WandbSink:
             import wandb
         except ImportError as error:
             raise UserError("log.wandb: needs `pip install 'jaxrl[wandb]'`") from error
-        self._run = wandb.init(
-            project="jaxrl", name=name, id=name, dir=str(folder), config=config, resume="allow"
-        )
+        known = folder / "wandb_id"
+        if not known.exists():
+            write_text(known, secrets.token_hex(4))
+        try:
+            self._run = wandb.init(
+                project="jaxrl",
+                name=name,
+                id=known.read_text(),
+                dir=str(folder),
+                config=config,
+                resume="allow",
+            )
+        except wandb.Error as error:
+            raise UserError(f"log.wandb: {error} (WANDB_MODE=offline needs no login)") from error
 
     def write(self, step: int, row: dict[str, float]) -> None:
         self._run.log({k: v for k, v in row.items() if _known(v)}, step=step)

@@ -21,8 +21,8 @@ LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0
 class NetworkConfig:
     """Networks of an actor-critic."""
 
-    policy_hidden: tuple[int, ...] = option((64, 64), "widths of the policy's layers")
-    value_hidden: tuple[int, ...] = option((64, 64), "widths of the value's layers")
+    policy_hidden: tuple[int, ...] = option((64, 64), "widths of the policy's layers", least=1)
+    value_hidden: tuple[int, ...] = option((64, 64), "widths of the value's layers", least=1)
     activation: Literal["tanh", "relu", "elu", "swish", "gelu"] = option(
         "tanh", "activation function"
     )
@@ -34,7 +34,7 @@ class NetworkConfig:
         "normal", "action distribution: clipped or tanh-squashed Gaussian"
     )
     state_dependent_std: bool = option(False, "the policy outputs its std for each state")
-    initial_std: float = option(1.0, "standard deviation at the start", above=0)
+    initial_std: float = option(1.0, "standard deviation at the start", least=0.01, most=7.0)
 
 
 class ActorCritic(nn.Module):

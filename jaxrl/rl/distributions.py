@@ -8,7 +8,6 @@ log-probabilities and entropies are summed over the action's components.
 from __future__ import annotations
 
 import math
-from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -23,15 +22,6 @@ class Gaussian:
 
     mean: jax.Array
     log_std: jax.Array
-
-
-class Distribution(Protocol):
-    """Functions of a Gaussian and its samples."""
-
-    def sample(self, g: Gaussian, noise: jax.Array) -> jax.Array: ...
-    def action(self, raw: jax.Array) -> jax.Array: ...
-    def log_prob(self, g: Gaussian, raw: jax.Array) -> jax.Array: ...
-    def entropy(self, g: Gaussian, key: jax.Array) -> jax.Array: ...
 
 
 class Normal:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-SCHEDULES = ("constant", "linear", "piecewise", "cosine")
-
 
 def factor(
     kind: str,
@@ -19,7 +17,7 @@ def factor(
     """The factor at a point of the run.
 
     Args:
-      kind: one of `SCHEDULES`.
+      kind: "constant", "linear", "piecewise" or "cosine".
       progress: scalar in [0, 1], share of the run that is done.
       final: factor at the end (linear, cosine).
       boundaries: increasing shares of the run at which a piecewise schedule changes.
