@@ -16,6 +16,7 @@ import hashlib
 import json
 import logging
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,19 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from jaxrl.errors import UserError
 
-logging.getLogger("absl").setLevel(logging.ERROR)
+# Orbax logs whole tracebacks of what it then raises; the messages here say it in a line.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
+
+_unraisable = sys.unraisablehook
+
+
+def _quiet_unraisable(args: Any) -> None:
+    """Reads and writes that fail together report to an event loop that is closed by then."""
+    if not (isinstance(args.exc_value, RuntimeError) and "loop is closed" in str(args.exc_value)):
+        _unraisable(args)
+
+
+sys.unraisablehook = _quiet_unraisable
 
 META = "meta"
 CHUNK_BYTES = 64 << 20
@@ -191,7 +204,9 @@ class Checkpointer:
         return _from_arrays(arrays, tree)
 
     def _failed(self, step: Any, error: Exception) -> UserError:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        if "No space left" in str(error):
+            reason = "No space left on device"
         return UserError(
             f"checkpoint {step} could not be written to {self.folder}: {reason[:200]} (checkpoints "
             "saved before are untouched; free space or mend the folder, then --resume)"

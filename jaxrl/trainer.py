@@ -164,17 +164,23 @@ class Trainer:
                 self._save()
                 self.checkpoints.wait()
                 self.best.wait()
-            except UserError:
+            except (UserError, OSError) as error:
                 with contextlib.suppress(UserError):
                     self.checkpoints.wait()  # let a save that is under way finish
-                raise
+                if isinstance(error, UserError):
+                    raise
+                raise UserError(
+                    f"cannot write to {self.folder}: {error.strerror or error} (checkpoints saved "
+                    "before are untouched; free space or mend the folder, then --resume)"
+                ) from error
             except BaseException as error:
                 self._emergency(error)
                 raise
             finally:
                 self.console.close()
                 for sink in sinks:
-                    sink.close()
+                    with contextlib.suppress(OSError):
+                        sink.close()
         return 0 if self._stop_signal is None else 128 + self._stop_signal
 
     def _loop(self, evaluator: Evaluator | None, sinks: list[Sink], begun: float) -> None:

@@ -6,6 +6,7 @@ import csv
 import io
 import math
 import secrets
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -75,6 +76,7 @@ class TensorBoardSink:
     def __init__(self, folder: Path, *, resume_step: int = 0):
         from tensorboardX import SummaryWriter
 
+        threading.excepthook = _quiet_writer(threading.excepthook)
         purge = resume_step + 1 if resume_step else None
         self._writer = SummaryWriter(str(folder), purge_step=purge)
 
@@ -85,6 +87,18 @@ class TensorBoardSink:
 
     def close(self) -> None:
         self._writer.close()
+
+
+def _quiet_writer(hook):
+    """TensorBoard's thread meets a full disk together with the loop, which tells of it."""
+
+    def quiet(args) -> None:
+        if not (
+            isinstance(args.exc_value, OSError) and "EventLogger" in type(args.thread).__name__
+        ):
+            hook(args)
+
+    return quiet
 
 
 class WandbSink:
