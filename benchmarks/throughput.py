@@ -37,7 +37,7 @@ def main(argv: list[str]) -> int:
     if flags.get("first"):
         return first_update(settings)
     platform = cli.start_jax()
-    from jaxrl.trainer import hardware
+    from jaxrl.trainer import hardware, write_json
 
     report: dict[str, Any] = {"hardware": hardware(), "results": []}
     if not flags.get("no_compile"):
@@ -47,7 +47,7 @@ def main(argv: list[str]) -> int:
         report["results"].append(measure(layer, platform, int(flags.get("repeats", 5))))
     print(json.dumps(report, indent=1))
     if flags.get("json"):
-        Path(flags["json"]).write_text(json.dumps(report, indent=1) + "\n")
+        write_json(Path(flags["json"]), report)
     return 0
 
 

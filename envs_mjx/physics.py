@@ -106,11 +106,6 @@ class Physics:
         self.substeps = substeps
         self.rolling_geoms = tuple(self.model.geom(name).id for name in rolling_geoms)
 
-    @property
-    def control_dt(self) -> float:
-        """Seconds of a control step."""
-        return self.substeps * self.model.opt.timestep
-
     @functools.cached_property
     def mjx_model(self) -> mjx.Model:
         with jax.ensure_compile_time_eval():
@@ -481,7 +476,6 @@ class CPhysics:
 
     def __init__(self, physics: Physics, num_worlds: int):
         self.physics = physics
-        self.num_worlds = num_worlds
         if physics.rolling_geoms:
             self._worlds = [mujoco.MjData(physics.model) for _ in range(num_worlds)]
         else:

@@ -76,7 +76,6 @@ class TensorBoardSink:
     def __init__(self, folder: Path, *, resume_step: int = 0):
         from tensorboardX import SummaryWriter
 
-        threading.excepthook = _quiet_writer(threading.excepthook)
         purge = resume_step + 1 if resume_step else None
         self._writer = SummaryWriter(str(folder), purge_step=purge)
 
@@ -89,16 +88,17 @@ class TensorBoardSink:
         self._writer.close()
 
 
-def _quiet_writer(hook):
+_thread_hook = threading.excepthook
+
+
+def _quiet_writer(args: Any) -> None:
     """TensorBoard's thread meets a full disk together with the loop, which tells of it."""
+    writer = "EventLogger" in type(args.thread).__name__
+    if not (writer and isinstance(args.exc_value, OSError)):
+        _thread_hook(args)
 
-    def quiet(args) -> None:
-        if not (
-            isinstance(args.exc_value, OSError) and "EventLogger" in type(args.thread).__name__
-        ):
-            hook(args)
 
-    return quiet
+threading.excepthook = _quiet_writer
 
 
 class WandbSink:
