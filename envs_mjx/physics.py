@@ -43,7 +43,7 @@ with contextlib.redirect_stdout(io.StringIO()):  # MJX prints that Warp is not i
     from mujoco.mjx._src import solver as _mjx_solver
 
 from jaxrl import platform
-from jaxrl.errors import UserError
+from jaxrl.errors import no_opengl
 
 # Largest matrix whose Cholesky factor is written out as plain arithmetic.
 WRITTEN_OUT_CHOLESKY_MAX = 12
@@ -211,11 +211,7 @@ class Physics:
         try:
             renderer = mujoco.Renderer(self.model, height, width)
         except Exception as error:  # each OpenGL binding fails in its own way
-            raise UserError(
-                "rendering needs an OpenGL library that works without a screen: install EGL "
-                "(Debian: libegl1 libegl-mesa0 libgl1-mesa-dri) or OSMesa (libosmesa6), and "
-                f"choose it with MUJOCO_GL=egl or osmesa ({type(error).__name__}: {error})"
-            ) from error
+            raise no_opengl(error) from error
         with renderer:
             for t in range(0, len(states.qpos), stride):
                 data.qpos[:], data.qvel[:] = states.qpos[t], states.qvel[t]

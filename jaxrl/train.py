@@ -75,7 +75,7 @@ def _new_folder(config) -> Path:
             )
         return folder
     for number in range(1, 100_000):
-        folder = Path("checkpoints") / f"{config.task}-{number}"
+        folder = Path("checkpoints") / f"{config.task.replace(':', '-')}-{number}"
         try:
             folder.mkdir(parents=True)
             return folder
@@ -99,9 +99,10 @@ def _finish(config, folder: Path, trainer) -> None:
         print(f"\n{result['source']} over {episodes} episodes:")
         print(format_summary(result["summary"]))
     minutes = trainer.progress.elapsed / 60
+    video = f" --video {folder}/videos/best.mp4" if hasattr(config.env, "render") else ""
     print(f"""
 {trainer.progress.timesteps:,} control steps in {minutes:.1f} min, all in {folder}/
-  evaluate   python -m jaxrl.evaluate {folder} --video {folder}/videos/best.mp4
+  evaluate   python -m jaxrl.evaluate {folder}{video}
   report     python -m jaxrl.report {folder}
   curves     tensorboard --logdir {folder}/tensorboard""")
 
