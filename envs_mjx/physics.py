@@ -11,26 +11,15 @@ judging a policy outside the simulator that it was trained in.
 from __future__ import annotations
 
 import contextlib
-import ctypes.util
 import functools
 import io
 import operator
-import os
-import sys
 import threading
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-
-# MuJoCo chooses its OpenGL library once, when it is imported.
-if sys.platform == "linux" and "MUJOCO_GL" not in os.environ:
-    for _gl, _library in (("egl", "EGL"), ("osmesa", "OSMesa")):
-        if ctypes.util.find_library(_library):
-            os.environ["MUJOCO_GL"] = _gl
-            break
-
 import mujoco
 import numpy as np
 from flax import struct
