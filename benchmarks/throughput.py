@@ -92,6 +92,7 @@ def pieces(algo: Any) -> dict[str, Callable[[Any], Any]]:
     """The parts of one iteration as functions of the training state."""
     import jax
     import jax.numpy as jnp
+
     from jaxrl.algos.base import shuffled
     from jaxrl.rl.packing import Packing
 

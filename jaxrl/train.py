@@ -81,7 +81,7 @@ def _new_folder(config) -> Path:
             )
         return folder
     for number in range(1, 100_000):
-        folder = Path("checkpoints") / f"{config.task}-{number}"
+        folder = Path("checkpoints") / f"{config.task.replace(':', '-')}-{number}"
         try:
             folder.mkdir(parents=True)
             return folder
@@ -109,9 +109,10 @@ def _finish(config, folder: Path, trainer) -> None:
         print(format_summary(result["summary"]))
     minutes = trainer.progress.elapsed / 60
     best = trainer.best_folder()
+    video = f" --video {best}/videos/best.mp4" if hasattr(config.env, "render") else ""
     print(f"""
 {trainer.progress.timesteps:,} control steps in {minutes:.1f} min, all in {folder}/
-  evaluate   python -m jaxrl.evaluate {best} --video {best}/videos/best.mp4
+  evaluate   python -m jaxrl.evaluate {best}{video}
   report     python -m jaxrl.report {folder}
   curves     tensorboard --logdir {folder}/tensorboard""")
 
