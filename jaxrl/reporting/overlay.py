@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from jaxrl.reporting.members import Group, Member, differing, grouped, read_members, shown
 from jaxrl.options import nest
+from jaxrl.reporting.members import Group, Member, differing, grouped, read_members, shown
 from jaxrl.reporting.pages import (
     CURVES,
     SECONDS,
