@@ -1,5 +1,9 @@
 """Replay: what comes out is what went in, over the right steps, and never across an end."""
 
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,12 +16,15 @@ from jaxrl.rl.returns import ReturnScale, n_step_return
 from tests.toys import Countdown
 
 GAMMA = 0.9
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
-def filled(env, rows, capacity, **settings):
-    """A replay after `rows` steps of 3 worlds; each action tells its observation's clock."""
-    vector = Vector(env, 3, starts=8)
-    replay = Replay(capacity, 3, jnp.zeros(2), 1, episode_length=env.episode_length, **settings)
+def filled(env, rows, capacity, *, worlds=3, **settings):
+    """A replay after `rows` steps; each action tells its observation's clock."""
+    vector = Vector(env, worlds, starts=8)
+    replay = Replay(
+        capacity, worlds, jnp.zeros(2), 1, episode_length=env.episode_length, **settings
+    )
 
     def step(carry, key):
         envs, state = carry
@@ -134,3 +141,36 @@ def test_dictionaries_go_through_the_ring():
 def test_a_ring_shorter_than_a_sample_is_refused():
     with pytest.raises(ValueError, match="capacity: got 3"):
         Replay(3, 1, jnp.zeros(2), 1, episode_length=10, n_step=3)
+
+
+SHARDED = """
+import jaxrl, jax, jax.numpy as jnp, numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from jaxrl.rl.replay import Replay
+from tests.test_replay import GAMMA, filled
+from tests.toys import Countdown
+
+env = Countdown(episode_length=4)
+replay, state = filled(env, 20, 64, worlds=8, n_step=2)
+mesh = jax.make_mesh((2,), ("worlds",), axis_types=(AxisType.Auto,))
+axis = {"limits": P("worlds"), "inserted": P()}
+def place(path, x):
+    spec = axis.get(path[0].name, P(None, "worlds"))
+    return jax.device_put(x, NamedSharding(mesh, spec))
+split = jax.tree_util.tree_map_with_path(place, state)
+
+sample = lambda s, key: replay.sample(s, key, 32, gamma=GAMMA)
+compiled = jax.jit(sample).lower(split, jax.random.key(2)).compile()
+one, two = jax.jit(sample)(state, jax.random.key(2)), compiled(split, jax.random.key(2))
+for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-6)
+assert "all-gather" not in compiled.as_text()  # the ring stays where it is
+"""
+
+
+def test_the_ring_splits_over_devices_with_its_worlds():
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    done = subprocess.run(
+        [sys.executable, "-c", SHARDED], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
