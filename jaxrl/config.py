@@ -12,7 +12,7 @@ from typing import Any, Literal
 import yaml
 
 from jaxrl import envs
-from jaxrl.algos import PPOConfig
+from jaxrl.algos import ALGORITHMS, PPOConfig, SACConfig, TD3Config
 from jaxrl.envs import Env
 from jaxrl.errors import UserError
 from jaxrl.files import write_text
@@ -58,7 +58,7 @@ class LogConfig:
 class TrainConfig:
     """A run, but for the task's own settings."""
 
-    algo: Literal["ppo"] = option("ppo", "learning algorithm")
+    algo: Literal["ppo", "sac", "td3"] = option("ppo", "learning algorithm")
     num_envs: int = option(256, "worlds simulated side by side", least=1)
     total_timesteps: int = option(
         1_000_000, "control steps to train for, rounded up to whole chunks", least=1
@@ -70,6 +70,8 @@ class TrainConfig:
     checkpoint: CheckpointConfig = option(CheckpointConfig(), "checkpoints")
     log: LogConfig = option(LogConfig(), "logs")
     ppo: PPOConfig = option(PPOConfig(), "PPO")
+    sac: SACConfig = option(SACConfig(), "SAC")
+    td3: TD3Config = option(TD3Config(), "TD3")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,8 +83,10 @@ class RunConfig:
     train: TrainConfig
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, in the layout of a configuration file; not where the run lies."""
-        train = {key: value for key, value in to_dict(self.train).items() if key != "out"}
+        """Plain values, in the layout of a configuration file; not where the run lies, nor
+        the settings of algorithms that it does not use."""
+        unused = {"out", *ALGORITHMS} - {self.train.algo}
+        train = {key: value for key, value in to_dict(self.train).items() if key not in unused}
         return {"env": {"name": self.task, **to_dict(self.env)}, **train}
 
 
@@ -103,7 +107,8 @@ def resolve(*layers: dict[str, Any], platform: str) -> RunConfig:
         raise UserError(f"env: expected a section or a task's name, got {section!r}")
     task = str(section.get("name", DEFAULT_TASK))
     env_class = envs.env_class(task)
-    preset = getattr(env_class, "presets", {}).get(platform, {})
+    presets = getattr(env_class, "presets", {}).get(platform, {})
+    preset = presets.get(values.get("algo", TrainConfig.algo), {})
     values = merge(preset, {**values, "env": {}}, {"env": section})
     settings = {k: v for k, v in values.pop("env").items() if k != "name"}
     return RunConfig(

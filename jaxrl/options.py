@@ -40,7 +40,7 @@ def option(
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def build(cls: type[T], values: dict[str, Any], path: str = "") -> T:
+def build(cls: type[T], values: dict[str, Any], path: str = "", default: T | None = None) -> T:
     """Makes the dataclass from a nested dictionary.
 
     Args:
@@ -48,6 +48,7 @@ def build(cls: type[T], values: dict[str, Any], path: str = "") -> T:
       values: plain values; strings are read by the field's type, so "1e-3" is a number
         where a number belongs and "10e6" a whole one.
       path: where `values` lies, for messages ("ppo.").
+      default: keeps what `values` leave out; none: the class's own defaults.
 
     Raises:
       UserError: unknown key, wrong type, or value out of range.
@@ -60,9 +61,17 @@ def build(cls: type[T], values: dict[str, Any], path: str = "") -> T:
     for key, value in values.items():
         if key not in fields:
             raise UserError(_unknown(f"{path}{key}", str(key), fields, path))
-        made[key] = _convert(value, hints[key], f"{path}{key}")
+        base = _default(fields[key]) if default is None else getattr(default, key)
+        made[key] = _convert(value, hints[key], f"{path}{key}", base)
         _check_range(made[key], fields[key], f"{path}{key}")
-    return cls(**made)
+    return cls(**made) if default is None else dataclasses.replace(default, **made)
+
+
+def _default(field: dataclasses.Field) -> Any:
+    """A field's default, or None where it has none."""
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return None if field.default is dataclasses.MISSING else field.default
 
 
 def _unknown(full: str, key: str, fields: dict, path: str) -> str:
@@ -103,11 +112,11 @@ def type_name(hint: Any) -> str:
     )
 
 
-def _convert(value: Any, hint: Any, path: str) -> Any:
+def _convert(value: Any, hint: Any, path: str, default: Any = None) -> Any:
     """The value as the field's type; raises UserError with the path."""
     origin = typing.get_origin(hint)
     if dataclasses.is_dataclass(hint):
-        return build(hint, {} if value is None else value, path + ".")
+        return build(hint, {} if value is None else value, path + ".", default)
     if origin in (typing.Union, types.UnionType):
         return _convert_optional(value, hint, path)
     wrong = UserError(f"{path}: got {value!r}, expected {type_name(hint)}")
@@ -201,22 +210,25 @@ def to_dict(config: Any) -> dict[str, Any]:
     return plain
 
 
-def describe(cls: type, path: str = "") -> list[tuple[str, str, str, str]]:
+def describe(cls: type, path: str = "", default: Any = None) -> list[tuple[str, str, str, str]]:
     """(dotted key, type, default, help) of every setting, sections opened."""
     rows = []
     hints = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
-        default = field.default
-        if default is dataclasses.MISSING and field.default_factory is not dataclasses.MISSING:
-            default = field.default_factory()
+        value = _default(field) if default is None else getattr(default, field.name)
         if dataclasses.is_dataclass(hints[field.name]):
-            rows += describe(hints[field.name], f"{path}{field.name}.")
+            rows += describe(hints[field.name], f"{path}{field.name}.", value)
             continue
-        shown = "required" if default is dataclasses.MISSING else _show(default)
+        shown = "required" if _required(field) else _show(value)
         rows.append(
             (path + field.name, type_name(hints[field.name]), shown, field.metadata.get("help", ""))
         )
     return rows
+
+
+def _required(field: dataclasses.Field) -> bool:
+    missing = dataclasses.MISSING
+    return field.default is missing and field.default_factory is missing
 
 
 def _show(value: Any) -> str:

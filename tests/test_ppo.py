@@ -76,7 +76,7 @@ def test_nonfinite_worlds_reach_neither_normaliser_nor_gradient():
         broken += int(episodes.nonfinite)
         assert all(np.isfinite(v) for v in metrics.values())
     assert broken > 0
-    for leaf in jax.tree.leaves((state.policy, state.opt_state, state.return_scale)):
+    for leaf in jax.tree.leaves((state.policy, state.learner, state.return_scale)):
         assert np.isfinite(leaf).all()
 
 
@@ -141,8 +141,8 @@ def test_target_kl_stops_updates():
     free = make(Countdown(), num_steps=16, learning_rate=0.05)
     held = make(Countdown(), num_steps=16, learning_rate=0.05, target_kl=1e-4)
     start = free.init(jax.random.key(0))
-    after_free = jax.jit(free.step)(start)[0].opt_state[1].count
-    after_held = jax.jit(held.step)(start)[0].opt_state[1].count
+    after_free = jax.jit(free.step)(start)[0].learner[1].count
+    after_held = jax.jit(held.step)(start)[0].learner[1].count
     assert int(after_free) == 16
     assert 1 <= int(after_held) < 16
 

@@ -26,14 +26,20 @@ from jaxrl.envs import ArraySpec, State
 from jaxrl.errors import UserError
 from jaxrl.options import option
 
-PPO_PRESET = {
-    "ppo": {
-        "num_steps": 32,
-        "learning_rate": 1e-3,
-        "gamma": 0.98,
-        "schedule": {"kind": "linear", "final": 0.05},
-        "network": {"initial_std": 0.4},
-    }
+PPO = {
+    "num_steps": 32,
+    "learning_rate": 1e-3,
+    "gamma": 0.98,
+    "schedule": {"kind": "linear", "final": 0.05},
+    "network": {"initial_std": 0.4},
+}
+OFF_POLICY = {
+    "gamma": 0.98,
+    "learning_rate": 1e-3,
+    "critic_learning_rate": 1e-3,
+    "batch_size": 512,
+    "gradient_steps": 2,
+    "network": {"policy_hidden": [64, 64], "value_hidden": [128, 128], "layer_norm": True},
 }
 
 
@@ -93,8 +99,14 @@ class Ballbot:
     smooth_weight: float = option(1.5, "penalty on squared change of the wanted torque")
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "cpu": PPO_PRESET | {"num_envs": 256, "total_timesteps": 2_500_000},
-        "gpu": PPO_PRESET | {"num_envs": 4096, "total_timesteps": 20_000_000},
+        "cpu": {
+            "ppo": {"num_envs": 256, "total_timesteps": 2_500_000, "ppo": PPO},
+            "sac": {"num_envs": 64, "total_timesteps": 250_000, "sac": OFF_POLICY},
+            "td3": {"num_envs": 64, "total_timesteps": 250_000, "td3": OFF_POLICY},
+        },
+        "gpu": {
+            "ppo": {"num_envs": 4096, "total_timesteps": 20_000_000, "ppo": PPO},
+        },
     }
 
     def __post_init__(self) -> None:

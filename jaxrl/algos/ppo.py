@@ -13,92 +13,51 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from jaxrl.algos.common import (
+from jaxrl.algos import base
+from jaxrl.algos.base import (
+    Algorithm,
+    AlgorithmConfig,
     EpisodeSums,
-    Policy,
-    ScheduleConfig,
+    PolicyState,
+    TrainState,
     concat_keys,
     episode_sums,
-    pack,
     shuffled,
 )
-from jaxrl.envs import Env, Vector, VectorState
+from jaxrl.envs import VectorState
 from jaxrl.errors import UserError
-from jaxrl.nets import ActorCritic, NetworkConfig
 from jaxrl.options import option
 from jaxrl.rl import losses, normalizer
 from jaxrl.rl.advantages import generalized_advantages
-from jaxrl.rl.distributions import DISTRIBUTIONS, Gaussian
-from jaxrl.rl.normalizer import RunningStatistics
+from jaxrl.rl.packing import Packing
+from jaxrl.rl.returns import ReturnScale
 
 
 @dataclasses.dataclass(frozen=True)
-class PPOConfig:
-    """Settings of PPO. Those in `Hyperparameters` are traced: changing them does not recompile."""
+class PPOConfig(AlgorithmConfig):
+    """Settings of PPO."""
 
-    learning_rate: float = option(3e-4, "Adam's step size at the start", above=0)
-    schedule: ScheduleConfig = option(ScheduleConfig(), "learning-rate schedule")
-    num_steps: int = option(32, "control steps a world between updates", least=1)
     num_epochs: int = option(4, "passes over the collected data", least=1)
     num_minibatches: int = option(4, "minibatches a pass", least=1)
-    gamma: float = option(0.99, "discount", least=0, most=1)
     gae_lambda: float = option(0.95, "trace decay of the advantages", least=0, most=1)
     clip_range: float = option(0.2, "policy ratio clip", above=0)
     value_clip_range: float | None = option(None, "value clip; none: no clipping", above=0)
     value_coef: float = option(0.5, "weight of the value loss", least=0)
     entropy_coef: float = option(0.0, "weight of the entropy bonus", least=0)
-    max_grad_norm: float = option(0.5, "gradient norm clip", above=0)
-    weight_decay: float = option(0.0, "AdamW's decoupled weight decay", least=0)
     target_kl: float | None = option(
         None, "no more updates in an iteration once the KL passes 1.5 times this", above=0
     )
     normalize_advantage: bool = option(True, "scale advantages to mean 0, std 1 a minibatch")
-    normalize_observation: bool = option(True, "running mean and std of observations")
-    normalize_reward: bool = option(False, "divide rewards by the std of the return")
-    network: NetworkConfig = option(NetworkConfig(), "policy and value networks")
 
 
 @struct.dataclass
-class Hyperparameters:
+class Hyperparameters(base.Hyperparameters):
     """The numbers of `PPOConfig` as traced scalars."""
 
-    learning_rate: jax.Array
-    gamma: jax.Array
     gae_lambda: jax.Array
     clip_range: jax.Array
     value_coef: jax.Array
     entropy_coef: jax.Array
-    max_grad_norm: jax.Array
-    weight_decay: jax.Array
-
-
-@struct.dataclass
-class PolicyState:
-    """What acting needs: network parameters and observation statistics."""
-
-    params: Any
-    normalizer: RunningStatistics
-
-
-@struct.dataclass
-class ReturnScale:
-    """Statistics of the running discounted return, to scale rewards with."""
-
-    running: jax.Array  # [N] discounted return so far
-    statistics: RunningStatistics
-
-
-@struct.dataclass
-class TrainState:
-    """Everything that training is, in one tree; saved whole."""
-
-    policy: PolicyState
-    opt_state: optax.OptState
-    return_scale: ReturnScale
-    envs: VectorState
-    hyper: Hyperparameters
-    key: jax.Array
-    iteration: jax.Array  # int32
 
 
 @struct.dataclass
@@ -127,33 +86,20 @@ class Rollout:
     last_obs: Any  # [N, ...]
 
 
-class PPO:
-    """PPO on `num_envs` copies of a task.
+class PPO(Algorithm):
+    """PPO on `num_envs` copies of a task; arguments as `Algorithm`."""
 
-    Args:
-      config: settings.
-      env: the task.
-      num_envs: number of worlds N.
-      total_iterations: length of the run, for the learning-rate schedule.
+    name = "ppo"
+    Hyperparameters = Hyperparameters
+    adam_epsilon = 1e-5
 
-    Raises:
-      UserError: settings that do not fit together.
-    """
-
-    def __init__(self, config: PPOConfig, env: Env, num_envs: int, total_iterations: int):
-        self.config = config
-        self.env = env
-        self.num_envs = num_envs
-        self.total_iterations = total_iterations
-        self.batch_size = config.num_steps * num_envs
-        self._check()
-        self.vector = Vector(env, num_envs, starts=2 + config.num_steps // 16)
-        self.network = ActorCritic(config.network, env.action_spec.shape[0])
-        self.distribution = DISTRIBUTIONS[config.network.distribution]
-        # A world meets its time limit at most this often in one rollout.
-        self.limit_slots = -(-config.num_steps // env.episode_length)
+    @property
+    def _limit_slots(self) -> int:
+        """A world meets its time limit at most this often in one rollout."""
+        return -(-self.config.num_steps // self.env.episode_length)
 
     def _check(self) -> None:
+        super()._check()
         c, network = self.config, self.config.network
         if self.batch_size % c.num_minibatches:
             raise UserError(
@@ -165,76 +111,24 @@ class PPO:
             raise UserError(
                 "ppo.network.shared_trunk: needs policy_keys and value_keys to be the same"
             )
-        spec = self.env.observation_spec
-        known = sorted(spec) if isinstance(spec, dict) else []
-        for field in ("policy_keys", "value_keys"):
-            wrong = [key for key in getattr(network, field) if key not in known]
-            if wrong:
-                raise UserError(
-                    f"ppo.network.{field}: the observation has no {wrong[0]!r} (it has: "
-                    f"{', '.join(known) or 'no keys, it is one array'})"
-                )
-        c.schedule.check("ppo.schedule")
-
-    # -- acting ---------------------------------------------------------------------
-
-    def _keys(self, state: PolicyState, obs: Any, keys: tuple[str, ...]) -> jax.Array:
-        """[..., I] normalised observation with the named keys side by side."""
-        if self.config.normalize_observation:
-            obs = normalizer.normalize(state.normalizer, obs)
-        return concat_keys(obs, keys)
-
-    def _gaussian(self, state: PolicyState, obs: Any) -> Gaussian:
-        x = self._keys(state, obs, self.config.network.policy_keys)
-        return self.network.apply(state.params, x, method="policy")
 
     def _value(self, state: PolicyState, obs: Any) -> jax.Array:
         x = self._keys(state, obs, self.config.network.value_keys)
         return self.network.apply(state.params, x, method="value")
 
-    @property
-    def policy(self) -> Policy:
-        """Deterministic policy: (PolicyState, obs [..., O]) -> action [..., A]."""
-        return lambda state, obs: self.distribution.action(self._gaussian(state, obs).mean)
-
-    # -- training -----------------------------------------------------------------
-
-    def hyperparameters(self) -> Hyperparameters:
-        """The configured numbers as scalars of a train state."""
-        return Hyperparameters(
-            **{
-                f.name: jnp.asarray(getattr(self.config, f.name), jnp.float32)
-                for f in dataclasses.fields(Hyperparameters)
-            }
-        )
-
-    def init(self, key: jax.Array) -> TrainState:
-        """A new run from one key."""
-        key, key_net, key_envs = jax.random.split(key, 3)
-        envs = self.vector.init(key_envs)
-        one = jax.tree.map(lambda x: x[0], envs.obs)
+    def _init(self, key: jax.Array, one: Any, hyper: Hyperparameters) -> tuple[Any, Any, Any]:
         network = self.config.network
         params = self.network.init(
-            key_net, concat_keys(one, network.policy_keys), concat_keys(one, network.value_keys)
+            key, concat_keys(one, network.policy_keys), concat_keys(one, network.value_keys)
         )
-        hyper = self.hyperparameters()
-        return TrainState(
-            policy=PolicyState(params=params, normalizer=normalizer.init(one)),
-            opt_state=self._optimizer(hyper).init(params),
-            return_scale=ReturnScale(
-                running=jnp.zeros(self.num_envs), statistics=normalizer.init(jnp.zeros(()))
-            ),
-            envs=envs,
-            hyper=hyper,
-            key=key,
-            iteration=jnp.zeros((), jnp.int32),
-        )
+        return params, self._optimizer(hyper).init(params), None
 
-    def step(self, state: TrainState) -> tuple[TrainState, tuple[dict, EpisodeSums]]:
-        """One iteration: collect, learn, normalise. Scalars and episode sums come out."""
-        key, key_starts, key_act, key_learn = jax.random.split(state.key, 4)
-        envs = self.vector.refill(state.envs, key_starts)
-        envs, rollout, episodes = self._collect(state.policy, envs, key_act)
+    def _iterate(
+        self, state: TrainState, key: jax.Array
+    ) -> tuple[TrainState, tuple[dict, EpisodeSums]]:
+        """Collect, learn, normalise."""
+        key_act, key_learn = jax.random.split(key)
+        envs, rollout, episodes = self._collect(state.policy, state.envs, key_act)
         return_scale, reward = self._scale_reward(state, rollout)
         batch = self._batch(state, rollout.replace(reward=reward))
         params, opt_state, metrics = self._learn(state, batch, key_learn)
@@ -244,11 +138,9 @@ class PPO:
             statistics = normalizer.update(statistics, rollout.obs)
         state = state.replace(
             policy=PolicyState(params=params, normalizer=statistics),
-            opt_state=opt_state,
+            learner=opt_state,
             return_scale=return_scale,
             envs=envs,
-            key=key,
-            iteration=state.iteration + 1,
         )
         return state, (metrics, episodes)
 
@@ -259,9 +151,9 @@ class PPO:
         action_size = self.network.action_size
         noise = jax.random.normal(key, (self.config.num_steps, self.num_envs, action_size))
         limit_obs = jax.tree.map(
-            lambda x: jnp.zeros((self.limit_slots, *x.shape), x.dtype), envs.obs
+            lambda x: jnp.zeros((self._limit_slots, *x.shape), x.dtype), envs.obs
         )
-        slots = jnp.arange(self.limit_slots)[:, None]
+        slots = jnp.arange(self._limit_slots)[:, None]
 
         def act(carry, noise):
             envs, limit_obs, limits = carry
@@ -288,16 +180,8 @@ class PPO:
         if not self.config.normalize_reward:
             return state.return_scale, rollout.reward
         done = rollout.terminated | rollout.truncated
-
-        def forward(running, step):
-            reward, done = step
-            running = running * state.hyper.gamma + reward
-            return jnp.where(done, 0.0, running), running
-
-        running, returns = jax.lax.scan(forward, state.return_scale.running, (rollout.reward, done))
-        statistics = normalizer.update(state.return_scale.statistics, returns)
-        scaled = rollout.reward / jnp.sqrt(statistics.variance + 1e-8)
-        return ReturnScale(running=running, statistics=statistics), scaled
+        scale = state.return_scale.update(rollout.reward, done, gamma=state.hyper.gamma)
+        return scale, scale(rollout.reward)
 
     def _batch(self, state: TrainState, rollout: Rollout) -> Batch:
         """Values, advantages and returns; leaves stay [T, N, ...]."""
@@ -339,10 +223,12 @@ class PPO:
         """`num_epochs` passes of minibatches over the shuffled samples."""
         c = self.config
         explained = 1.0 - (batch.returns - batch.value).var() / (batch.returns.var() + 1e-8)
-        packed, unpack = pack(jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch))
-        rate = state.hyper.learning_rate * c.schedule.factor(
-            state.iteration / max(self.total_iterations, 1)
-        )
+        packing = Packing(jax.tree.map(lambda x: x[0, 0], batch))
+        packed = packing.pack(jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch))
+        rate = state.hyper.learning_rate * self._rate(state)
+
+        def take(order):
+            return packing.unpack({kind: rows[order] for kind, rows in packed.items()})
 
         def epoch(carry, key):
             key_order, key_noise = jax.random.split(key)
@@ -352,7 +238,7 @@ class PPO:
 
         def minibatch(carry, x):
             order, key = x
-            rows = unpack(packed[order])
+            rows = take(order)
             if c.target_kl is None:
                 return self._update(state, carry, rows, rate, key)
             params, opt_state, stopped, last = carry
@@ -364,13 +250,13 @@ class PPO:
             stopped |= metrics["train/approx_kl"] > 1.5 * c.target_kl
             return (*carry, stopped, metrics), metrics
 
-        carry = (state.policy.params, state.opt_state)
+        carry = (state.policy.params, state.learner)
         if c.target_kl is not None:
             blank = jax.eval_shape(
                 lambda: self._update(
                     state,
                     carry,
-                    unpack(packed[: self.batch_size // c.num_minibatches]),
+                    take(jnp.arange(self.batch_size // c.num_minibatches)),
                     rate,
                     key,
                 )[1]
@@ -381,14 +267,6 @@ class PPO:
         metrics["train/explained_variance"] = explained
         metrics["train/learning_rate"] = rate
         return carry[0], carry[1], metrics
-
-    def _optimizer(self, hyper: Hyperparameters) -> optax.GradientTransformation:
-        """AdamW but for the step size, which `_update` applies."""
-        return optax.chain(
-            optax.clip_by_global_norm(hyper.max_grad_norm),
-            optax.scale_by_adam(eps=1e-5),
-            optax.add_decayed_weights(hyper.weight_decay),
-        )
 
     def _update(
         self,
@@ -401,9 +279,8 @@ class PPO:
         """One gradient step on a minibatch."""
         params, opt_state = carry
         gradient, metrics = jax.grad(self._loss, has_aux=True)(params, state, rows, key)
-        updates, opt_state = self._optimizer(state.hyper).update(gradient, opt_state, params)
-        params = jax.tree.map(lambda p, u: p - rate * u, params, updates)
-        return (params, opt_state), metrics
+        carry = self._descend(params, opt_state, gradient, hyper=state.hyper, rate=rate)
+        return carry, metrics
 
     def _loss(
         self, params: Any, state: TrainState, rows: Batch, key: jax.Array

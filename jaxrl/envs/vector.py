@@ -74,14 +74,16 @@ class Vector:
       starts: fresh starts R kept for each world between two calls of `refill`. A world
         that ends more often than that begins to reuse its own; two episodes in a row
         never begin alike. At least 2.
+      members: how many such vectors are stepped side by side under `vmap`.
     """
 
-    def __init__(self, env: Env, num_envs: int, *, starts: int = 2):
+    def __init__(self, env: Env, num_envs: int, *, starts: int = 2, members: int = 1):
         if starts < 2:
             raise ValueError(f"Vector starts: got {starts}, must be at least 2")
         self.env = env
         self.num_envs = num_envs
         self.starts = starts
+        self.block = max(CPU_BLOCK // members, 1)
         metrics = jax.eval_shape(env.reset, jax.random.key(0)).metrics
         self.metric_names = tuple(sorted(metrics))
 
@@ -164,8 +166,8 @@ class Vector:
     def _step_worlds(self, worlds: State, action: jax.Array) -> State:
         """The task's step of all worlds; on a CPU in blocks that fit its cache."""
         n = self.num_envs
-        block = max(b for b in range(1, min(n, CPU_BLOCK) + 1) if n % b == 0)
-        if platform.target() != "cpu" or not CPU_BLOCK / 4 <= block < n:
+        block = max(b for b in range(1, min(n, self.block) + 1) if n % b == 0)
+        if platform.target() != "cpu" or not self.block / 4 <= block < n:
             return jax.vmap(self.env.step)(worlds, action)
         return jax.lax.map(lambda x: self.env.step(*x), (worlds, action), batch_size=block)
 

@@ -47,3 +47,29 @@ def approximate_kl(log_ratio: jax.Array) -> jax.Array:
     Source: Schulman 2020, "Approximating KL divergence", estimator k3.
     """
     return jnp.expm1(log_ratio) - log_ratio
+
+
+def soft_policy_loss(
+    log_prob: jax.Array, value: jax.Array, temperature: jax.Array | float
+) -> jax.Array:
+    """[B] SAC policy loss: alpha log pi - q.
+
+    Source: Haarnoja et al. 2018, "Soft actor-critic algorithms and applications", eq. 9.
+
+    Args:
+      log_prob: [B] of sampled actions.
+      value: [B] of these actions.
+      temperature: alpha.
+    """
+    chex.assert_equal_shape([log_prob, value])
+    return temperature * log_prob - value
+
+
+def temperature_loss(
+    log_temperature: jax.Array, entropy: jax.Array, target_entropy: jax.Array | float
+) -> jax.Array:
+    """alpha (entropy - target): alpha grows while the policy is less random than wanted.
+
+    Source: Haarnoja et al. 2018, eq. 18.
+    """
+    return jnp.exp(log_temperature) * (entropy - target_entropy)

@@ -1,0 +1,366 @@
+"""What SAC and TD3 share: step, store, sample, and learn critics, all in one program."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from jaxrl.algos import base
+from jaxrl.algos.base import (
+    Algorithm,
+    AlgorithmConfig,
+    EpisodeSums,
+    PolicyState,
+    TrainState,
+    concat_keys,
+    episode_sums,
+)
+from jaxrl.errors import UserError
+from jaxrl.nets import NetworkConfig, critic_ensemble
+from jaxrl.options import option
+from jaxrl.rl import normalizer
+from jaxrl.rl.replay import Replay, Transitions
+from jaxrl.rl.values import CategoricalValue, ScalarValue
+
+STORAGE = ("float32", "bfloat16", "float16", "int32", "int16", "int8", "uint16", "uint8")
+
+NETWORK = NetworkConfig(
+    policy_hidden=(256, 256),
+    value_hidden=(256, 256),
+    activation="relu",
+    distribution="tanh_normal",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class OffPolicyConfig(AlgorithmConfig):
+    """Settings of SAC and TD3 alike."""
+
+    num_steps: int = option(16, "control steps a world in one iteration", least=1)
+    max_grad_norm: float = option(10.0, "gradient norm clip", above=0)
+    network: NetworkConfig = option(NETWORK, "policy and critic networks")
+    critic_learning_rate: float = option(3e-4, "Adam's step size for the critics", above=0)
+    batch_size: int = option(256, "samples of an update", least=1)
+    gradient_steps: int = option(
+        1,
+        "updates after each control step of all worlds; divided by num_envs, the "
+        "update-to-data ratio",
+        least=1,
+    )
+    buffer_size: int = option(1_000_000, "control steps kept for replay", least=1)
+    storage: tuple[str, ...] = option(
+        (), "types observations are kept in: one for all, or KEY=TYPE (float32, bfloat16, uint8..)"
+    )
+    learning_starts: int = option(
+        5_000, "control steps with random actions before the first update", least=0
+    )
+    n_step: int = option(1, "rewards summed before the critic stands for the rest", least=1)
+    tau: float = option(
+        0.005, "share of the critics that moves into their targets", above=0, most=1
+    )
+    policy_delay: int = option(1, "updates of the critics for one of the policy", least=1)
+    num_critics: int = option(2, "critics; the least of them counts", least=1)
+    num_atoms: int = option(1, "atoms of a distributional critic (C51); 1: a plain one", least=1)
+    value_range: tuple[float, ...] = option(
+        (-10.0, 10.0), "least and greatest return of a distributional critic"
+    )
+
+
+@struct.dataclass
+class Hyperparameters(base.Hyperparameters):
+    """Traced scalars of both."""
+
+    critic_learning_rate: jax.Array
+    tau: jax.Array
+
+
+@struct.dataclass
+class Learner:
+    """What updates change besides the policy's parameters.
+
+    Attributes:
+      critic, target: parameters of the critics, and their slow copies.
+      policy_opt, critic_opt: optimiser states.
+      own: the algorithm's own.
+      updates: int32.
+    """
+
+    critic: Any
+    target: Any
+    policy_opt: optax.OptState
+    critic_opt: optax.OptState
+    own: Any
+    updates: jax.Array
+
+
+class OffPolicy(Algorithm):
+    """Actor-critic learning from replay; arguments as `Algorithm`.
+
+    A subclass gives the methods at the end.
+    """
+
+    Hyperparameters = Hyperparameters
+
+    def __init__(self, config: Any, env: Any, num_envs: int, *args: Any, **kwargs: Any):
+        super().__init__(config, env, num_envs, *args, **kwargs)
+        c = self.config
+        obs = jax.eval_shape(env.reset, jax.random.key(0)).obs
+        self.replay = Replay(
+            c.buffer_size // num_envs,
+            num_envs,
+            obs,
+            self.network.action_size,
+            episode_length=env.episode_length,
+            n_step=c.n_step,
+            storage=self._storage(obs),
+        )
+        self.value = (
+            ScalarValue() if c.num_atoms == 1 else CategoricalValue(*c.value_range, c.num_atoms)
+        )
+        self.critics = critic_ensemble(c.network, c.num_critics, self.value.outputs)
+        # Rows of the replay (one a control step of all worlds) before the first update.
+        self.start_rows = max(math.ceil(c.learning_starts / num_envs), c.n_step + 1)
+
+    def _check(self) -> None:
+        super()._check()
+        c, name = self.config, self.name
+        if c.network.shared_trunk:
+            raise UserError(f"{name}.network.shared_trunk: critics see actions, policies do not")
+        least = self.num_envs * max(c.n_step + 2, math.ceil(c.learning_starts / self.num_envs))
+        if c.buffer_size < least:
+            raise UserError(
+                f"{name}.buffer_size: got {c.buffer_size}, must be at least {least} (room for "
+                f"learning_starts, and {c.n_step + 2} control steps of {self.num_envs} worlds)"
+            )
+        if len(c.value_range) != 2 or c.value_range[0] >= c.value_range[1]:
+            raise UserError(
+                f"{name}.value_range: got {list(c.value_range)}, expected two increasing numbers"
+            )
+
+    def _storage(self, obs: Any) -> Any:
+        """Tree of type names as `obs`."""
+        kinds = dict(item.partition("=")[::2] for item in self.config.storage if "=" in item)
+        others = [item for item in self.config.storage if "=" not in item]
+        known = sorted(obs) if isinstance(obs, dict) else []
+        wrong = [k for k in kinds if k not in known] or [
+            k for k in [*kinds.values(), *others] if k not in STORAGE
+        ]
+        if wrong or len(others) > 1:
+            raise UserError(
+                f"{self.name}.storage: got {list(self.config.storage)}, expected one of "
+                f"{', '.join(STORAGE)}, or KEY=TYPE for keys of the observation (it has: "
+                f"{', '.join(known) or 'no keys, it is one array'})"
+            )
+
+        def kind(path, leaf):
+            key = getattr(path[0], "key", None) if path else None
+            return kinds.get(key, others[0] if others else str(leaf.dtype))
+
+        return jax.tree_util.tree_map_with_path(kind, obs)
+
+    def _init(self, key: jax.Array, one: Any, hyper: Hyperparameters) -> tuple[Any, Any, Any]:
+        key_policy, key_critic = jax.random.split(key)
+        network = self.config.network
+        params = self.network.init(
+            key_policy, concat_keys(one, network.policy_keys), method="policy"
+        )
+        action = jnp.zeros(self.network.action_size)
+        critic = self.critics.init(key_critic, concat_keys(one, network.value_keys), action)
+        optimizer = self._optimizer(hyper)
+        learner = Learner(
+            critic=critic,
+            target=jax.tree.map(jnp.copy, critic),
+            policy_opt=optimizer.init(params),
+            critic_opt=optimizer.init(critic),
+            own=self._init_own(params, hyper),
+            updates=jnp.zeros((), jnp.int32),
+        )
+        return params, learner, self.replay.init()
+
+    # -- one iteration ------------------------------------------------------------------
+
+    def _iterate(
+        self, state: TrainState, key: jax.Array
+    ) -> tuple[TrainState, tuple[dict, EpisodeSums]]:
+        steps = jnp.arange(self.config.num_steps)
+        keys = jax.random.split(key, self.config.num_steps)
+        state, (metrics, sums) = jax.lax.scan(self._step, state, (steps, keys))
+        metrics = jax.tree.map(jnp.nanmean, metrics)
+        return state, (metrics, jax.tree.map(lambda x: x.sum(0), sums))
+
+    def _step(self, state: TrainState, x: tuple[jax.Array, jax.Array]) -> tuple[TrainState, Any]:
+        """One control step of all worlds and the updates after it."""
+        at, key = x
+        key_act, key_sample, key_learn = jax.random.split(key, 3)
+        rows = state.iteration * self.config.num_steps + at
+        obs = state.envs.obs
+        action = jax.lax.cond(
+            rows < self.start_rows,
+            lambda: jax.random.uniform(
+                key_act, (self.num_envs, self.network.action_size), minval=-1.0, maxval=1.0
+            ),
+            lambda: self._explore(state, obs, key_act),
+        )
+        envs, step = self.vector.step(state.envs, action)
+        statistics, scale = state.policy.normalizer, state.return_scale
+        if self.config.normalize_observation:
+            statistics = normalizer.update(statistics, obs)
+        if self.config.normalize_reward:
+            done = step.terminated | step.truncated
+            scale = scale.update(step.reward[None], done[None], gamma=state.hyper.gamma)
+        state = state.replace(
+            policy=state.policy.replace(normalizer=statistics),
+            return_scale=scale,
+            envs=envs,
+            replay=self.replay.insert(state.replay, obs, action, step),
+        )
+        ready = state.replay.inserted >= self.start_rows
+        (params, learner), metrics = self._learn(state, ready, key_sample, key_learn)
+        state = state.replace(policy=state.policy.replace(params=params), learner=learner)
+        return state, (metrics, episode_sums(step))
+
+    def _learn(
+        self, state: TrainState, ready: jax.Array, key_sample: jax.Array, key_learn: jax.Array
+    ) -> tuple[tuple[Any, Learner], dict[str, jax.Array]]:
+        """`gradient_steps` updates, each on a fresh sample; none until `ready`.
+
+        What an update did not compute is NaN among the metrics, and in no mean.
+        """
+        c = self.config
+
+        def learn(carry):
+            samples = self.replay.sample(
+                state.replay, key_sample, c.gradient_steps * c.batch_size, gamma=state.hyper.gamma
+            )
+            if c.normalize_reward:
+                samples = samples.replace(reward=state.return_scale(samples.reward))
+            batches = jax.tree.map(
+                lambda x: x.reshape(c.gradient_steps, c.batch_size, *x.shape[1:]), samples
+            )
+            keys = jax.random.split(key_learn, c.gradient_steps)
+            carry, metrics = jax.lax.scan(
+                lambda carry, x: self._update(state, carry, *x), carry, (batches, keys)
+            )
+            return carry, jax.tree.map(jnp.nanmean, metrics)
+
+        carry = (state.policy.params, state.learner)
+        return jax.lax.cond(ready, learn, lambda carry: (carry, _unknown(learn, carry)), carry)
+
+    def _update(
+        self, state: TrainState, carry: tuple[Any, Learner], batch: Transitions, key: jax.Array
+    ) -> tuple[tuple[Any, Learner], dict[str, jax.Array]]:
+        """One step of the critics, and in its turn of the policy, on a batch."""
+        learner, hyper, rate = carry[1], state.hyper, self._rate(state)
+        key_next, key_policy = jax.random.split(key)
+        target = self._critic_target(state, carry, batch, key_next)
+        gradient, metrics = jax.grad(self._critic_loss, has_aux=True)(
+            learner.critic, state, batch, target
+        )
+        critic, critic_opt = self._descend(
+            learner.critic,
+            learner.critic_opt,
+            gradient,
+            hyper=hyper,
+            rate=rate * hyper.critic_learning_rate,
+        )
+        learner = learner.replace(critic=critic, critic_opt=critic_opt, updates=learner.updates + 1)
+
+        def policy_step(carry):
+            params, learner = carry
+            gradient, metrics = jax.grad(self._policy_loss, has_aux=True)(
+                params, state, learner, batch, key_policy
+            )
+            params, policy_opt = self._descend(
+                params, learner.policy_opt, gradient, hyper=hyper, rate=rate * hyper.learning_rate
+            )
+            own, more = self._update_own(learner.own, params, metrics, hyper=hyper, rate=rate)
+            return (params, learner.replace(policy_opt=policy_opt, own=own)), metrics | more
+
+        turn = learner.updates % self.config.policy_delay == 0
+        (params, learner), more = jax.lax.cond(
+            turn,
+            policy_step,
+            lambda carry: (carry, _unknown(policy_step, carry)),
+            (carry[0], learner),
+        )
+        tau = jnp.where(turn, hyper.tau, 0.0) if self.delayed_targets else hyper.tau
+        target = optax.incremental_update(learner.critic, learner.target, tau)
+        return (params, learner.replace(target=target)), metrics | more
+
+    # -- losses -------------------------------------------------------------------------
+
+    def _heads(self, critic: Any, policy: PolicyState, obs: Any, action: jax.Array) -> jax.Array:
+        """[K, B, Z] what all critics say."""
+        return self.critics.apply(
+            critic, self._keys(policy, obs, self.config.network.value_keys), action
+        )
+
+    def _critic_target(
+        self, state: TrainState, carry: tuple[Any, Learner], batch: Transitions, key: jax.Array
+    ) -> jax.Array:
+        """[B, Z] what the critics should say: r + discount (q' + bonus), q' the least of
+        the target critics' (Fujimoto et al. 2018, "Addressing function approximation error
+        in actor-critic methods", eq. 10)."""
+        params, learner = carry
+        policy = state.policy.replace(params=params)
+        action, bonus = self._next_action(policy, learner, state.hyper, batch.next_obs, key)
+        heads = self._heads(learner.target, policy, batch.next_obs, action)
+        least = self.value.mean(heads).argmin(0)
+        head = jnp.take_along_axis(heads, least[None, :, None], axis=0)[0]
+        return self.value.target(head, batch.reward + batch.discount * bonus, batch.discount)
+
+    def _critic_loss(
+        self, critic: Any, state: TrainState, batch: Transitions, target: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Scalar: mean over the batch, sum over the critics."""
+        heads = self._heads(critic, state.policy, batch.obs, batch.action)
+        loss = self.value.loss(heads, target).mean(1).sum()
+        return loss, {"train/critic_loss": loss, "train/q_value": self.value.mean(heads).mean()}
+
+    def _least_value(
+        self, learner: Learner, policy: PolicyState, obs: Any, action: jax.Array
+    ) -> jax.Array:
+        """[B] the least of the critics' values."""
+        return self.value.mean(self._heads(learner.critic, policy, obs, action)).min(0)
+
+    # -- what an algorithm adds -----------------------------------------------------------
+
+    delayed_targets: ClassVar[bool] = False  # targets move only with the policy
+
+    def _init_own(self, params: Any, hyper: Any) -> Any:
+        """`Learner.own` at the start."""
+        raise NotImplementedError
+
+    def _explore(self, state: TrainState, obs: Any, key: jax.Array) -> jax.Array:
+        """[N, A] actions in training."""
+        raise NotImplementedError
+
+    def _next_action(
+        self, policy: PolicyState, learner: Learner, hyper: Any, obs: Any, key: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """[B, A] actions the targets assume, and [B] what is added to their value."""
+        raise NotImplementedError
+
+    def _policy_loss(
+        self, params: Any, state: TrainState, learner: Learner, batch: Transitions, key: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Scalar loss of the policy, and what to log."""
+        raise NotImplementedError
+
+    def _update_own(
+        self, own: Any, params: Any, metrics: dict[str, jax.Array], *, hyper: Any, rate: jax.Array
+    ) -> tuple[Any, dict[str, jax.Array]]:
+        """`Learner.own` after a policy step, and what to log."""
+        raise NotImplementedError
+
+
+def _unknown(update: Any, carry: Any) -> dict[str, jax.Array]:
+    """The metrics that `update` of a carry would give, all NaN."""
+    metrics = jax.eval_shape(update, carry)[1]
+    return jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), metrics)

@@ -1,0 +1,54 @@
+"""Trees of arrays side by side in one array a storage type.
+
+Taking random rows of one array is several times faster than taking them of each leaf.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+class Packing:
+    """How trees of one kind are laid out.
+
+    Args:
+      example: one tree (arrays or shapes), without batch axes.
+      storage: tree of type names as `example`, what each leaf is kept as; none: its own
+        type. Whole-number types round and keep to their range.
+    """
+
+    def __init__(self, example: Any, storage: Any = None):
+        leaves, self._structure = jax.tree.flatten(example)
+        own = [str(x.dtype) for x in leaves]
+        kept = own if storage is None else jax.tree.leaves(storage)
+        self._leaves = [
+            (jnp.dtype(kind).name, leaf) for kind, leaf in zip(kept, leaves, strict=True)
+        ]
+
+    def pack(self, tree: Any) -> dict[str, jax.Array]:
+        """Leaves [..., *S] -> {type: [..., F]}."""
+        groups: dict[str, list[jax.Array]] = {}
+        for x, (kind, leaf) in zip(jax.tree.leaves(tree), self._leaves, strict=True):
+            lead = x.shape[: x.ndim - len(leaf.shape)]
+            groups.setdefault(kind, []).append(_store(x, kind).reshape(*lead, -1))
+        return {kind: jnp.concatenate(parts, -1) for kind, parts in groups.items()}
+
+    def unpack(self, rows: dict[str, jax.Array]) -> Any:
+        """{type: [..., F]} -> leaves [..., *S] in their own types."""
+        used = dict.fromkeys(rows, 0)
+        leaves = []
+        for kind, leaf in self._leaves:
+            x = rows[kind][..., used[kind] : used[kind] + leaf.size]
+            used[kind] += leaf.size
+            leaves.append(x.reshape(*x.shape[:-1], *leaf.shape).astype(leaf.dtype))
+        return jax.tree.unflatten(self._structure, leaves)
+
+
+def _store(x: jax.Array, kind: str) -> jax.Array:
+    if jnp.issubdtype(kind, jnp.integer) and jnp.issubdtype(x.dtype, jnp.floating):
+        limits = jnp.iinfo(kind)
+        x = jnp.clip(jnp.round(x), limits.min, limits.max)
+    return x.astype(kind)
