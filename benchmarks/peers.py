@@ -369,7 +369,7 @@ def main() -> None:
     results = compare(args)
     show(results)
     if args.json:
-        from jaxrl.trainer import hardware
+        from jaxrl.runs import hardware
 
         settings = {k: v for k, v in vars(args).items() if k not in ("json", "venv", "worker")}
         report = {"hardware": hardware(), "settings": settings, "results": results}

@@ -37,7 +37,7 @@ def main(argv: list[str]) -> int:
     if flags.get("first"):
         return first_update(settings)
     platform = cli.start_jax()
-    from jaxrl.trainer import hardware, write_json
+    from jaxrl.runs import hardware, write_json
 
     report: dict[str, Any] = {"hardware": hardware(), "results": []}
     if not flags.get("no_compile"):
@@ -56,7 +56,7 @@ def measure(settings: dict[str, Any], platform: str, repeats: int) -> dict[str, 
     import jax
 
     from jaxrl.config import resolve
-    from jaxrl.trainer import make_algorithm
+    from jaxrl.runs import make_algorithm
 
     config = resolve(settings, platform=platform)
     algo = make_algorithm(config)
@@ -93,7 +93,8 @@ def pieces(algo: Any) -> dict[str, Callable[[Any], Any]]:
     import jax
     import jax.numpy as jnp
 
-    from jaxrl.algos.common import pack, shuffled
+    from jaxrl.algos.base import shuffled
+    from jaxrl.rl.packing import Packing
 
     c, n = algo.config, algo.num_envs
     shape = (c.num_steps, n, algo.network.action_size)
@@ -143,7 +144,7 @@ def pieces(algo: Any) -> dict[str, Callable[[Any], Any]]:
         b = batch(state)
         ends = jnp.zeros((c.num_steps, n), bool)
         limit_obs = jax.tree.map(
-            lambda x: jnp.broadcast_to(x, (algo.limit_slots, *x.shape)), state.envs.obs
+            lambda x: jnp.broadcast_to(x, (algo._limit_slots, *x.shape)), state.envs.obs
         )
         rollout = Rollout(
             b.obs, b.raw_action, b.log_prob, b.advantage, ends, ends, limit_obs, state.envs.obs
@@ -152,13 +153,14 @@ def pieces(algo: Any) -> dict[str, Callable[[Any], Any]]:
 
     def shuffle(state):
         flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch(state))
-        packed, unpack = pack(flat)
+        packing = Packing(jax.tree.map(lambda x: x[0], flat))
+        packed = packing.pack(flat)
 
         def epoch(total, key):
             order = shuffled(key, algo.batch_size).reshape(c.num_minibatches, -1)
 
             def minibatch(total, order):
-                taken = unpack(packed[order])
+                taken = packing.unpack({kind: x[order] for kind, x in packed.items()})
                 return total + sum(x.sum() for x in jax.tree.leaves(taken)), None
 
             return jax.lax.scan(minibatch, total, order)
@@ -168,11 +170,11 @@ def pieces(algo: Any) -> dict[str, Callable[[Any], Any]]:
     def optimizer(state):
         def update(carry, _):
             params, opt_state = carry
-            updates, opt_state = algo._optimizer(state.hyper).update(params, opt_state, params)
-            return (jax.tree.map(lambda p, u: p - 1e-9 * u, params, updates), opt_state), None
+            tiny = {"hyper": state.hyper, "rate": 1e-9}
+            return algo._descend(params, opt_state, params, **tiny), None
 
         count = c.num_epochs * c.num_minibatches
-        return jax.lax.scan(update, (state.policy.params, state.opt_state), length=count)[0]
+        return jax.lax.scan(update, (state.policy.params, state.learner), length=count)[0]
 
     return {
         "train": algo.step,

@@ -11,26 +11,15 @@ judging a policy outside the simulator that it was trained in.
 from __future__ import annotations
 
 import contextlib
-import ctypes.util
 import functools
 import io
 import operator
-import os
-import sys
 import threading
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-
-# MuJoCo chooses its OpenGL library once, when it is imported.
-if sys.platform == "linux" and "MUJOCO_GL" not in os.environ:
-    for _gl, _library in (("egl", "EGL"), ("osmesa", "OSMesa")):
-        if ctypes.util.find_library(_library):
-            os.environ["MUJOCO_GL"] = _gl
-            break
-
 import mujoco
 import numpy as np
 from flax import struct
@@ -43,7 +32,7 @@ with contextlib.redirect_stdout(io.StringIO()):  # MJX prints that Warp is not i
     from mujoco.mjx._src import solver as _mjx_solver
 
 from jaxrl import platform
-from jaxrl.errors import UserError
+from jaxrl.errors import no_opengl
 
 # Largest matrix whose Cholesky factor is written out as plain arithmetic.
 WRITTEN_OUT_CHOLESKY_MAX = 12
@@ -211,11 +200,7 @@ class Physics:
         try:
             renderer = mujoco.Renderer(self.model, height, width)
         except Exception as error:  # each OpenGL binding fails in its own way
-            raise UserError(
-                "rendering needs an OpenGL library that works without a screen: install EGL "
-                "(Debian: libegl1 libegl-mesa0 libgl1-mesa-dri) or OSMesa (libosmesa6), and "
-                f"choose it with MUJOCO_GL=egl or osmesa ({type(error).__name__}: {error})"
-            ) from error
+            raise no_opengl(error) from error
         with renderer:
             for t in range(0, len(states.qpos), stride):
                 data.qpos[:], data.qvel[:] = states.qpos[t], states.qvel[t]

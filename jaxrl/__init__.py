@@ -1,10 +1,20 @@
 """jaxrl: reinforcement learning for simulated robots, compiled end to end with JAX."""
 
+import ctypes.util as _libraries
 import os as _os
+import sys as _sys
 
 # XLA:CPU gives one thread to each core; on two cores, two batched library calls
 # that wait for each other's workers can then stall for ever. Eight threads cost
 # nothing and cannot stall. Read when the CPU client starts, so set before JAX does.
 _os.environ.setdefault("PJRT_NPROC", "8")
+
+# MuJoCo chooses its OpenGL library once, when it is imported, and by default takes one that
+# needs a screen.
+if _sys.platform == "linux" and "MUJOCO_GL" not in _os.environ:
+    for _gl, _library in (("egl", "EGL"), ("osmesa", "OSMesa")):
+        if _libraries.find_library(_library):
+            _os.environ["MUJOCO_GL"] = _gl
+            break
 
 __version__ = "0.1.0"

@@ -125,11 +125,14 @@ class Checkpointer:
         except (OSError, ValueError, RuntimeError) as error:
             raise self._failed("the last", error) from error
 
-    def restore(self, expected: dict[str, Any], warn=print) -> Restored:
+    def restore(
+        self, expected: dict[str, Any], *, optional: tuple[str, ...] = (), warn=print
+    ) -> Restored:
         """The newest checkpoint that is whole.
 
         Args:
           expected: trees of arrays or shapes by item name; only these items are read.
+          optional: names of items that a checkpoint may lack.
           warn: told of each damaged checkpoint that is passed over.
 
         Raises:
@@ -137,7 +140,7 @@ class Checkpointer:
         """
         for step in reversed(self.steps()):
             try:
-                return self.restore_step(step, expected)
+                return self.restore_step(step, expected, optional=optional)
             except DamagedError as error:
                 warn(
                     f"warning: checkpoint {self.folder / str(step)} is damaged ({error}); "
@@ -145,7 +148,9 @@ class Checkpointer:
                 )
         raise UserError(f"{self.folder}: no whole checkpoint to restore")
 
-    def restore_step(self, step: int, expected: dict[str, Any]) -> Restored:
+    def restore_step(
+        self, step: int, expected: dict[str, Any], *, optional: tuple[str, ...] = ()
+    ) -> Restored:
         """One checkpoint.
 
         Raises:
@@ -156,6 +161,8 @@ class Checkpointer:
         items = {}
         for name, tree in expected.items():
             stored = body["arrays"].get(name)
+            if stored is None and name in optional:
+                continue
             if stored is None:
                 raise UserError(f"{self.folder / str(step)}: holds no {name!r} to restore")
             _compare(stored, _describe(_to_shapes(tree)), self.folder / str(step))

@@ -45,7 +45,8 @@ def parse(
       settings: whether other "--dotted.key value" arguments are allowed.
 
     Returns:
-      positionals, flags by name ("set" collects nested settings), nested settings.
+      positionals, flags by name ("set" collects nested settings, "sweep" a list), nested
+      settings.
 
     Raises:
       UserError: an unknown flag or a missing value.
@@ -82,6 +83,8 @@ def parse(
             if not equals:
                 raise UserError(f"--set {key}: expected KEY=VALUE, such as env.drive=omniwheel")
             found.setdefault("set", {})[key] = value
+        elif name == "sweep":
+            found.setdefault("sweep", []).append(value)
         elif known:
             found[name] = value
         else:

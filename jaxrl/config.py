@@ -43,6 +43,7 @@ class CheckpointConfig:
 
     every: int = option(1_000_000, "control steps between checkpoints; 0: only the last", least=0)
     keep: int = option(2, "how many of the newest to keep", least=2)
+    replay: bool = option(True, "save past steps too (SAC, TD3); without, a resume refills them")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +65,10 @@ class TrainConfig:
         1_000_000, "control steps to train for, rounded up to whole chunks", least=1
     )
     seed: int = option(0, "seed of everything random", least=0, most=2**32 - 1)
+    num_seeds: int = option(1, "runs with seeds from `seed` on, in one program", least=1)
+    sweep: tuple[str, ...] = option(
+        (), "KEY=VALUE,VALUE..: a run for each value, in one program; several make a grid"
+    )
     chunk: int = option(10, "iterations in one compiled call; one log row each", least=1)
     out: str | None = option(None, "the run's folder; none: checkpoints/<task>, numbered")
     eval: EvalConfig = option(EvalConfig(), "evaluation")
@@ -81,6 +86,11 @@ class RunConfig:
     task: str
     env: Env
     train: TrainConfig
+
+    @property
+    def is_population(self) -> bool:
+        """Several runs in one program."""
+        return self.train.num_seeds > 1 or bool(self.train.sweep)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, in the layout of a configuration file; not where the run lies, nor

@@ -6,3 +6,16 @@ class UserError(Exception):
 
     Commands print it as one line and exit with status 2.
     """
+
+
+def no_opengl(error: Exception) -> UserError:
+    """What to do about a renderer that cannot be made.
+
+    Args:
+      error: what the OpenGL binding raised; each raises its own.
+    """
+    return UserError(
+        "rendering needs an OpenGL library that works without a screen: install EGL "
+        "(Debian: libegl1 libegl-mesa0 libgl1-mesa-dri) or OSMesa (libosmesa6), and "
+        f"choose it with MUJOCO_GL=egl or osmesa ({type(error).__name__}: {error})"
+    )

@@ -51,7 +51,7 @@ def main(argv: list[str]) -> int:
 
 def _policy(path: str, flags: dict[str, Any]) -> int:
     from jaxrl.evaluation import format_summary
-    from jaxrl.trainer import evaluate_policy, load_policy, write_json
+    from jaxrl.runs import evaluate_policy, load_policy, write_json
 
     episodes, seed = cli.whole(flags, "episodes", 100), cli.whole(flags, "seed", 0, least=0)
     trained = load_policy(path, flags["set"])
@@ -81,7 +81,7 @@ def _baselines(flags: dict[str, Any]) -> int:
 
     from jaxrl.config import resolve
     from jaxrl.evaluation import Evaluator, format_summary, summarize
-    from jaxrl.trainer import write_json
+    from jaxrl.runs import write_json
 
     episodes, seed = cli.whole(flags, "episodes", 100), cli.whole(flags, "seed", 0, least=0)
     config = resolve({"env": {"name": flags["baselines"]}}, flags["set"], platform="none")

@@ -27,13 +27,16 @@ class Evaluator:
       env: the task; its own worlds, never those of training.
       actor: what acts.
       episodes: number of episodes E.
+      members: judge so many policies at once; parameters, keys and results begin with an
+        axis of this size.
     """
 
-    def __init__(self, env: Env, actor: Actor, episodes: int):
-        self.vector = Vector(env, episodes)
+    def __init__(self, env: Env, actor: Actor, episodes: int, *, members: int | None = None):
+        self.vector = Vector(env, episodes, members=members or 1)
         self.actor = actor
         self.episodes = episodes
-        self._play = jax.jit(self._episodes)
+        self._members = () if members is None else (members,)
+        self._play = jax.jit(self._episodes if members is None else jax.vmap(self._episodes))
 
     @property
     def statistics(self) -> tuple[str, ...]:
@@ -46,7 +49,8 @@ class Evaluator:
         Args:
           params: shapes of the parameters.
         """
-        self._play = self._play.lower(params, jax.random.key(0)).compile()
+        keys = jnp.broadcast_to(jax.random.key(0), self._members)
+        self._play = self._play.lower(params, keys).compile()
 
     def __call__(self, params: Any, key: jax.Array) -> np.ndarray:
         """[E, 2 + M] statistics of the episodes."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import jax
 
@@ -25,3 +26,16 @@ def compile_for(platform: str) -> Iterator[None]:
         yield
     finally:
         _chosen.platform = before
+
+
+def free_bytes() -> int | None:
+    """Memory of the device that arrays may still take; None where it cannot be known."""
+    stats = jax.devices()[0].memory_stats() or {}
+    if "bytes_limit" in stats:
+        return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        facts = {name: value for name, _, value in (line.partition(":") for line in lines)}
+        return int(facts["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):
+        return None

@@ -18,11 +18,13 @@ Trains a policy; without arguments, the ballbot. Settings are dotted keys:
 
   --config FILE    settings from a YAML file (see configs/)
   --resume RUN     go on with a run from its newest checkpoint, with its own settings
+  --num_seeds N    N runs with seeds from --seed on, in one program
+  --sweep KEY=VALUE,VALUE..  a run for each value, in one program; several make a grid
   --wandb          log to Weights & Biases too
   --help           this text and all settings
 """
 
-FLAGS = {"config": True, "resume": True, "wandb": False, "help": False}
+FLAGS = {"config": True, "resume": True, "sweep": True, "wandb": False, "help": False}
 
 
 def main(argv: list[str]) -> int:
@@ -31,6 +33,8 @@ def main(argv: list[str]) -> int:
         raise UserError(f"unexpected argument {positionals[0]!r}; settings are --KEY VALUE")
     if flags.get("wandb"):
         settings = merge(settings, {"log": {"wandb": True}})
+    if flags.get("sweep"):
+        settings = merge(settings, {"sweep": flags["sweep"]})
     if flags.get("help"):
         return _help(settings)
     platform = cli.start_jax()
@@ -40,7 +44,7 @@ def main(argv: list[str]) -> int:
     layers: list[dict[str, Any]] = []
     resume = flags.get("resume")
     if resume:
-        for key in ("out", "seed"):
+        for key in ("out", "seed", "num_seeds", "sweep", "algo"):
             if key in settings:
                 raise UserError(f"--{key}: cannot be changed together with --resume")
         layers.append(read_yaml(Path(resume) / "config.yaml"))
@@ -49,8 +53,10 @@ def main(argv: list[str]) -> int:
     config = resolve(*layers, settings, platform=platform)
     folder = Path(resume) if resume else _new_folder(config)
     trainer = Trainer(config, folder, resume=bool(resume))
+    many = f"{len(trainer.population)} runs at once, " if config.is_population else ""
     print(
-        f"{config.task} with {config.train.algo}, {config.train.num_envs} worlds -> {folder}",
+        f"{config.task} with {config.train.algo}, {many}{config.train.num_envs} worlds"
+        f"{' each' if many else ''} -> {folder}",
         file=sys.stderr,
     )
     status = trainer.run()
@@ -75,7 +81,7 @@ def _new_folder(config) -> Path:
             )
         return folder
     for number in range(1, 100_000):
-        folder = Path("checkpoints") / f"{config.task}-{number}"
+        folder = Path("checkpoints") / f"{config.task.replace(':', '-')}-{number}"
         try:
             folder.mkdir(parents=True)
             return folder
@@ -87,21 +93,26 @@ def _new_folder(config) -> Path:
 
 
 def _finish(config, folder: Path, trainer) -> None:
-    """Evaluates the best model and says where everything lies."""
+    """Evaluates the best models and says where everything lies."""
     from jaxrl.evaluation import format_summary
-    from jaxrl.trainer import evaluate_policy, load_policy, write_json
+    from jaxrl.runs import evaluate_policy, load_policy, write_json
 
     episodes = config.train.eval.final_episodes
-    if episodes:
-        trained = load_policy(folder)
-        result = evaluate_policy(trained, episodes, config.train.seed)
-        write_json(folder / "eval" / "final.json", result)
-        print(f"\n{result['source']} over {episodes} episodes:")
+    for own in trainer.folders if episodes else ():
+        if not own.best.steps() and config.is_population:
+            print(f"\n{own.path}: never evaluated before it diverged")
+            continue
+        trained = load_policy(own.path)
+        result = evaluate_policy(trained, episodes, own.member.config.train.seed)
+        write_json(own.path / "eval" / "final.json", result)
+        print(f"\n{own.member.name or folder} {result['source']} over {episodes} episodes:")
         print(format_summary(result["summary"]))
     minutes = trainer.progress.elapsed / 60
+    best = trainer.best_folder()
+    video = f" --video {best}/videos/best.mp4" if hasattr(config.env, "render") else ""
     print(f"""
 {trainer.progress.timesteps:,} control steps in {minutes:.1f} min, all in {folder}/
-  evaluate   python -m jaxrl.evaluate {folder} --video {folder}/videos/best.mp4
+  evaluate   python -m jaxrl.evaluate {best}{video}
   report     python -m jaxrl.report {folder}
   curves     tensorboard --logdir {folder}/tensorboard""")
 

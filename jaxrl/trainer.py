@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import math
 import os
-import platform as host
 import signal
 import sys
 import threading
@@ -18,66 +16,42 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxrl import __version__, evaluation
-from jaxrl.algos import ALGORITHMS
-from jaxrl.checkpoint import Checkpointer, DamagedError, read_meta
-from jaxrl.config import RunConfig, resolve, write_yaml
+from jaxrl import evaluation
+from jaxrl.checkpoint import Checkpointer
+from jaxrl.config import RunConfig, write_yaml
 from jaxrl.errors import UserError
-from jaxrl.evaluation import Evaluator, policy_actor
-from jaxrl.files import write_text
+from jaxrl.evaluation import Evaluator
 from jaxrl.logs import Console, CSVSink, Sink, TensorBoardSink, WandbSink
-
-EVAL_SEED = 0x5EED  # evaluation draws its own random numbers
-
-
-def make_algorithm(config: RunConfig) -> Any:
-    """The configured algorithm on the configured task."""
-    train = config.train
-    settings = getattr(train, train.algo)
-    batch = settings.num_steps * train.num_envs
-    iterations = math.ceil(train.total_timesteps / batch)
-    iterations = math.ceil(iterations / train.chunk) * train.chunk
-    return ALGORITHMS[train.algo](settings, config.env, train.num_envs, iterations)
-
-
-def hardware() -> dict[str, Any]:
-    """What this runs on, for checkpoints, reports and benchmarks."""
-    device = jax.devices()[0]
-    return {
-        "device": device.device_kind,
-        "platform": device.platform,
-        "devices": jax.device_count(),
-        "cpu": _cpu_name(),
-        "cpu_cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
-        "python": host.python_version(),
-        "jax": jax.__version__,
-        "jaxrl": __version__,
-    }
-
-
-def _cpu_name() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return host.processor() or host.machine()
+from jaxrl.population import Member, Population, spread
+from jaxrl.runs import EVAL_SEED, MEMBERS, hardware
 
 
 @dataclasses.dataclass
 class Progress:
-    """Host-side counters; saved with each checkpoint."""
+    """Host-side counters; saved with each checkpoint.
+
+    Attributes:
+      timesteps: control steps of each member.
+      elapsed: seconds.
+      best: score of each member's best model.
+    """
 
     timesteps: int = 0
     elapsed: float = 0.0
-    best: float | None = None
+    best: list[float | None] = dataclasses.field(default_factory=list)
+
+
+class _Folder:
+    """Where a member's own things lie: RUN itself, or RUN/members/<name>."""
+
+    def __init__(self, run: Path, member: Member):
+        self.member = member
+        self.path = run / MEMBERS / member.name if member.name else run
+        self.best = Checkpointer(self.path / "best", keep=1)
 
 
 class Trainer:
-    """Trains one run into one folder.
+    """Trains one run, or a population of them, into one folder.
 
     Args:
       config: the run.
@@ -92,21 +66,27 @@ class Trainer:
         self.config = config
         self.folder = Path(folder)
         train = config.train
-        self.algo = make_algorithm(config)
+        self.population = Population(config)
+        self.algo = self.population.algo
         self.chunk = train.chunk
         self.checkpoints = Checkpointer(self.folder / "checkpoints", keep=train.checkpoint.keep)
-        self.best = Checkpointer(self.folder / "best", keep=1)
-        self.progress = Progress()
+        self.folders = [_Folder(self.folder, member) for member in self.population.members]
+        self.progress = Progress(best=[None] * len(self.folders))
         self.console = Console(train.total_timesteps, enabled=False)
         self._stop_signal: int | None = None
+        self._diverged: set[int] = set()
+        self._own_sinks: list[Sink] = []  # of a population's members
         self._prepare_folder()
-        key = jax.random.key(train.seed)
         if resume and self.checkpoints.steps():
-            self.state = self._restore(jax.eval_shape(self.algo.init, key))
+            self.state = self._restore(jax.eval_shape(self.population.init))
         else:  # new, or killed before its first checkpoint: the same seed gives the same bits
-            self.best.discard_after(-1)
-            self.state = jax.jit(self.algo.init)(key)
+            for folder in self.folders:
+                folder.best.discard_after(-1)
+            self.state = jax.jit(self.population.init)()
         write_yaml(config, self.folder / "config.yaml")
+        for folder in self.folders:
+            folder.path.mkdir(parents=True, exist_ok=True)
+            write_yaml(folder.member.config, folder.path / "config.yaml")
 
     @property
     def _steps_per_chunk(self) -> int:
@@ -124,14 +104,16 @@ class Trainer:
             ) from error
 
     def _restore(self, shapes: Any) -> Any:
+        expected = self._split(shapes)
         restored = self.checkpoints.restore(
-            _split(shapes), warn=lambda text: print(text, file=sys.stderr)
+            expected, optional=("replay",), warn=lambda text: print(text, file=sys.stderr)
         )
         self.checkpoints.discard_after(restored.step)
         self.progress = Progress(**restored.meta["progress"])
-        self.best.discard_after(restored.step)
-        if not self.best.steps():
-            self.progress.best = None
+        for i, folder in enumerate(self.folders):
+            folder.best.discard_after(restored.step)
+            if not folder.best.steps():
+                self.progress.best[i] = None
         saved_with = restored.meta["hardware"]["jax"]
         if saved_with != jax.__version__:
             print(
@@ -140,7 +122,19 @@ class Trainer:
                 file=sys.stderr,
             )
         # Numbers changed on the command line count from here on.
-        return _join(restored.items).replace(hyper=self.algo.hyperparameters())
+        state = restored.items["train"].replace(
+            policy=restored.items["policy"], hyper=self.population.hyperparameters()
+        )
+        if "replay" in restored.items:
+            return state.replace(replay=restored.items["replay"])
+        if jax.tree.leaves(shapes.replay):
+            print(
+                "the checkpoint holds no replay buffer: the policy plays "
+                f"{self.algo.start_rows * self.algo.num_envs:,} control steps to refill it "
+                "before learning goes on",
+                file=sys.stderr,
+            )
+        return state.replace(replay=jax.jit(lambda: self.population.init().replay)())
 
     # -- the loop ---------------------------------------------------------------------
 
@@ -163,7 +157,6 @@ class Trainer:
                 self._loop(evaluator, sinks, begun)
                 self._save()
                 self.checkpoints.wait()
-                self.best.wait()
             except (UserError, OSError) as error:
                 with contextlib.suppress(UserError):
                     self.checkpoints.wait()  # let a save that is under way finish
@@ -178,7 +171,7 @@ class Trainer:
                 raise
             finally:
                 self.console.close()
-                for sink in sinks:
+                for sink in [*sinks, *self._own_sinks]:
                     with contextlib.suppress(OSError):
                         sink.close()
         return 0 if self._stop_signal is None else 128 + self._stop_signal
@@ -190,16 +183,12 @@ class Trainer:
         while progress.timesteps < train.total_timesteps and self._stop_signal is None:
             started, before = time.monotonic(), progress.timesteps
             self.state, output = run_chunk(self.state)
-            metrics, episodes = jax.device_get(output)
+            metrics, episodes, finite = jax.device_get(output)
             progress.timesteps += self._steps_per_chunk
             progress.elapsed = time.monotonic() - begun
             fps = self._steps_per_chunk / (time.monotonic() - started)
-            row = self._row(metrics, episodes, fps)
-            if not math.isfinite(row["train/loss"]):
-                raise UserError(
-                    f"training diverged at {progress.timesteps:,} control steps: lower "
-                    f"{train.algo}.learning_rate and go on with --resume {self.folder}"
-                )
+            self._watch(finite)
+            rows = self._rows(metrics, episodes, fps)
             if evaluator and compiling is None:  # beside the next chunks
                 shapes = jax.eval_shape(lambda x: x, self.state.policy)
                 compiling = threading.Thread(target=evaluator.compile, args=(shapes,))
@@ -207,10 +196,10 @@ class Trainer:
             done = progress.timesteps >= train.total_timesteps
             if evaluator and (done or _crossed(before, progress.timesteps, train.eval.every)):
                 compiling.join()
-                row |= self._evaluate(evaluator)
+                for own, judged in zip(rows, self._evaluate(evaluator), strict=True):
+                    own |= judged
                 progress.elapsed = time.monotonic() - begun
-            for sink in sinks:
-                sink.write(progress.timesteps, row)
+            row = self._write(sinks, rows)
             if _crossed(before, progress.timesteps, train.checkpoint.every):
                 self._save()
             if self._reached(row):
@@ -225,10 +214,15 @@ class Trainer:
         """`chunk` iterations as one program; the state's buffers are reused."""
 
         def chunk(state):
-            return jax.lax.scan(lambda s, _: self.algo.step(s), state, length=self.chunk)
+            state, (metrics, sums) = jax.lax.scan(
+                lambda s, _: self.population.step(s), state, length=self.chunk
+            )
+            return state, (metrics, sums, self.population.finite(state))
 
-        # A restored or first state may share buffers; donation needs them apart.
-        self.state = jax.tree.map(lambda x: x.copy(), self.state)
+        # A restored or first state may share buffers; donation needs them apart. A replay,
+        # which may fill the device, shares none.
+        small = jax.tree.map(lambda x: x.copy(), self.state.replace(replay=None))
+        self.state = small.replace(replay=self.state.replay)
         return jax.jit(chunk, donate_argnums=0)
 
     def _evaluator(self) -> Evaluator | None:
@@ -237,7 +231,7 @@ class Trainer:
             if settings.stop_at is not None:
                 raise UserError("eval.stop_at: needs evaluations, but eval.every is 0")
             return None
-        evaluator = Evaluator(self.config.env, policy_actor(self.algo.policy), settings.episodes)
+        evaluator = self.population.evaluator(self.config)
         if "success" not in evaluator.statistics:
             for key in ("best_by", "stop_metric"):
                 used = key == "best_by" or settings.stop_at is not None
@@ -245,18 +239,60 @@ class Trainer:
                     raise UserError(f"eval.{key}: task {self.config.task!r} reports no success")
         return evaluator
 
-    def _evaluate(self, evaluator: Evaluator) -> dict[str, float]:
-        """Judges the policy; keeps it when it is the best so far."""
-        train = self.config.train
-        key = jax.random.fold_in(jax.random.key(EVAL_SEED), train.seed)
-        key = jax.random.fold_in(key, self.progress.timesteps)
-        row = evaluation.scalars(evaluator.statistics, evaluator(self.state.policy, key))
-        score = row.get(f"eval/{train.eval.best_by}", -math.inf)
-        if self.progress.best is None or score > self.progress.best:
-            self.progress.best = score
-            self.best.save(
-                self.progress.timesteps, {"policy": self.state.policy}, self._meta() | {"eval": row}
+    def _watch(self, finite: np.ndarray) -> None:
+        """Notes members whose numbers are no longer finite.
+
+        Raises:
+          UserError: there is none left.
+        """
+        steps, train = self.progress.timesteps, self.config.train
+        new = set(np.flatnonzero(~finite)) - self._diverged
+        self._diverged |= new
+        if len(self._diverged) == len(self.folders):
+            what = "training" if len(self.folders) == 1 else "every member"
+            raise UserError(
+                f"{what} diverged at {steps:,} control steps: lower "
+                f"{train.algo}.learning_rate and go on with --resume {self.folder}"
             )
+        for i in sorted(new):
+            self.console.say(
+                f"member {self.folders[i].member.name} diverged at {steps:,} control steps; "
+                "the others go on"
+            )
+
+    def _evaluate(self, evaluator: Evaluator) -> list[dict[str, float]]:
+        """Judges the members' policies; keeps each that is its best so far."""
+        train = self.config.train
+        steps, policy = self.progress.timesteps, self.state.policy
+
+        def key(seed):
+            key = jax.random.fold_in(jax.random.key(EVAL_SEED), seed)
+            return jax.random.fold_in(key, steps)
+
+        seeds = np.array([f.member.config.train.seed for f in self.folders], np.uint32)
+        keys = jax.vmap(key)(seeds) if self.config.is_population else key(seeds[0])
+        tables = self.population.split(evaluator(policy, keys))
+        rows = [evaluation.scalars(evaluator.statistics, table) for table in tables]
+        for i, (folder, row) in enumerate(zip(self.folders, rows, strict=True)):
+            score, best = row.get(f"eval/{train.eval.best_by}", math.nan), self.progress.best[i]
+            if i not in self._diverged and (best is None or score > best):
+                self.progress.best[i] = score
+                own = {"policy": self.population.split(policy)[i]}
+                folder.best.save(steps, own, self._meta(folder.member.config) | {"eval": row})
+        return rows
+
+    def _write(self, sinks: list[Sink], rows: list[dict[str, float]]) -> dict[str, float]:
+        """Sends the members' rows, and of a population the mean and spread; returns that."""
+        steps = self.progress.timesteps
+        if not self.config.is_population:
+            row = rows[0]
+        else:
+            alive = [i for i in range(len(rows)) if i not in self._diverged]
+            row = spread([rows[i] for i in alive])
+            for i in alive:
+                self._own_sinks[i].write(steps, rows[i])
+        for sink in sinks:
+            sink.write(steps, row)
         return row
 
     def _reached(self, row: dict[str, float]) -> bool:
@@ -264,8 +300,15 @@ class Trainer:
         value = row.get(f"eval/{settings.stop_metric}", -math.inf)
         return settings.stop_at is not None and value >= settings.stop_at
 
+    def _rows(self, metrics: dict, episodes: Any, fps: float) -> list[dict[str, float]]:
+        """What to log of a chunk, for each member."""
+        if not self.config.is_population:
+            return [self._row(metrics, episodes, fps)]
+        by_member = jax.tree.map(lambda x: np.moveaxis(x, 1, 0), (metrics, episodes))
+        return [self._row(*own, fps) for own in self.population.split(by_member)]
+
     def _row(self, metrics: dict, episodes: Any, fps: float) -> dict[str, float]:
-        row = {name: float(np.mean(values)) for name, values in metrics.items()}
+        row = {name: _mean(values) for name, values in metrics.items()}
         count = int(episodes.count.sum())
         means = episodes.sums.sum(0) / count if count else np.full(episodes.sums.shape[-1], np.nan)
         names = {
@@ -286,35 +329,56 @@ class Trainer:
 
     def _sinks(self, evaluator: Evaluator | None) -> list[Sink]:
         start, log = self.progress.timesteps, self.config.train.log
-        output = jax.eval_shape(self.algo.step, self.state)[1]
-        blank = jax.tree.map(lambda x: np.zeros((1, *x.shape)), output)
-        columns = ["time/total_timesteps", *self._row(*blank, fps=0.0)]
+        output = jax.eval_shape(self.population.step, self.state)[1]
+        metrics, episodes = jax.tree.map(lambda x: np.zeros((1, *x.shape)), output)
+        row = self._rows(metrics, episodes, fps=0.0)[0]
         if evaluator:
             width = len(evaluator.statistics)
-            columns += evaluation.scalars(evaluator.statistics, np.zeros((1, width)))
-        columns = list(dict.fromkeys(columns))
-        sinks: list[Sink] = [
-            self.console,
-            CSVSink(self.folder / "progress.csv", columns, resume_step=start),
-        ]
+            row |= evaluation.scalars(evaluator.statistics, np.zeros((1, width)))
+        steps = "time/total_timesteps"
+
+        def csv(folder: Path, row: dict[str, float]) -> CSVSink:
+            columns = list(dict.fromkeys([steps, *row]))
+            return CSVSink(folder / "progress.csv", columns, resume_step=start)
+
+        if self.config.is_population:
+            self._own_sinks = [csv(folder.path, row) for folder in self.folders]
+            row = spread([row])
+        sinks: list[Sink] = [self.console, csv(self.folder, row)]
         if log.tensorboard:
             sinks.append(TensorBoardSink(self.folder / "tensorboard", resume_step=start))
         if log.wandb:
             sinks.append(WandbSink(self.folder, self.folder.name, self.config.to_dict()))
         return sinks
 
+    def best_folder(self) -> Path:
+        """The folder of the run, or of the population's best member."""
+        scores = [-math.inf if x is None else x for x in self.progress.best]
+        return self.folders[int(np.argmax(scores))].path
+
     # -- saving -----------------------------------------------------------------------
 
-    def _meta(self) -> dict[str, Any]:
+    def _meta(self, config: RunConfig) -> dict[str, Any]:
         return {
-            "config": self.config.to_dict(),
+            "config": config.to_dict(),
             "progress": dataclasses.asdict(self.progress),
             "hardware": hardware(),
         }
 
+    def _split(self, state: Any) -> dict[str, Any]:
+        """A training state as checkpoint items: the policy apart, so that it loads alone,
+        and the replay, which may be left out."""
+        items = {"policy": state.policy, "train": state.replace(policy=None, replay=None)}
+        if self.config.train.checkpoint.replay and jax.tree.leaves(state.replay):
+            items["replay"] = state.replay
+        return items
+
     def _save(self) -> None:
-        self.best.wait()  # a checkpoint never claims a best model that is not on disk
-        self.checkpoints.save(self.progress.timesteps, _split(self.state), self._meta())
+        for folder in self.folders:
+            folder.best.wait()  # a checkpoint never claims a best model that is not on disk
+        self.checkpoints.save(
+            self.progress.timesteps, self._split(self.state), self._meta(self.config)
+        )
 
     def _emergency(self, error: BaseException) -> None:
         """Saves what there is when training fails."""
@@ -363,116 +427,7 @@ def _crossed(before: int, now: int, every: int) -> bool:
     return bool(every) and now // every > before // every
 
 
-def _split(state: Any) -> dict[str, Any]:
-    """A training state as checkpoint items: the policy apart, so that it loads alone."""
-    return {"policy": state.policy, "train": state.replace(policy=None)}
-
-
-def _join(items: dict[str, Any]) -> Any:
-    return items["train"].replace(policy=items["policy"])
-
-
-# -- finished runs ----------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainedPolicy:
-    """A policy restored from disk.
-
-    Attributes:
-      config: the run that made it.
-      actor: acts with it, deterministically.
-      params: what the actor takes.
-      meta: the checkpoint's meta data.
-      source: the folder it was read from.
-    """
-
-    config: RunConfig
-    actor: evaluation.Actor
-    params: Any
-    meta: dict[str, Any]
-    source: Path
-
-
-def load_policy(path: str | Path, overrides: dict[str, Any] | None = None) -> TrainedPolicy:
-    """A policy from a run's folder (its best model, else its newest), or a checkpoint's.
-
-    Args:
-      path: RUN, RUN/best, RUN/checkpoints or one step's folder in either.
-      overrides: settings laid over the run's own, such as {"env": {"drive": ...}}.
-
-    Raises:
-      UserError: nothing there, damaged, or of another network.
-    """
-    path = Path(path)
-    folders, only = _where(path)
-    for folder in folders:
-        store = Checkpointer(folder)
-        for step in reversed(store.steps()) if only is None else [only]:
-            trained = _load_step(store, step, overrides or {})
-            if trained is not None:
-                return trained
-    raise UserError(f"{path}: no whole checkpoint (expected a run's folder or a checkpoint)")
-
-
-def _where(path: Path) -> tuple[list[Path], int | None]:
-    """The folders of checkpoints that a path names, and the step if it names one."""
-    if not path.exists():
-        raise UserError(f"{path}: no such file or folder")
-    if path.name.isdecimal() and not any((path / n).exists() for n in ("best", "checkpoints")):
-        return [path.parent], int(path.name)
-    if path.name in ("best", "checkpoints") and not (path / "checkpoints").exists():
-        return [path], None
-    return [path / "best", path / "checkpoints"], None
-
-
-def _load_step(store: Checkpointer, step: int, overrides: dict) -> TrainedPolicy | None:
-    folder = store.folder / str(step)
-    try:
-        meta = read_meta(folder)["meta"]
-        config = resolve(meta["config"], overrides, platform="none")
-        algo = make_algorithm(config)
-        shapes = jax.eval_shape(algo.init, jax.random.key(0)).policy
-        restored = store.restore_step(step, {"policy": shapes})
-    except DamagedError as error:
-        print(f"warning: checkpoint {folder} is damaged ({error})", file=sys.stderr)
-        return None
-    return TrainedPolicy(
-        config=config,
-        actor=policy_actor(algo.policy),
-        params=restored.items["policy"],
-        meta=meta,
-        source=folder,
-    )
-
-
-def evaluate_policy(
-    trained: TrainedPolicy, episodes: int, seed: int, settings: dict[str, Any] | None = None
-) -> dict[str, Any]:
-    """The summary of `episodes` fresh episodes, with all that says where it comes from.
-
-    Args:
-      trained: the policy.
-      episodes: how many.
-      seed: of the episodes.
-      settings: what was changed against the run's own, for the record.
-    """
-    begun = time.monotonic()
-    evaluator = Evaluator(trained.config.env, trained.actor, episodes)
-    key = jax.random.fold_in(jax.random.key(EVAL_SEED + 1), seed)
-    table = evaluator(trained.params, key)
-    return {
-        "source": f"{trained.source.parent.name}/{trained.source.name}",
-        "settings": settings or {},
-        "episodes": episodes,
-        "seed": seed,
-        "seconds": time.monotonic() - begun,
-        "hardware": hardware(),
-        "summary": evaluation.summarize(evaluator.statistics, table),
-    }
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Writes a result file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(content, indent=1) + "\n")
+def _mean(values: np.ndarray) -> float:
+    """Mean of what is known; NaN if nothing is."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if known.size else math.nan

@@ -32,7 +32,7 @@ def record(env: Env, actor: Actor, params: Any, path: Path, seed: int = 0) -> No
     if path.suffix != ".mp4":
         raise UserError(f"--video: got {path}, expected a file that ends in .mp4")
     if not hasattr(env, "render"):
-        raise UserError(f"--video: task {type(env).__name__} has no render()")
+        raise UserError(f"--video: {type(env).__name__} cannot be drawn: it has no render()")
     try:
         import imageio.v3 as imageio
         import imageio_ffmpeg  # noqa: F401

@@ -16,7 +16,8 @@ import pytest
 
 from jaxrl.checkpoint import Checkpointer
 from jaxrl.errors import UserError
-from jaxrl.trainer import Trainer, load_policy
+from jaxrl.runs import load_policy
+from jaxrl.trainer import Trainer
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -220,13 +221,18 @@ def test_after_a_step_back_the_best_model_is_kept_anew(small_run, tmp_path):
 
 def test_divergence_ends_the_run_and_keeps_the_good_checkpoints(small_run, tmp_path, monkeypatch):
     trainer = Trainer(small_run(), tmp_path)
-    row, seen = trainer._row, []
+    save, seen = trainer._save, []
 
-    def spoiled(*args, **kwargs):
+    def save_then_spoil():
+        save()
         seen.append(1)
-        return row(*args, **kwargs) | ({"train/loss": float("nan")} if len(seen) > 3 else {})
+        if len(seen) == 2:
+            spoiled = jax.tree.map(lambda x: x * np.nan, trainer.state.policy.params)
+            trainer.state = trainer.state.replace(
+                policy=trainer.state.policy.replace(params=spoiled)
+            )
 
-    monkeypatch.setattr(trainer, "_row", spoiled)
+    monkeypatch.setattr(trainer, "_save", save_then_spoil)
     with pytest.raises(UserError, match="training diverged at 384 control steps"):
         trainer.run()
     assert Checkpointer(tmp_path / "checkpoints").steps() == [128, 256]

@@ -115,7 +115,7 @@ def test_precedence_is_default_preset_file_command_line(tmp_path):
 
     file = {"env": {"name": "ballbot"}, "ppo": {"gamma": 0.5, "num_epochs": 2}}
     config = resolve(file, {"ppo": {"gamma": "0.7"}}, platform="cpu").train
-    preset = Ballbot.presets["cpu"]
+    preset = Ballbot.presets["cpu"]["ppo"]
     assert config.ppo.num_steps == preset["ppo"]["num_steps"]
     assert (config.ppo.gamma, config.ppo.num_epochs) == (0.7, 2)
     assert config.num_envs == preset["num_envs"]

@@ -220,6 +220,10 @@ class Algorithm:
             iteration=jnp.zeros((), jnp.int32),
         )
 
+    def shared(self, axes: TrainState) -> TrainState:
+        """Member axes of a population's state: None for what is the same for all members."""
+        return axes.replace(iteration=None)
+
     def step(self, state: TrainState) -> tuple[TrainState, tuple[dict, EpisodeSums]]:
         """One iteration. Scalars to log and episode sums come out."""
         key, key_starts, key_iterate = jax.random.split(state.key, 3)

@@ -183,6 +183,16 @@ class OffPolicy(Algorithm):
         )
         return params, learner, self.replay.init()
 
+    def shared(self, axes: TrainState) -> TrainState:
+        return (
+            super()
+            .shared(axes)
+            .replace(
+                learner=axes.learner.replace(updates=None),
+                replay=axes.replay.replace(inserted=None),
+            )
+        )
+
     # -- one iteration ------------------------------------------------------------------
 
     def _iterate(

@@ -131,7 +131,9 @@ class Vector:
         """
         worlds = self._step_worlds(state.worlds, action)
         finite = _finite((worlds.physics, worlds.obs, worlds.reward), self.num_envs)
-        metrics = jnp.stack([worlds.metrics[name] for name in self.metric_names], axis=1)
+        metrics = jnp.zeros((self.num_envs, 0))  # a task may have none
+        if self.metric_names:
+            metrics = jnp.stack([worlds.metrics[name] for name in self.metric_names], axis=1)
         metrics = jnp.where(finite[:, None], metrics, 0.0)
         reward = jnp.where(finite, worlds.reward, 0.0)
         final_obs = select(finite, worlds.obs, state.worlds.obs)

@@ -64,7 +64,7 @@ class Console:
     def write(self, step: int, row: dict[str, float]) -> None:
         """Moves the bar; in a pipe prints a line now and then."""
         brief = "  ".join(
-            f"{label} {row[name]:,.4g}"
+            f"{label} {row[name]:,.4g}{_spread(row, name)}"
             for name, label in _BRIEF.items()
             if not math.isnan(row.get(name, math.nan))
         )
@@ -89,16 +89,24 @@ class Console:
         table = Table(show_header=False, box=None, pad_edge=False)
         section = None
         for name in sorted(row):
+            if name.removesuffix("_std") in row and name.endswith("_std"):
+                continue
             group, _, short = name.partition("/")
             if group != section:
                 table.add_row(f"{group}/", "")
                 section = group
-            table.add_row(f"   {short}", _number(row[name]))
+            table.add_row(f"   {short}", _number(row[name]) + _spread(row, name))
         self._rich.print(table)
 
     def close(self) -> None:
         if self._progress:
             self._progress.stop()
+
+
+def _spread(row: dict[str, float], name: str) -> str:
+    """Of a population, the standard deviation over its members."""
+    std = row.get(f"{name}_std", math.nan)
+    return "" if math.isnan(std) else f" ± {std:.2g}"
 
 
 def _number(value: float) -> str:

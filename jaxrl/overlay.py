@@ -1,0 +1,299 @@
+"""Runs over each other on one page: populations, seeds, sweeps, algorithms."""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from jaxrl.members import Group, Member, differing, grouped, read_members, shown
+from jaxrl.options import nest
+from jaxrl.pages import (
+    CURVES,
+    SECONDS,
+    STEPS,
+    document,
+    hardware,
+    hardware_table,
+    image,
+    panels,
+    table,
+)
+from jaxrl.statistics import aggregate, iqm_interval
+
+# Okabe & Ito's colours, which colour-blind readers tell apart, without the pale ones
+COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#4d4d4d")
+DASHES = ((), (3, 1), (1, 1), (4, 1, 1, 1))  # in line widths
+RETURNS = CURVES[0][1]
+SOURCES = {"rollout": "training", "eval": "evaluation"}  # of columns that share a scale
+NOTHING = "&ndash;"
+
+EXPLANATION = """
+<p><small>A thin line is one member; &times; marks where it diverged. The thick line is the
+interquartile mean (IQM) of the group's members, thinner where some of them are missing, and
+ends where fewer than half are left; the shade is its 95 % bootstrap interval over members
+(Agarwal et al. 2021).</small></p>
+"""
+NOTE_GROUPS = """
+<p><small>Final evaluations: interquartile mean over the members [95 % interval].</small></p>
+"""
+NOTE_UNJUDGED = """
+<p><small>* the last evaluation in training; there is no eval/final.json.</small></p>
+"""
+
+
+# -- figures --------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Style:
+    """How a group is drawn.
+
+    Args:
+      colour: as HTML and matplotlib write it.
+      dashes: lengths in line widths; none for a whole line.
+      line: opacity of a member's line.
+      shade: opacity of the interval.
+    """
+
+    colour: str
+    dashes: tuple[float, ...]
+    line: float
+    shade: float
+
+
+def styles(groups: Sequence[Group]) -> list[Style]:
+    """Each group its own; the more there is to draw, the fainter what is behind."""
+    total = sum(len(group.members) for group in groups)
+    line = min(0.5, max(0.06, 8 / total))
+    shade = min(0.18, 0.8 / len(groups))
+    return [Style(*look, line, shade) for look in _looks(groups)]
+
+
+def _looks(groups: Sequence[Group]) -> list[tuple[str, tuple[float, ...]]]:
+    """Colours; of a large grid of two settings one gives the colour, the other the dashes."""
+    count = len(groups)
+    if count <= len(COLOURS):
+        return [(colour, ()) for colour in COLOURS[:count]]
+    places = []
+    for name in differing([group.settings for group in groups]):
+        values = [shown(group.settings.get(name)) for group in groups]
+        known = list(dict.fromkeys(values))
+        places.append([known.index(value) for value in values])
+    places.sort(key=max)
+    if len(places) == 2 and max(places[0]) < len(DASHES) and max(places[1]) < len(COLOURS):
+        return [(COLOURS[j], DASHES[i]) for i, j in zip(*places)]
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
+
+    hues = colormaps["viridis"](np.linspace(0, 0.9, count))
+    return [(to_hex(hue), DASHES[i % len(DASHES)]) for i, hue in enumerate(hues)]
+
+
+def figure(groups: Sequence[Group]) -> str:
+    """All curves that some member has; the returns against time as well."""
+    members = [member for group in groups for member in group.members]
+    wanted = [
+        (title if len(columns) == 1 else f"{title}: {SOURCES[name.partition('/')[0]]}", name, x)
+        for title, columns in CURVES
+        for name in columns
+        if any(member.curve(name).size for member in members)
+        for x in ((STEPS, SECONDS) if columns == RETURNS else (STEPS,))
+    ]
+    if not wanted:
+        return "<p>No member has a finite number to draw.</p>"
+    drawing, axes = panels(len(wanted), height=3)
+    for axis, (title, name, x) in zip(axes, wanted):
+        for group, style in zip(groups, styles(groups)):
+            draw(axis, group, style, name, x)
+        cut = limit(axis, [member.curve(name)[1] for member in members])
+        axis.set_title(title, fontsize=11, loc="left", fontweight="bold")
+        axis.set_title(name + cut, fontsize=8, loc="right", color="#777")
+        axis.set_xlabel("control steps" if x == STEPS else "wall-clock seconds", fontsize=9)
+        axis.set_xlim(left=0)
+        if x == SECONDS:
+            axis.xaxis.set_major_formatter("{x:,.0f}")
+    return image(drawing, "curves of the groups")
+
+
+def draw(axis: Any, group: Group, style: Style, name: str, x: str) -> None:
+    """A group's members, their IQM and its interval."""
+    curves = []
+    for member in group.members:
+        curve = member.curve(name, x)
+        if curve.size:
+            curves.append(curve)
+            axis.plot(*curve, color=style.colour, lw=0.8, alpha=style.line, zorder=1)
+            if member.diverged is not None:
+                axis.plot(*curve[:, -1], "x", color=style.colour, ms=7, mew=2, zorder=4)
+    if not curves:
+        return
+    grid, count, (middle, low, high) = aggregate(curves)
+    line = {"color": style.colour, "ls": (0, style.dashes) if style.dashes else "-", "zorder": 3}
+    axis.fill_between(grid, low, high, color=style.colour, alpha=style.shade, lw=0, zorder=2)
+    axis.plot(grid, middle, lw=1.2, **line)
+    axis.plot(grid, np.where(count == len(curves), middle, np.nan), lw=2.4, **line)
+
+
+def limit(axis: Any, values: Sequence[np.ndarray]) -> str:
+    """Keeps a few extreme values from flattening all curves; says so for the title."""
+    finite = np.concatenate(values)
+    low, high = np.percentile(finite, [2, 98])
+    if np.ptp(finite) <= 10 * (high - low) or low == high:
+        return ""
+    margin = 0.15 * (high - low)
+    axis.set_ylim(low - margin, high + margin)
+    return ", extremes cut off"
+
+
+# -- the page -------------------------------------------------------------------------
+
+
+def page(runs: Sequence[Path]) -> str:
+    """The page of a population, or of several runs.
+
+    Raises:
+      UserError: a folder holds no run, or no run has rows.
+    """
+    members = read_members(runs)
+    groups = grouped(members)
+    title = runs[0].resolve().name if len(runs) == 1 else f"{len(runs)} runs compared"
+    width = max(len(group.label) for group in groups) + 6
+    return document(
+        title,
+        [
+            f"<h1>{html.escape(title)}</h1>",
+            f"<p>{counted(len(members), 'member')} in {counted(len(groups), 'group')}.</p>",
+            group_table(groups),
+            "<h2>Learning curves</h2>",
+            EXPLANATION,
+            f"<div class='legend' style='columns:{width}ch'>{''.join(names(groups))}</div>",
+            figure(groups),
+            "<h2>Members</h2>",
+            member_table(groups),
+            _hardware(runs),
+            configuration(groups),
+        ],
+    )
+
+
+def counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" + ("" if count == 1 else "s")
+
+
+def names(groups: Sequence[Group]) -> list[str]:
+    """Each group's line and label."""
+    width = min(24, max(len(group.label) for group in groups))
+    found = []
+    for group, style in zip(groups, styles(groups)):
+        dashes = " ".join(f"{4 * part:g}" for part in style.dashes)
+        found.append(
+            f"<div class='group'><svg width='32' height='10'><path d='M0 4h32' "
+            f"stroke='{style.colour}' stroke-width='4' stroke-dasharray='{dashes}'/></svg>"
+            f"<span style='min-width:{width}ch'>{html.escape(group.label)}</span></div>"
+        )
+    return found
+
+
+def group_table(groups: Sequence[Group]) -> str:
+    """What came of each group."""
+    scores = _scores(groups)
+    rows = []
+    for group, name in zip(groups, names(groups)):
+        numbers = [_interval([m.final[score] for m in group.members]) for score in scores]
+        minutes = max((m.rows[-1][SECONDS] / 60 for m in group.members if m.rows), default=math.nan)
+        size = [_count(group), f"{group.steps:,.0f}", f"{minutes:.1f}"]
+        rows.append([name, *numbers, *size, _best(group)])
+    head = ["group", *scores, "members", "steps each", "minutes", "best member"]
+    return table(head, rows) + NOTE_GROUPS
+
+
+def _scores(groups: Sequence[Group]) -> list[str]:
+    """What some member was judged by."""
+    members = [member for group in groups for member in group.members]
+    return [
+        score
+        for score in ("return", "success")
+        if any(math.isfinite(member.final[score]) for member in members)
+    ]
+
+
+def _count(group: Group) -> str:
+    """How many members, and how many of them are not whole."""
+    diverged = sum(m.diverged is not None for m in group.members)
+    short = sum(bool(group.status(m)) for m in group.members) - diverged
+    notes = [f"{n} {what}" for n, what in ((diverged, "diverged"), (short, "ended early")) if n]
+    return f"{len(group.members)}" + (f" ({', '.join(notes)})" if notes else "")
+
+
+def _interval(values: Sequence[float]) -> str:
+    finite = np.array([v for v in values if math.isfinite(v)])
+    if not len(finite):
+        return NOTHING
+    middle, low, high = iqm_interval(finite)
+    text = _rounded(middle)
+    if len(finite) > 1:
+        text += f" [{_rounded(low)}, {_rounded(high)}]"
+    return text + (f" of {len(finite)}" if len(finite) < len(values) else "")
+
+
+def _best(group: Group) -> str:
+    scored = [m for m in group.members if math.isfinite(m.final["return"])]
+    best = max(scored, key=lambda m: m.final["return"], default=None)
+    return html.escape(best.folder.resolve().name) if best else NOTHING
+
+
+def member_table(groups: Sequence[Group]) -> str:
+    """Each member's final evaluation, and what became of it."""
+    scores = _scores(groups)
+    rows: list[list[str]] = []
+    for group, name in zip(groups, names(groups)):
+        rows.append([name])
+        for member in group.members:
+            numbers = [_number(member, score) for score in scores]
+            name = html.escape(member.name)
+            rows.append([name, str(member.seed), *numbers, group.status(member)])
+    unjudged = any(not m.judged for group in groups for m in group.members)
+    return table(["member", "seed", *scores, ""], rows) + (NOTE_UNJUDGED if unjudged else "")
+
+
+def _number(member: Member, score: str) -> str:
+    value = member.final[score]
+    return _rounded(value) + "*" * (not member.judged) if math.isfinite(value) else NOTHING
+
+
+def _rounded(value: float) -> str:
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:,.1f}"
+
+
+def _hardware(runs: Sequence[Path]) -> str:
+    """What the runs ran on, each machine once."""
+    machines: dict[str, list[str]] = {}
+    for run in runs:
+        if facts := hardware(run):
+            machines.setdefault(hardware_table(facts), []).append(run.resolve().name)
+    return "".join(
+        f"<h2>Hardware and versions</h2><p>{html.escape(', '.join(users))}</p>{facts}"
+        for facts, users in machines.items()
+    )
+
+
+def configuration(groups: Sequence[Group]) -> str:
+    """The settings that differ, a group each, and those that all share."""
+    settings = [group.settings for group in groups]
+    differ = differing(settings)
+    rows = [[html.escape(name), *(_setting(s, name) for s in settings)] for name in differ]
+    common = nest({k: v for k, v in settings[0].items() if k not in differ})
+    text = yaml.safe_dump(common, sort_keys=False)
+    apart = f"<h2>Settings that differ</h2>{table(['', *names(groups)], rows)}" if differ else ""
+    return f"{apart}<h2>Settings in common</h2><pre>{html.escape(text)}</pre>"
+
+
+def _setting(settings: dict[str, Any], name: str) -> str:
+    return html.escape(shown(settings[name])) if name in settings else NOTHING

@@ -1,0 +1,181 @@
+"""One run, or many at once in one program: seeds, and a grid of traced settings."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrl import platform
+from jaxrl.algos import ALGORITHMS
+from jaxrl.config import RunConfig, resolve
+from jaxrl.errors import UserError
+from jaxrl.evaluation import Evaluator, policy_actor
+from jaxrl.options import nest
+from jaxrl.runs import make_algorithm
+
+
+@dataclasses.dataclass(frozen=True)
+class Member:
+    """One run of a population.
+
+    Attributes:
+      name: of its folder, such as "learning_rate=0.001,seed=0"; empty for a run alone.
+      config: as if it were run alone.
+    """
+
+    name: str
+    config: RunConfig
+
+
+def members(config: RunConfig) -> list[Member]:
+    """The runs that `num_seeds` and `sweep` ask for.
+
+    Raises:
+      UserError: a swept setting that is not one traced number.
+    """
+    train = config.train
+    if not config.is_population:
+        return [Member("", config)]
+    axes = [_axis(text, train.algo) for text in train.sweep]
+    axes.append([("seed", train.seed + i) for i in range(train.num_seeds)])
+    base = config.to_dict() | {"num_seeds": 1, "sweep": []}
+    made = []
+    for point in itertools.product(*axes):
+        alone = resolve(base, nest(dict(point)), platform="none")
+        values = {key: _lookup(alone.train, key) for key, _ in point}
+        name = ",".join(f"{key.rpartition('.')[2]}={value:g}" for key, value in values.items())
+        made.append(Member(name, alone))
+    return made
+
+
+def _axis(text: str, algo: str) -> list[tuple[str, str]]:
+    """ "ppo.gamma=.9,.99" -> [("ppo.gamma", ".9"), ("ppo.gamma", ".99")]."""
+    key, _, values = text.partition("=")
+    traced = dataclasses.fields(ALGORITHMS[algo].Hyperparameters)
+    known = [f"{algo}.{field.name}" for field in traced]
+    if key not in known:
+        raise UserError(
+            f"sweep: got {text!r}, expected KEY=VALUE,VALUE.. with one of {', '.join(known)} "
+            "(other settings change the program: start a run for each)"
+        )
+    split = [value.strip() for value in values.split(",") if value.strip()]
+    if not split or len(set(split)) < len(split):
+        raise UserError(f"sweep: got {text!r}, expected different values, such as {key}=1,2")
+    return [(key, value) for value in split]
+
+
+def _lookup(config: Any, key: str) -> Any:
+    for part in key.split("."):
+        config = getattr(config, part)
+    return config
+
+
+class Population:
+    """The runs of a configuration as one program.
+
+    A run alone is traced as it is; several are one `vmap`, each with its own seed and
+    numbers. Counters that are the same for all are kept once, so that branches on them
+    stay branches. All outputs begin with the member axis [M].
+
+    Args:
+      config: the run.
+
+    Raises:
+      UserError: settings that do not fit together, or the device.
+    """
+
+    def __init__(self, config: RunConfig):
+        self.members = members(config)
+        self._alone = not config.is_population
+        self.algo = make_algorithm(config, members=len(self.members))
+        self._shapes = jax.eval_shape(self._init_one)
+        self._check_memory(config)
+        self._axes = self.algo.shared(jax.tree.map(lambda _: 0, self._shapes))
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def _init_one(self) -> Any:
+        return self.algo.init(jax.random.key(0))
+
+    def _check_memory(self, config: RunConfig) -> None:
+        """Refuses a replay that the device cannot hold, before it is made."""
+        need = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(self._shapes.replay))
+        need, free = need * len(self), platform.free_bytes()
+        if free is not None and need > free:
+            name, size = config.train.algo, getattr(config.train, config.train.algo).buffer_size
+            raise UserError(
+                f"{name}.buffer_size: {size:,} control steps"
+                f"{'' if self._alone else f' x {len(self)} members'} take {need / 1e9:,.1f} GB, "
+                f"but {free / 1e9:,.1f} GB are free on the device; about "
+                f"{int(size * free / need):,} fit ({name}.storage bfloat16 halves it)"
+            )
+
+    def hyperparameters(self) -> Any:
+        """Traced numbers, leaves [M]; of a run alone, []."""
+        each = [
+            self.algo.hyperparameters(getattr(m.config.train, m.config.train.algo))
+            for m in self.members
+        ]
+        return each[0] if self._alone else jax.tree.map(lambda *x: jnp.stack(x), *each)
+
+    def seeds(self) -> jax.Array:
+        """[M] keys of the members' seeds; of a run alone, []."""
+        keys = [jax.random.key(member.config.train.seed) for member in self.members]
+        return keys[0] if self._alone else jnp.stack(keys)
+
+    def init(self) -> Any:
+        """The training state at the start."""
+        init = self.algo.init if self._alone else jax.vmap(self.algo.init, out_axes=self._axes)
+        return init(self.seeds(), self.hyperparameters())
+
+    def step(self, state: Any) -> tuple[Any, Any]:
+        """One iteration of all; metrics and episode sums come out."""
+        if self._alone:
+            return self.algo.step(state)
+        return jax.vmap(self.algo.step, in_axes=(self._axes,), out_axes=(self._axes, 0))(state)
+
+    def finite(self, state: Any) -> jax.Array:
+        """[M] bool; all numbers of the policy are finite."""
+
+        def check(policy):
+            return jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(policy)]).all()
+
+        return check(state.policy)[None] if self._alone else jax.vmap(check)(state.policy)
+
+    def split(self, tree: Any) -> list[Any]:
+        """A tree that training gave, for each member."""
+        if self._alone:
+            return [tree]
+        return [jax.tree.map(lambda x, i=i: x[i], tree) for i in range(len(self))]
+
+    def evaluator(self, config: RunConfig) -> Evaluator:
+        """Judges all members' policies at once."""
+        return Evaluator(
+            config.env,
+            policy_actor(self.algo.policy),
+            config.train.eval.episodes,
+            members=None if self._alone else len(self),
+        )
+
+
+def spread(rows: list[dict[str, float]]) -> dict[str, float]:
+    """Means over the members' rows, and their standard deviations as `NAME_std`.
+
+    What is the same for all (`time/`) is taken from the first.
+    """
+    out: dict[str, float] = {}
+    for name in rows[0]:
+        if name.startswith("time/"):
+            out[name] = rows[0][name]
+            continue
+        values = np.array([row[name] for row in rows])
+        values = values[np.isfinite(values)]
+        out[name] = float(values.mean()) if values.size else float("nan")
+        out[f"{name}_std"] = float(values.std()) if values.size else float("nan")
+    return out

@@ -1,0 +1,188 @@
+"""Runs on disk: the algorithm they used, the policies they left, and their judgement."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import platform as host
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxrl import __version__, evaluation
+from jaxrl.algos import ALGORITHMS, Algorithm
+from jaxrl.checkpoint import Checkpointer, DamagedError, read_meta
+from jaxrl.config import RunConfig, resolve
+from jaxrl.errors import UserError
+from jaxrl.evaluation import Evaluator, policy_actor
+from jaxrl.files import write_text
+
+EVAL_SEED = 0x5EED  # evaluation draws its own random numbers
+MEMBERS = "members"  # folder of a population's runs
+
+
+def make_algorithm(config: RunConfig, *, members: int = 1) -> Algorithm:
+    """The configured algorithm on the configured task, one of `members` side by side."""
+    train = config.train
+    settings = getattr(train, train.algo)
+    batch = settings.num_steps * train.num_envs
+    iterations = math.ceil(train.total_timesteps / batch)
+    iterations = math.ceil(iterations / train.chunk) * train.chunk
+    make = ALGORITHMS[train.algo]
+    return make(settings, config.env, train.num_envs, iterations, members=members)
+
+
+def hardware() -> dict[str, Any]:
+    """What this runs on, for checkpoints, reports and benchmarks."""
+    device = jax.devices()[0]
+    return {
+        "device": device.device_kind,
+        "platform": device.platform,
+        "devices": jax.device_count(),
+        "cpu": _cpu_name(),
+        "cpu_cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
+        "python": host.python_version(),
+        "jax": jax.__version__,
+        "jaxrl": __version__,
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return host.processor() or host.machine()
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedPolicy:
+    """A policy restored from disk.
+
+    Attributes:
+      config: the run that made it.
+      actor: acts with it, deterministically.
+      params: what the actor takes.
+      meta: the checkpoint's meta data.
+      source: the folder it was read from.
+    """
+
+    config: RunConfig
+    actor: evaluation.Actor
+    params: Any
+    meta: dict[str, Any]
+    source: Path
+
+
+def load_policy(path: str | Path, overrides: dict[str, Any] | None = None) -> TrainedPolicy:
+    """A policy from a run's folder (its best model, else its newest), or a checkpoint's.
+
+    Args:
+      path: RUN, RUN/best, RUN/checkpoints or one step's folder in either; of a population,
+        RUN/members/<name> is such a run.
+      overrides: settings laid over the run's own, such as {"env": {"drive": ...}}.
+
+    Raises:
+      UserError: nothing there, damaged, or of another network.
+    """
+    path = Path(path)
+    if (path / MEMBERS).is_dir():
+        raise UserError(f"{path}: holds a population; choose a member: {_best_member(path)}")
+    folders, only = _where(path)
+    for folder in folders:
+        store = Checkpointer(folder)
+        for step in reversed(store.steps()) if only is None else [only]:
+            trained = _load_step(store, step, overrides or {})
+            if trained is not None:
+                return trained
+    raise UserError(f"{path}: no whole checkpoint (expected a run's folder or a checkpoint)")
+
+
+def _best_member(path: Path) -> str:
+    """A population's best member, in words."""
+    scores = {}
+    for member in sorted((path / MEMBERS).iterdir()):
+        for step in Checkpointer(member / "best").steps():
+            with contextlib.suppress(DamagedError):
+                meta = read_meta(member / "best" / str(step))["meta"]
+                by = meta["config"]["eval"]["best_by"]
+                scores[member] = meta["eval"][f"eval/{by}"]
+    if not scores:
+        return f"{path / MEMBERS}/<name> (none has been evaluated yet)"
+    best = max(scores, key=scores.get)
+    return f"{best} is the best of {len(scores)}"
+
+
+def _where(path: Path) -> tuple[list[Path], int | None]:
+    """The folders of checkpoints that a path names, and the step if it names one."""
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder")
+    if path.name.isdecimal() and not any((path / n).exists() for n in ("best", "checkpoints")):
+        return [path.parent], int(path.name)
+    if path.name in ("best", "checkpoints") and not (path / "checkpoints").exists():
+        return [path], None
+    return [path / "best", path / "checkpoints"], None
+
+
+def _load_step(store: Checkpointer, step: int, overrides: dict) -> TrainedPolicy | None:
+    folder = store.folder / str(step)
+    try:
+        meta = read_meta(folder)["meta"]
+        config = resolve(meta["config"], overrides, platform="none")
+        if config.is_population:
+            raise UserError(f"{folder}: holds a population's state; choose one of its members")
+        algo = make_algorithm(config)
+        shapes = jax.eval_shape(algo.init, jax.random.key(0)).policy
+        restored = store.restore_step(step, {"policy": shapes})
+    except DamagedError as error:
+        print(f"warning: checkpoint {folder} is damaged ({error})", file=sys.stderr)
+        return None
+    return TrainedPolicy(
+        config=config,
+        actor=policy_actor(algo.policy),
+        params=restored.items["policy"],
+        meta=meta,
+        source=folder,
+    )
+
+
+def evaluate_policy(
+    trained: TrainedPolicy, episodes: int, seed: int, settings: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """The summary of `episodes` fresh episodes, with all that says where it comes from.
+
+    Args:
+      trained: the policy.
+      episodes: how many.
+      seed: of the episodes.
+      settings: what was changed against the run's own, for the record.
+    """
+    begun = time.monotonic()
+    evaluator = Evaluator(trained.config.env, trained.actor, episodes)
+    key = jax.random.fold_in(jax.random.key(EVAL_SEED + 1), seed)
+    table = evaluator(trained.params, key)
+    return {
+        "source": f"{trained.source.parent.name}/{trained.source.name}",
+        "settings": settings or {},
+        "episodes": episodes,
+        "seed": seed,
+        "seconds": time.monotonic() - begun,
+        "hardware": hardware(),
+        "summary": evaluation.summarize(evaluator.statistics, table),
+    }
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Writes a result file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(content, indent=1) + "\n")

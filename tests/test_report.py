@@ -1,0 +1,248 @@
+"""Pages of one run and of several: statistics, groups, what the reader gets to see."""
+
+import csv
+import json
+import math
+import re
+
+import numpy as np
+import pytest
+import yaml
+
+from jaxrl import overlay, report
+from jaxrl.errors import UserError
+from jaxrl.members import grouped, is_population, read_members
+from jaxrl.pages import CURVES, read_rows
+from jaxrl.statistics import GRID, aggregate, iqm, iqm_interval
+
+BASE = {
+    "env": {"name": "countdown", "length": 10},
+    "algo": "ppo",
+    "num_envs": 8,
+    "seed": 0,
+    "log": {"console": True},
+    "ppo": {"learning_rate": 1e-3, "network": {"policy_hidden": [64, 64]}},
+}
+
+
+def write_run(folder, rows=10, *, final=None, nan_from=None, scale=1.0, **changes):
+    """A run as training leaves it: `rows` rows, 100 steps and 2 seconds each."""
+    (folder / "eval").mkdir(parents=True)
+    config = {**BASE, **{k: v for k, v in changes.items() if k != "lr"}}
+    if "lr" in changes:
+        config["ppo"] = {**BASE["ppo"], "learning_rate": changes["lr"]}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    table = []
+    for i in range(1, rows + 1):
+        lost = nan_from is not None and i >= nan_from
+        row = {"time/total_timesteps": 100 * i, "time/time_elapsed": 2 * i, "time/fps": 50}
+        row |= {"rollout/ep_rew_mean": scale * i, "train/loss": "" if lost else 1 / i}
+        judged = i % 2 == 0 and not lost
+        row |= {"eval/mean_reward": 2 * scale * i if judged else ""}
+        table.append(row | {"eval/success_rate": i / 20 if judged else ""})
+    with (folder / "progress.csv").open("w", newline="") as file:
+        names = "time/total_timesteps time/time_elapsed time/fps rollout/ep_rew_mean train/loss "
+        names += "eval/mean_reward eval/success_rate"
+        writer = csv.DictWriter(file, names.split())
+        writer.writeheader()
+        writer.writerows(table)
+    if final is not None:
+        summary = {"return": {"mean": final}, "success": {"mean": 0.5}}
+        (folder / "eval" / "final.json").write_text(json.dumps({"summary": summary}))
+    return folder
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    """Two learning rates, three seeds; one member is shorter, one diverges."""
+    members = tmp_path / "sweep" / "members"
+    for seed in range(3):
+        write_run(members / f"learning_rate=0.001,seed={seed}", final=100.0 + seed, seed=seed)
+        write_run(
+            members / f"learning_rate=1e-05,seed={seed}",
+            6 if seed == 1 else 10,
+            nan_from=8 if seed == 2 else None,
+            scale=1 + seed,
+            seed=seed,
+            lr=1e-5,
+        )
+    return tmp_path / "sweep"
+
+
+def plain_iqm(values):
+    values = sorted(values)
+    cut = len(values) // 4
+    kept = values[cut : len(values) - cut]
+    return sum(kept) / len(kept)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 8, 11])
+def test_iqm_is_the_mean_of_the_middle_half(count):
+    values = np.random.default_rng(count).normal(size=(count, 3))
+    expected = [plain_iqm(values[:, i]) for i in range(3)]
+    np.testing.assert_allclose(iqm(values), expected, rtol=1e-12)
+
+
+def test_the_interval_is_the_percentile_bootstrap_of_the_iqm():
+    values = np.random.default_rng(0).normal(10, 2, size=9)
+    rng = np.random.default_rng(1)
+    resampled = [plain_iqm(rng.choice(values, 9)) for _ in range(20_000)]
+    middle, low, high = iqm_interval(values)
+    assert middle == pytest.approx(plain_iqm(values), rel=1e-12)
+    assert [low, high] == pytest.approx(np.quantile(resampled, [0.025, 0.975]), abs=0.1)
+    single = iqm_interval(np.array([[3.0, 4.0]]))
+    assert single[0].tolist() == [3, 4] and np.isnan(single[1:]).all()
+
+
+def test_aggregated_curves_start_with_all_and_end_with_half():
+    curves = [
+        np.array([[0, 10, 40], [0, 10, 40]], float),
+        np.array([[5, 20, 30], [5, 20, 30]], float) + [[0], [2]],
+        np.array([[0, 20], [4, 24]], float),
+    ]
+    grid, count, (middle, low, high) = aggregate(curves)
+    assert grid.tolist() == [5, 10, 20, 30]  # from the last start to the second end of three
+    assert count.tolist() == [3, 3, 3, 2]
+    np.testing.assert_allclose(middle, [7, 12, 22, 31])
+    assert (low <= middle).all() and (middle <= high).all()
+    long = np.stack([np.arange(1000.0), np.ones(1000)])
+    assert len(aggregate([long])[0]) == GRID and np.isnan(aggregate([long])[2][1:]).all()
+    apart = [np.array([[start, start + 1], [1, 1]], float) for start in (0, 0, 9)]
+    assert len(aggregate(apart)[0]) == 0
+
+
+def labels(tmp_path, *configs):
+    runs = [write_run(tmp_path / str(i), **config) for i, config in enumerate(configs)]
+    return [(group.label, len(group.members)) for group in grouped(read_members(runs))]
+
+
+def test_groups_are_named_by_what_differs(tmp_path):
+    a, b = {"lr": 1e-3}, {"lr": 3e-4, "log": {"console": False}}
+    assert labels(tmp_path, {"seed": 3}, {"seed": 4}) == [("2 seeds", 2)]
+    assert labels(tmp_path / "1", a, b, {"lr": 1e-3, "seed": 1}) == [
+        ("ppo.learning_rate=0.0003", 1),
+        ("ppo.learning_rate=0.001", 2),
+    ]
+    assert labels(tmp_path / "2", a, {"lr": 1e-4, "num_envs": 16}, {"num_envs": 16}) == [
+        ("num_envs=8, ppo.learning_rate=0.001", 1),
+        ("num_envs=16, ppo.learning_rate=0.0001", 1),
+        ("num_envs=16, ppo.learning_rate=0.001", 1),
+    ]
+
+
+def test_settings_of_other_algorithms_and_tasks_stay_out_of_the_label(tmp_path):
+    sac = {"algo": "sac", "sac": {"tau": 0.005}, "lr": 7.0}  # ppo's settings are not in use
+    other = {"env": {"name": "fragile", "length": 20}}
+    assert labels(tmp_path, {}, sac, sac | {"sac": {"tau": 0.01}}) == [
+        ("algo=ppo", 1),
+        ("algo=sac, sac.tau=0.005", 1),
+        ("algo=sac, sac.tau=0.01", 1),
+    ]
+    assert labels(tmp_path / "1", {}, other) == [("env.name=countdown", 1), ("env.name=fragile", 1)]
+    older = {"ppo": {"learning_rate": 1e-3}}  # from before a setting was there
+    name = "ppo.network.policy_hidden"
+    assert labels(tmp_path / "2", {}, older) == [(f"no {name}", 1), (f"{name}=[64,64]", 1)]
+
+
+def test_a_population_is_overlaid(sweep, capsys):
+    assert is_population(sweep)
+    assert report.main([str(sweep)]) == 0
+    page = (sweep / "report.html").read_text()
+    assert f"written to {sweep / 'report.html'}" in capsys.readouterr().out
+    assert "6 members in 2 groups" in page and "data:image/png;base64," in page
+    text = re.sub(r"<[^>]+>", " ", page)
+    assert "ppo.learning_rate=1e-05" in text and "ppo.learning_rate=0.001" in text
+    assert "101.0 [100.0, 102.0]" in text  # final.json
+    assert "3 (1 diverged, 1 ended early)" in text
+    assert "diverged at 800 steps" in text and "ended at 600 of 1,000 steps" in text
+    assert re.search(r"learning_rate=1e-05,seed=2 +2 +36.0\* +0.300\*", text)  # row 6, 2 * 3 * 6
+    assert "the last evaluation in training" in text
+    assert "num_envs: 8" in text and "learning_rate:" not in text and "console" not in text
+    assert not re.search(r"(src|href)=.https?://", page)
+
+
+def test_a_diverged_member_is_drawn_only_up_to_there(sweep):
+    slow, _ = grouped(read_members([sweep]))
+    lost = slow.members[2]
+    assert lost.diverged == 800
+    assert lost.curve("rollout/ep_rew_mean")[0].max() == 700
+    assert [slow.status(m) == "" for m in slow.members] == [True, False, False]
+
+
+def test_a_group_may_diverge_at_once(tmp_path):
+    runs = [write_run(tmp_path / str(i), nan_from=1, seed=i) for i in range(2)]
+    assert "2 (2 diverged)" in overlay.page(runs)
+    bare = "time/total_timesteps,time/time_elapsed\n100,2\n"
+    (runs[0] / "progress.csv").write_text(bare)
+    assert "no finite number" in report.page(runs[0])
+
+
+def test_several_runs_go_to_the_folder_one_stands_in(sweep, tmp_path, monkeypatch):
+    one, two = write_run(tmp_path / "one"), write_run(tmp_path / "two", seed=5)
+    monkeypatch.chdir(tmp_path)
+    assert report.main([str(one), str(two), str(sweep)]) == 0
+    text = re.sub(r"<[^>]+>", " ", (tmp_path / "report.html").read_text())
+    assert "3 runs compared" in text and "8 members in 2 groups" in text
+    assert "sweep/members/learning_rate=1e-05,seed=0" in text
+    assert report.main([str(one), str(one)]) == 0  # the same run twice is one run
+    assert (one / "report.html").is_file()
+
+
+def test_members_without_rows_are_shown(sweep):
+    empty = write_run(sweep / "members" / "learning_rate=0.001,seed=7", rows=0, seed=7)
+    assert "no rows" in overlay.page([sweep])
+    (empty / "progress.csv").unlink()
+    assert "no rows" in overlay.page([sweep])
+
+
+@pytest.mark.parametrize("counts", [(7, 1), (4, 3), (9, 1), (2, 3, 2)])
+def test_each_group_looks_different(tmp_path, counts):
+    runs = []
+    for place in np.ndindex(*counts):
+        settings = {f"setting_{i}": int(value) for i, value in enumerate(place)}
+        runs.append(write_run(tmp_path / f"{place}", ppo=settings))
+    looks = [(s.colour, s.dashes) for s in overlay.styles(grouped(read_members(runs)))]
+    assert len(set(looks)) == math.prod(counts)
+
+
+def test_curves_of_every_algorithm_have_a_place():
+    names = {name for _, columns in CURVES for name in columns}
+    assert names >= {
+        "train/value_loss",
+        "train/policy_gradient_loss",
+        "train/critic_loss",
+        "train/actor_loss",
+        "train/ent_coef",
+        "train/ent_coef_loss",
+        "train/q_value",
+    }
+
+
+def test_a_row_cut_short_is_left_out(tmp_path):
+    path = tmp_path / "progress.csv"
+    path.write_text("time/total_timesteps,train/loss,time/fps\n1,,3\n2,0.5\n")
+    (row,) = read_rows(path)
+    assert row["time/fps"] == 3 and math.isnan(row["train/loss"])
+
+
+def test_what_is_no_run_is_refused(tmp_path):
+    run, empty = write_run(tmp_path / "run"), tmp_path / "empty"
+    (empty / "members").mkdir(parents=True)
+    for argv, message in [
+        ([], "expected the folder of a run"),
+        ([tmp_path], "not a run's folder .it has no config.yaml"),
+        ([tmp_path / "nowhere"], "nowhere: not a run's folder"),
+        ([run, tmp_path], "not a run's folder"),
+        ([empty], "a population without members"),
+        ([run, "--out", tmp_path / "no" / "page.html"], "cannot write .*page.html"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            report.main([str(word) for word in argv])
+    (run / "progress.csv").write_text("time/total_timesteps\n")
+    for argv in ([run], [run, write_run(tmp_path / "other", rows=0)]):
+        with pytest.raises(UserError, match="no rows yet"):
+            report.main([str(word) for word in argv])
+    judged = write_run(tmp_path / "judged")
+    (judged / "eval" / "final.json").write_text("{}")
+    with pytest.raises(UserError, match=r"final.json: not what an evaluation writes"):
+        report.main([str(judged), str(write_run(tmp_path / "third"))])
