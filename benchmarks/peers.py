@@ -59,31 +59,43 @@ def arguments() -> argparse.Namespace:
 # -- the referee -------------------------------------------------------------------------
 
 
-def brax_python(folder: Path) -> str:
-    """An interpreter with Brax and jaxrl: this one, or that of a virtual environment."""
-    if util.find_spec("brax"):
+def peer_python(folder: Path, module: str, *packages: str) -> str:
+    """An interpreter with the peers and jaxrl.
+
+    Args:
+      folder: of the virtual environment that is made where this interpreter will not do.
+      module: this interpreter will do if it has this.
+      packages: what to install there beside jaxrl and its JAX.
+    """
+    if util.find_spec(module):
         return sys.executable
     python = folder / "bin" / "python"
     if not (folder / "ready").exists():
-        print(f"making a virtual environment with {BRAX} in {folder}", flush=True)
+        print(f"making a virtual environment with {', '.join(packages)} in {folder}", flush=True)
         venv.create(folder, with_pip=True, clear=True)
         plugins = [d.name for d in metadata.distributions() if d.name == "jax-cuda12-plugin"]
         jax = f"jax{'[cuda12]' if plugins else ''}=={metadata.version('jax')}"
-        install = [python, "-m", "pip", "install", "-q", jax, BRAX, "-e", REPOSITORY]
+        install = [python, "-m", "pip", "install", "-q", jax, *packages, "-e", REPOSITORY]
         subprocess.run(install, check=True)
         (folder / "ready").touch()
     return str(python)
 
 
 class Worker:
-    """A trainer in its own process, which goes on when it is told to."""
+    """A trainer in its own process, which goes on when it is told to.
 
-    def __init__(self, python: str, name: str):
+    Args:
+      python: interpreter; it runs this process's script with this process's arguments.
+      name: of the trainer.
+      more: arguments after those.
+    """
+
+    def __init__(self, python: str, name: str, *more: str):
         self.name = name
         # On two cores, XLA's batched library Choleskys can wait for each other for ever.
         env = {"PJRT_NPROC": "8", **os.environ, "PYTHONPATH": str(REPOSITORY)}
         self._process = subprocess.Popen(
-            [python, __file__, *sys.argv[1:], "--worker", name],
+            [python, *sys.argv, *more, "--worker", name],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -115,7 +127,7 @@ class Worker:
 def compare(args: argparse.Namespace) -> dict[str, Any]:
     """All trainers in turns; see `summary` for what comes out."""
     names = [*args.trainers, *(["brax-stock"] if args.stock else [])]
-    python = brax_python(args.venv)
+    python = peer_python(args.venv, "brax", BRAX)
     workers, reports = [], {name: [] for name in names}
     try:
         for name in names:
@@ -271,29 +283,41 @@ def iterations_per_chunk(args: argparse.Namespace) -> int:
     return -(-args.timesteps // (args.num_envs * args.steps * args.chunks))
 
 
-def train_chunks(args: argparse.Namespace, task: Any, trainer: Any, state: Any) -> None:
-    """Runs a trainer of our own making.
+def train_chunks(
+    turns: Turns, trainer: Any, state: Callable, *, chunks: int, iterations: int, batch_size: int
+) -> None:
+    """Runs a trainer that is one compiled program, a chunk a turn.
 
     Args:
-      args: command line.
-      task: to judge on.
+      turns: the judge.
       trainer: (update: (state, _) -> (state, _), policy: state -> params, act).
       state: made by a function without arguments, on the clock.
+      chunks: how many.
+      iterations: updates in a chunk.
+      batch_size: control steps of an update.
     """
     import jax
 
     update, policy, act = trainer
-    iterations = iterations_per_chunk(args)
-    turns = Turns(task, args.episodes)
     chunk = jax.jit(lambda s: jax.lax.scan(update, s, length=iterations), donate_argnums=0)
     state = jax.tree.map(lambda x: x.copy(), jax.jit(state)())
-    done = 0
-    turns(done, act, policy(state))
-    for _ in range(args.chunks):
+    turns(0, act, policy(state))
+    for done in range(1, chunks + 1):
         state, output = chunk(state)
         jax.block_until_ready(output)
-        done += iterations * args.num_envs * args.steps
-        turns(done, act, policy(state))
+        turns(done * iterations * batch_size, act, policy(state))
+
+
+def train_fair(args: argparse.Namespace, task: Any, trainer: Any, state: Callable) -> None:
+    """`train_chunks` with the batches that all trainers share."""
+    train_chunks(
+        Turns(task, args.episodes),
+        trainer,
+        state,
+        chunks=args.chunks,
+        iterations=iterations_per_chunk(args),
+        batch_size=args.num_envs * args.steps,
+    )
 
 
 def train_jaxrl(args: argparse.Namespace, config: Any, task: Any) -> None:
@@ -303,7 +327,7 @@ def train_jaxrl(args: argparse.Namespace, config: Any, task: Any) -> None:
 
     ppo = PPO(config, task, args.num_envs, iterations_per_chunk(args) * args.chunks)
     trainer = (lambda s, _: ppo.step(s), lambda s: s.policy, ppo.policy)
-    train_chunks(args, task, trainer, lambda: ppo.init(jax.random.key(args.seed)))
+    train_fair(args, task, trainer, lambda: ppo.init(jax.random.key(args.seed)))
 
 
 def train_purejaxrl(args: argparse.Namespace, config: Any, task: Any) -> None:
@@ -312,7 +336,7 @@ def train_purejaxrl(args: argparse.Namespace, config: Any, task: Any) -> None:
 
     ppo = PureJaxRL(config, task, args.num_envs)
     trainer = (ppo.update, lambda s: (s.params, s.statistics), ppo.act)
-    train_chunks(args, task, trainer, lambda: ppo.init(jax.random.key(args.seed)))
+    train_fair(args, task, trainer, lambda: ppo.init(jax.random.key(args.seed)))
 
 
 def train_brax(args: argparse.Namespace, config: Any, task: Any) -> None:
