@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from jaxrl.algos import SAC, TD3, SACConfig, TD3Config
+from jaxrl.config import resolve
 from jaxrl.errors import UserError
 from jaxrl.options import build
+from jaxrl.population import Population
 from jaxrl.rl import losses
 from jaxrl.rl.replay import Transitions
 from jaxrl.rl.values import CategoricalValue, project
@@ -289,3 +291,17 @@ def test_observation_keys_and_storage_types():
 def test_settings_that_cannot_work_are_refused(settings, pattern):
     with pytest.raises(UserError, match=pattern):
         make("sac", **settings)
+
+
+@pytest.mark.parametrize("kind", ["sac", pytest.param("td3", marks=pytest.mark.slow)])
+def test_the_pendulum_is_swung_up(kind):
+    """Zero torque earns about -1200, a perfect start to every episode about -150."""
+    settings = {"env": {"name": "pendulum"}, "algo": kind, "eval": {"episodes": 32}}
+    config = resolve(settings, platform="cpu")
+    population = Population(config)
+    algo = population.algo
+    train = jax.jit(lambda s: jax.lax.scan(lambda s, _: algo.step(s), s, length=50)[0])
+    state = train(jax.jit(population.init)())
+    assert int(state.iteration) * algo.batch_size == 10_000
+    returns = population.evaluator(config)(state.policy, jax.random.key(0))[:, 0]
+    assert returns.mean() > -250

@@ -300,7 +300,7 @@ class OffPolicy(Algorithm):
             (carry[0], learner),
         )
         tau = jnp.where(turn, hyper.tau, 0.0) if self.delayed_targets else hyper.tau
-        target = optax.incremental_update(learner.critic, learner.target, tau)
+        target = follow(learner.critic, learner.target, tau)
         return (params, learner.replace(target=target)), metrics | more
 
     # -- losses -------------------------------------------------------------------------
@@ -368,6 +368,11 @@ class OffPolicy(Algorithm):
     ) -> tuple[Any, dict[str, jax.Array]]:
         """`Learner.own` after a policy step, and what to log."""
         raise NotImplementedError
+
+
+def follow(fast: Any, slow: Any, tau: jax.Array) -> Any:
+    """Slow copies of parameters, moved by the share tau."""
+    return optax.incremental_update(fast, slow, tau)
 
 
 def _unknown(update: Any, carry: Any) -> dict[str, jax.Array]:

@@ -11,12 +11,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from flax import struct
 
 from jaxrl.algos import off_policy
 from jaxrl.algos.base import PolicyState, TrainState
-from jaxrl.algos.off_policy import Learner, OffPolicy, OffPolicyConfig
+from jaxrl.algos.off_policy import Learner, OffPolicy, OffPolicyConfig, follow
 from jaxrl.errors import UserError
 from jaxrl.options import option
 from jaxrl.rl.replay import Transitions
@@ -100,4 +99,4 @@ class TD3(OffPolicy):
         hyper: Hyperparameters,
         rate: jax.Array,
     ) -> tuple[Any, dict[str, jax.Array]]:
-        return optax.incremental_update(params, own, hyper.tau), {}
+        return follow(params, own, hyper.tau), {}
