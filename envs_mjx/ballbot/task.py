@@ -122,8 +122,8 @@ class Ballbot:
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "cpu": {
             "ppo": {"num_envs": 256, "total_timesteps": 2_500_000, "ppo": PPO},
-            "sac": {"num_envs": 64, "total_timesteps": 250_000, "sac": SAC} | RARE,
-            "td3": {"num_envs": 64, "total_timesteps": 250_000, "td3": TD3} | RARE,
+            "sac": {"num_envs": 64, "total_timesteps": 150_000, "sac": SAC} | RARE,
+            "td3": {"num_envs": 64, "total_timesteps": 150_000, "td3": TD3} | RARE,
         },
         "gpu": {
             "ppo": {"num_envs": 4096, "total_timesteps": 20_000_000, "ppo": PPO},
