@@ -1,8 +1,9 @@
 """Checkpoints on disk. The only module that knows Orbax.
 
-A checkpoint holds three items: `policy` (what acting needs), `train` (the rest of the
-training state) and `meta` (configuration, counters, and for every array its path, type,
-shape and fingerprint). Arrays are plain numbers; nothing is ever unpickled.
+A checkpoint holds items: `policy` (what acting needs), `train` (the rest of the training
+state), `replay` (past steps, where they are kept) and `meta` (configuration, counters, and
+for every array its path, type, shape and fingerprint). Arrays are plain numbers; nothing is
+ever unpickled.
 
 Before anything is read, the arrays' list is compared with what the program expects:
 another network or task is refused. After reading, every fingerprint is checked: a
@@ -165,7 +166,7 @@ class Checkpointer:
                 continue
             if stored is None:
                 raise UserError(f"{self.folder / str(step)}: holds no {name!r} to restore")
-            _compare(stored, _describe(_to_shapes(tree)), self.folder / str(step))
+            _compare(stored, _describe(_to_shapes(tree)), self.folder / str(step), name)
             items[name] = self._read(step, name, stored, tree)
         return Restored(items=items, meta=body["meta"], step=step)
 
@@ -293,7 +294,7 @@ def _describe(arrays: list[tuple[str, Any]], *, fingerprints: bool = False) -> l
     return rows
 
 
-def _compare(stored: list[dict], expected: list[dict], folder: Path) -> None:
+def _compare(stored: list[dict], expected: list[dict], folder: Path, item: str) -> None:
     """Raises UserError naming the arrays that differ."""
 
     def shape(row: dict | None) -> str:
@@ -308,14 +309,15 @@ def _compare(stored: list[dict], expected: list[dict], folder: Path) -> None:
     ]
     if differing:
         more = f" (and {len(differing) - 3} more)" if len(differing) > 3 else ""
-        raise UserError(
-            f"{folder} is of another network, task, number of worlds or of steps: "
-            f"{'; '.join(differing[:3])}{more}"
-        )
+        what = "network, task, number of worlds or of steps"
+        if item == "replay":
+            what = "buffer_size, storage or num_envs (--checkpoint.replay false refills it)"
+        raise UserError(f"{folder} is of another {what}: {'; '.join(differing[:3])}{more}")
 
 
 def _fingerprint(array: np.ndarray) -> str:
-    return hashlib.blake2b(np.ascontiguousarray(array).tobytes(), digest_size=8).hexdigest()
+    flat = np.ascontiguousarray(array).reshape(-1)
+    return hashlib.blake2b(flat.view(np.uint8), digest_size=8).hexdigest()
 
 
 def _digest(body: dict) -> str:

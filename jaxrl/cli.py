@@ -29,7 +29,10 @@ def run(main: Callable[[list[str]], int]) -> None:
     except Exception as error:
         if "RESOURCE_EXHAUSTED" not in str(error) or type(error).__module__ == "builtins":
             raise
-        print("error: out of memory: lower num_envs (or --episodes)", file=sys.stderr)
+        print(
+            "error: out of memory: lower num_envs (num_seeds, buffer_size, --episodes)",
+            file=sys.stderr,
+        )
         status = 2
     sys.exit(status)
 

@@ -34,7 +34,9 @@ class EvalConfig:
     stop_metric: Literal["mean_reward", "success_rate"] = option(
         "success_rate", "what stop_at looks at"
     )
-    stop_at: float | None = option(None, "end training when stop_metric reaches this")
+    stop_at: float | None = option(
+        None, "end training when stop_metric (of several runs the mean) reaches this"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,12 +64,13 @@ class TrainConfig:
     algo: Literal["ppo", "sac", "td3"] = option("ppo", "learning algorithm")
     num_envs: int = option(256, "worlds simulated side by side", least=1)
     total_timesteps: int = option(
-        1_000_000, "control steps to train for, rounded up to whole chunks", least=1
+        1_000_000, "control steps of each run, rounded up to whole chunks", least=1
     )
     seed: int = option(0, "seed of everything random", least=0, most=2**32 - 1)
     num_seeds: int = option(1, "runs with seeds from `seed` on, in one program", least=1)
     sweep: tuple[str, ...] = option(
-        (), "KEY=VALUE,VALUE..: a run for each value, in one program; several make a grid"
+        (),
+        "KEY=VALUE,VALUE..: a run for each value, in one program; several: a grid (YAML: a list)",
     )
     chunk: int = option(10, "iterations in one compiled call; one log row each", least=1)
     out: str | None = option(None, "the run's folder; none: checkpoints/<task>, numbered")
@@ -118,7 +121,7 @@ def resolve(*layers: dict[str, Any], platform: str) -> RunConfig:
     task = str(section.get("name", DEFAULT_TASK))
     env_class = envs.env_class(task)
     presets = getattr(env_class, "presets", {}).get(platform, {})
-    preset = presets.get(values.get("algo", TrainConfig.algo), {})
+    preset = presets.get(str(values.get("algo", TrainConfig.algo)), {})
     values = merge(preset, {**values, "env": {}}, {"env": section})
     settings = {k: v for k, v in values.pop("env").items() if k != "name"}
     return RunConfig(

@@ -48,8 +48,10 @@ def members(config: RunConfig) -> list[Member]:
     for point in itertools.product(*axes):
         alone = resolve(base, nest(dict(point)), platform="none")
         values = {key: _lookup(alone.train, key) for key, _ in point}
-        name = ",".join(f"{key.rpartition('.')[2]}={value:g}" for key, value in values.items())
+        name = ",".join(f"{key.rpartition('.')[2]}={value}" for key, value in values.items())
         made.append(Member(name, alone))
+    if len({member.name for member in made}) < len(made):
+        raise UserError(f"sweep: got {list(train.sweep)}, which makes two runs that are the same")
     return made
 
 
@@ -64,8 +66,8 @@ def _axis(text: str, algo: str) -> list[tuple[str, str]]:
             "(other settings change the program: start a run for each)"
         )
     split = [value.strip() for value in values.split(",") if value.strip()]
-    if not split or len(set(split)) < len(split):
-        raise UserError(f"sweep: got {text!r}, expected different values, such as {key}=1,2")
+    if not split:
+        raise UserError(f"sweep: got {text!r}, expected values, such as {key}=1,2")
     return [(key, value) for value in split]
 
 
@@ -107,6 +109,8 @@ class Population:
         """Refuses a replay that the device cannot hold, before it is made."""
         need = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(self._shapes.replay))
         need, free = need * len(self), platform.free_bytes()
+        if platform.target() == "cpu" and config.train.checkpoint.replay:
+            need *= 2  # a checkpoint is written from a copy
         if free is not None and need > free:
             name, size = config.train.algo, getattr(config.train, config.train.algo).buffer_size
             raise UserError(
@@ -141,12 +145,13 @@ class Population:
         return jax.vmap(self.algo.step, in_axes=(self._axes,), out_axes=(self._axes, 0))(state)
 
     def finite(self, state: Any) -> jax.Array:
-        """[M] bool; all numbers of the policy are finite."""
+        """[M] bool; all numbers that learning moves are finite."""
 
-        def check(policy):
-            return jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(policy)]).all()
+        def check(*parts):
+            return jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(parts)]).all()
 
-        return check(state.policy)[None] if self._alone else jax.vmap(check)(state.policy)
+        parts, axes = (state.policy, state.learner), (self._axes.policy, self._axes.learner)
+        return check(*parts)[None] if self._alone else jax.vmap(check, in_axes=axes)(*parts)
 
     def split(self, tree: Any) -> list[Any]:
         """A tree that training gave, for each member."""

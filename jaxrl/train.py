@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -43,16 +44,19 @@ def main(argv: list[str]) -> int:
 
     layers: list[dict[str, Any]] = []
     resume = flags.get("resume")
-    if resume:
-        for key in ("out", "seed", "num_seeds", "sweep", "algo"):
-            if key in settings:
-                raise UserError(f"--{key}: cannot be changed together with --resume")
-        layers.append(read_yaml(Path(resume) / "config.yaml"))
     if flags.get("config"):
-        layers.append(read_yaml(flags["config"]))
+        settings = merge(read_yaml(flags["config"]), settings)
+    if resume:
+        _check_resume(Path(resume), settings)
+        layers.append(read_yaml(Path(resume) / "config.yaml"))
     config = resolve(*layers, settings, platform=platform)
     folder = Path(resume) if resume else _new_folder(config)
-    trainer = Trainer(config, folder, resume=bool(resume))
+    try:
+        trainer = Trainer(config, folder, resume=bool(resume))
+    except UserError:
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # if it is still empty
+        raise
     many = f"{len(trainer.population)} runs at once, " if config.is_population else ""
     print(
         f"{config.task} with {config.train.algo}, {many}{config.train.num_envs} worlds"
@@ -68,6 +72,24 @@ def main(argv: list[str]) -> int:
         return status
     _finish(config, folder, trainer)
     return 0
+
+
+def _check_resume(run: Path, settings: dict[str, Any]) -> None:
+    """Refuses to go on with what is no whole run, or as another run."""
+    from jaxrl.runs import MEMBERS
+
+    for key in ("out", "seed", "num_seeds", "sweep", "algo"):
+        if key in settings:
+            raise UserError(f"--{key}: cannot be changed together with --resume")
+    if run.resolve().parent.name == MEMBERS:
+        raise UserError(
+            f"--resume {run}: a member of a population goes on with it: "
+            f"--resume {run.resolve().parent.parent}"
+        )
+    if (run / "best").exists() and not (run / "checkpoints").exists():
+        raise UserError(
+            f"--resume {run}: holds a trained policy, but no training state to go on from"
+        )
 
 
 def _new_folder(config) -> Path:

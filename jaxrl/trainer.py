@@ -230,6 +230,11 @@ class Trainer:
         if not settings.every:
             if settings.stop_at is not None:
                 raise UserError("eval.stop_at: needs evaluations, but eval.every is 0")
+            if self.config.is_population:
+                raise UserError(
+                    "eval.every: got 0, must be above 0 for several runs at once (each member "
+                    "keeps its best model)"
+                )
             return None
         evaluator = self.population.evaluator(self.config)
         if "success" not in evaluator.statistics:

@@ -260,6 +260,7 @@ def test_before_learning_starts_nothing_is_learned_and_nothing_is_claimed():
     start = algo.init(jax.random.key(0))
     step = jax.jit(algo.step)
     state, (metrics, _) = step(start)
+    assert metrics.pop("train/learning_rate") > 0
     assert all(np.isnan(v) for v in metrics.values())
     assert distance(state.policy.params, start.policy.params) == 0
     state, (metrics, _) = step(state)

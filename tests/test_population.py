@@ -111,8 +111,8 @@ def test_a_member_that_diverges_leaves_the_others(small_run, tmp_path, capfd):
             "ppo.num_steps=8,16",
             r"got 'ppo.num_steps=8,16', expected KEY=.*ppo.learning_rate",
         ),
-        ("ppo.gamma", r"sweep: got 'ppo.gamma', expected different values"),
-        ("ppo.gamma=.9,.9", r"expected different values"),
+        ("ppo.gamma", r"sweep: got 'ppo.gamma', expected values"),
+        ("ppo.gamma=.9,0.90", r"sweep: got .* two runs that are the same"),
         ("ppo.gamma=.9,2", r"ppo.gamma: got 2.0, must be at most 1"),
     ],
 )
@@ -177,3 +177,27 @@ def test_exact_resume_with_the_buffer_and_refilling_without(small_run, tmp_path,
     assert again.run() == 0
     # Four rows refill it, and the row after them is the first that learns.
     assert int(again.state.learner.updates) == updates + 256 // 8 - (32 // 8 - 1)
+
+
+def test_what_is_no_whole_run_is_not_resumed(small_run, tmp_path):
+    run = tmp_path / "run"
+    Trainer(small_run({"num_seeds": 2}), run).run()
+    with pytest.raises(UserError, match=r"member of a population goes on with it: --resume .*run$"):
+        train.main(["--resume", str(run / "members" / "seed=1")])
+    with pytest.raises(UserError, match="--num_seeds: cannot be changed together with --resume"):
+        train.main(["--resume", str(run), "--num_seeds", "3"])
+    (run / "checkpoints").rename(tmp_path / "gone")
+    (run / "best").mkdir()
+    with pytest.raises(UserError, match="holds a trained policy, but no training state"):
+        train.main(["--resume", str(run)])
+
+
+def test_another_buffer_is_refused_by_its_name(small_run, tmp_path):
+    Trainer(small_run(SAC), tmp_path).run()
+    with pytest.raises(UserError, match=r"of another buffer_size.*--checkpoint.replay false"):
+        Trainer(small_run(SAC, {"sac": {"buffer_size": 512}}), tmp_path, resume=True)
+
+
+def test_several_runs_need_evaluations(small_run, tmp_path):
+    with pytest.raises(UserError, match=r"eval.every: got 0, must be above 0"):
+        Trainer(small_run({"num_seeds": 2, "eval": {"every": 0}}), tmp_path).run()

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl.envs import Vector
+from jaxrl.envs import Timestep, Vector
 from jaxrl.rl.packing import Packing
 from jaxrl.rl.replay import Replay
 from jaxrl.rl.returns import ReturnScale, n_step_return
@@ -133,9 +133,28 @@ def test_observations_are_kept_in_their_storage_types():
 
 
 def test_dictionaries_go_through_the_ring():
-    obs = {"a": jnp.ones(2), "b": jnp.zeros((), jnp.int32)}
-    replay = Replay(4, 1, obs, 1, episode_length=10)
-    assert set(replay.init().obs) == {"float32", "int32"}
+    def obs(t):
+        return {"a": jnp.full((1, 2), t, jnp.float32), "b": jnp.full((1,), 100 + t, jnp.int32)}
+
+    replay = Replay(8, 1, jax.tree.map(lambda x: x[0], obs(0)), 1, episode_length=3)
+    state = replay.init()
+    assert set(state.obs) == {"float32", "int32"}
+    for t in range(6):
+        no = jnp.zeros(1, bool)
+        limit = no | (t == 3)
+        final = jax.tree.map(lambda x: 10 * x, obs(t))
+        step = Timestep(jnp.ones(1), no, limit, final, no, jnp.zeros((1, 2)), no)
+        state = replay.insert(state, obs(t), jnp.zeros((1, 1)), step)
+    batch = replay.sample(state, jax.random.key(0), 100, gamma=0.9)
+    assert batch.obs["b"].dtype == jnp.int32 and set(np.unique(batch.obs["b"])) == set(
+        range(100, 105)
+    )
+    for before, after in (
+        (batch.obs["a"][:, 0], batch.next_obs["a"][:, 1]),
+        (batch.obs["b"], batch.next_obs["b"]),
+    ):
+        limit = batch.obs["b"] == 103
+        np.testing.assert_array_equal(after, np.where(limit, 10 * before, before + 1))
 
 
 def test_a_ring_shorter_than_a_sample_is_refused():

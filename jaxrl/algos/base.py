@@ -228,8 +228,10 @@ class Algorithm:
         """One iteration. Scalars to log and episode sums come out."""
         key, key_starts, key_iterate = jax.random.split(state.key, 3)
         envs = self.vector.refill(state.envs, key_starts)
-        state, output = self._iterate(state.replace(envs=envs), key_iterate)
-        return state.replace(key=key, iteration=state.iteration + 1), output
+        rate = state.hyper.learning_rate * self._rate(state)
+        state, (metrics, episodes) = self._iterate(state.replace(envs=envs), key_iterate)
+        metrics["train/learning_rate"] = rate
+        return state.replace(key=key, iteration=state.iteration + 1), (metrics, episodes)
 
     def _init(self, key: jax.Array, one: Any, hyper: Hyperparameters) -> tuple[Any, Any, Any]:
         """Policy parameters, learner and replay for observations such as `one`."""

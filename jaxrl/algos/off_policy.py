@@ -198,20 +198,17 @@ class OffPolicy(Algorithm):
     def _iterate(
         self, state: TrainState, key: jax.Array
     ) -> tuple[TrainState, tuple[dict, EpisodeSums]]:
-        steps = jnp.arange(self.config.num_steps)
         keys = jax.random.split(key, self.config.num_steps)
-        state, (metrics, sums) = jax.lax.scan(self._step, state, (steps, keys))
+        state, (metrics, sums) = jax.lax.scan(self._step, state, keys)
         metrics = jax.tree.map(jnp.nanmean, metrics)
         return state, (metrics, jax.tree.map(lambda x: x.sum(0), sums))
 
-    def _step(self, state: TrainState, x: tuple[jax.Array, jax.Array]) -> tuple[TrainState, Any]:
+    def _step(self, state: TrainState, key: jax.Array) -> tuple[TrainState, Any]:
         """One control step of all worlds and the updates after it."""
-        at, key = x
         key_act, key_sample, key_learn = jax.random.split(key, 3)
-        rows = state.iteration * self.config.num_steps + at
         obs = state.envs.obs
         action = jax.lax.cond(
-            rows < self.start_rows,
+            state.learner.updates == 0,  # still warming up
             lambda: jax.random.uniform(
                 key_act, (self.num_envs, self.network.action_size), minval=-1.0, maxval=1.0
             ),

@@ -265,7 +265,6 @@ class PPO(Algorithm):
         carry, metrics = jax.lax.scan(epoch, carry, jax.random.split(key, c.num_epochs))
         metrics = jax.tree.map(jnp.mean, metrics)
         metrics["train/explained_variance"] = explained
-        metrics["train/learning_rate"] = rate
         return carry[0], carry[1], metrics
 
     def _update(

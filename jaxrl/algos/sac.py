@@ -31,7 +31,9 @@ class SACConfig(OffPolicyConfig):
         dataclasses.replace(off_policy.NETWORK, state_dependent_std=True),
         "policy and critic networks",
     )
-    initial_temperature: float = option(0.1, "weight of the entropy at the start", above=0)
+    initial_temperature: float = option(
+        0.1, "weight of the entropy at the start (a resumed run has its own)", above=0
+    )
     temperature_learning_rate: float = option(
         3e-4, "Adam's step size for the temperature; 0: it stays", least=0
     )

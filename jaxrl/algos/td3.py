@@ -85,6 +85,7 @@ class TD3(OffPolicy):
     def _policy_loss(
         self, params: Any, state: TrainState, learner: Learner, batch: Transitions, key: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        # The least of the critics, as for SAC, where the paper takes the first.
         policy = state.policy.replace(params=params)
         action = self.policy(policy, batch.obs)
         loss = -self._least_value(learner, policy, batch.obs, action).mean()

@@ -18,6 +18,7 @@ from jaxrl.config import read_yaml
 from jaxrl.errors import UserError
 from jaxrl.options import flatten
 from jaxrl.reporting.pages import STEPS, read_rows
+from jaxrl.runs import MEMBERS
 
 WITHOUT_EFFECT = ("log", "checkpoint")  # sections that change nothing of what is learned
 
@@ -57,7 +58,9 @@ class Member:
     def diverged(self) -> float | None:
         """Control steps from which on no loss is finite, to the end; None if some is."""
         at = None
-        for row in reversed(self.rows):
+        algo = self.settings.get("algo")
+        start = self.settings.get(f"{algo}.learning_starts", 0)  # there is no loss before
+        for row in reversed([row for row in self.rows if row[STEPS] > start]):
             losses = [v for k, v in row.items() if k.startswith("train/") and "loss" in k]
             if not losses or any(map(math.isfinite, losses)):
                 break
@@ -117,7 +120,7 @@ class Group:
 
 
 def is_population(run: Path) -> bool:
-    return (run / "members").is_dir()
+    return (run / MEMBERS).is_dir()
 
 
 def check_run(folder: Path, *, rows: bool = True) -> None:
@@ -145,7 +148,7 @@ def read_members(runs: Sequence[Path]) -> list[Member]:
     for run in runs:
         inside = [run]
         if is_population(run):
-            inside = sorted(p for p in (run / "members").iterdir() if p.is_dir())
+            inside = sorted(p for p in (run / MEMBERS).iterdir() if p.is_dir())
             if not inside:
                 raise UserError(f"{run}: a population without members (members/ is empty)")
         else:

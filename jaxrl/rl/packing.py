@@ -48,7 +48,7 @@ class Packing:
 
 
 def _store(x: jax.Array, kind: str) -> jax.Array:
-    if jnp.issubdtype(kind, jnp.integer) and jnp.issubdtype(x.dtype, jnp.floating):
+    if jnp.issubdtype(kind, jnp.integer):
         limits = jnp.iinfo(kind)
         x = jnp.clip(jnp.round(x), limits.min, limits.max)
     return x.astype(kind)
