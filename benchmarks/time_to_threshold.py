@@ -239,7 +239,7 @@ def run_config(args: argparse.Namespace, layer: dict[str, Any]) -> Any:
 def train_jaxrl(args: argparse.Namespace, turn: int, settings: dict[str, Any]) -> None:
     import jax
 
-    from jaxrl.trainer import make_algorithm
+    from jaxrl.runs import make_algorithm
 
     config = run_config(args, {"algo": args.algo, **settings})
     turns = peers.Turns(config.env, args.episodes)
@@ -303,7 +303,7 @@ def main() -> None:
     results = medians(races)
     show(results)
     if args.json:
-        from jaxrl.trainer import hardware, write_json
+        from jaxrl.runs import hardware, write_json
 
         report = {
             "hardware": hardware(),
