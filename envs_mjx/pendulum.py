@@ -13,6 +13,24 @@ import numpy as np
 from jaxrl.envs import ArraySpec, State
 from jaxrl.options import option
 
+PPO = {
+    "num_steps": 32,
+    "num_minibatches": 8,
+    "learning_rate": 3e-3,
+    "gamma": 0.95,
+    "normalize_reward": True,
+}
+OFF_POLICY = {
+    "num_steps": 50,
+    "learning_rate": 1e-3,
+    "critic_learning_rate": 1e-3,
+    "gamma": 0.98,
+    "buffer_size": 100_000,
+    "learning_starts": 1000,
+    "gradient_steps": 4,
+    "network": {"policy_hidden": [64, 64], "value_hidden": [64, 64]},
+}
+RARE = {"eval": {"every": 2000}, "checkpoint": {"every": 10_000}}
 GRAVITY, MASS, LENGTH, MAX_SPEED = 10.0, 1.0, 1.0, 8.0  # m/s^2, kg, m, rad/s
 
 
@@ -29,7 +47,14 @@ class Pendulum:
     max_torque: float = option(2.0, "largest torque (N m); about 5 holds the rod level", above=0)
     control_dt: float = option(0.05, "seconds of a control step", above=0, most=0.1)
 
-    presets: ClassVar[dict[str, dict[str, Any]]] = {}
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        device: {
+            "ppo": {"num_envs": 64, "total_timesteps": 200_000, "ppo": PPO},
+            "sac": {"num_envs": 4, "total_timesteps": 20_000, "sac": OFF_POLICY} | RARE,
+            "td3": {"num_envs": 4, "total_timesteps": 20_000, "td3": OFF_POLICY} | RARE,
+        }
+        for device in ("cpu", "gpu")
+    }
 
     @property
     def observation_spec(self) -> ArraySpec:

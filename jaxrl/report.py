@@ -8,11 +8,12 @@ import math
 from pathlib import Path
 from typing import Any
 
-from jaxrl import cli, overlay
+from jaxrl import cli
 from jaxrl.errors import UserError
 from jaxrl.files import write_text
-from jaxrl.members import check_run, is_population
-from jaxrl.pages import (
+from jaxrl.reporting import overlay
+from jaxrl.reporting.members import check_run, is_population
+from jaxrl.reporting.pages import (
     CURVES,
     STEPS,
     data,

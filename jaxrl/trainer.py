@@ -287,10 +287,9 @@ class Trainer:
         if not self.config.is_population:
             row = rows[0]
         else:
-            alive = [i for i in range(len(rows)) if i not in self._diverged]
-            row = spread([rows[i] for i in alive])
-            for i in alive:
-                self._own_sinks[i].write(steps, rows[i])
+            row = spread([own for i, own in enumerate(rows) if i not in self._diverged])
+            for sink, own in zip(self._own_sinks, rows, strict=True):
+                sink.write(steps, own)
         for sink in sinks:
             sink.write(steps, row)
         return row

@@ -39,15 +39,15 @@ def assert_same(one, two):
 
 def stop_after(trainer, chunks):
     """Makes the trainer stop as if by SIGTERM after so many chunks."""
-    row, seen = trainer._row, []
+    watch, seen = trainer._watch, []
 
-    def counted(*args):
+    def counted(finite):
         seen.append(1)
         if len(seen) == chunks:
             trainer._stop_signal = signal.SIGTERM
-        return row(*args)
+        watch(finite)
 
-    trainer._row = lambda metrics, episodes, fps: counted(metrics, episodes, fps)
+    trainer._watch = counted
 
 
 def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(small_run, tmp_path):
@@ -55,7 +55,6 @@ def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(small_run, tmp
     assert whole.run() == 0
 
     first = Trainer(small_run(), tmp_path / "parts")
-    first._sinks = lambda evaluator: []
     stop_after(first, 2)
     assert first.run() == 143
     assert first.progress.timesteps == 2 * whole.progress.timesteps // 4
@@ -250,13 +249,17 @@ def test_nothing_is_pickled(small_run, tmp_path):
 COMMAND = "import tests.conftest; from jaxrl import cli, train; cli.run(train.main)"
 
 
-def start(folder, *more):
+def start(folder, algo="ppo", *, resume=False):
+    own = [] if algo == "ppo" else [
+        "--sac.batch_size", "32", "--sac.buffer_size", "4096", "--sac.learning_starts", "256",
+        "--sac.network.policy_hidden", "8", "--sac.network.value_hidden", "8",
+    ]  # fmt: skip
     settings = [
         "--env.name", "countdown", "--num_envs", "64", "--total_timesteps", "10e6", "--chunk", "1",
-        "--ppo.num_steps", "8", "--eval.every", "0", "--checkpoint.every", "512",
-        "--log.tensorboard", "false",
+        "--algo", algo, f"--{algo}.num_steps", "8", *own, "--eval.every", "0",
+        "--checkpoint.every", "512", "--log.tensorboard", "false",
     ]  # fmt: skip
-    where = ["--resume", str(folder)] if more == ("resume",) else [*settings, "--out", str(folder)]
+    where = ["--resume", str(folder)] if resume else [*settings, "--out", str(folder)]
     return subprocess.Popen(
         [sys.executable, "-c", COMMAND, *where],
         cwd=ROOT, stderr=subprocess.PIPE, text=True,
@@ -270,20 +273,21 @@ def wait_for(condition, seconds=120):
         time.sleep(0.02)
 
 
-def test_sigkill_at_random_moments_loses_at_most_what_came_after_the_last_save(tmp_path):
+@pytest.mark.parametrize("algo", ["ppo", "sac"])
+def test_sigkill_at_random_moments_loses_at_most_what_came_after_the_last_save(algo, tmp_path):
     """Checkpoints come at every chunk here, so a kill often falls into a save."""
     rng = random.Random(0)
     store = Checkpointer(tmp_path / "checkpoints")
-    process = start(tmp_path)
+    process = start(tmp_path, algo)
     newest = 0
-    for _ in range(4):
+    for _ in range(3):
         wait_for(lambda n=newest: store.steps() and store.steps()[-1] > n + 1024)
         time.sleep(rng.random() * 0.3)
         process.send_signal(signal.SIGKILL)
         process.wait()
         process.stderr.close()
         newest = store.steps()[-1]
-        process = start(tmp_path, "resume")
+        process = start(tmp_path, resume=True)
     wait_for(lambda: store.steps() and store.steps()[-1] > newest)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import yaml
 
-from jaxrl import overlay, report
+from jaxrl import report
 from jaxrl.errors import UserError
-from jaxrl.members import grouped, is_population, read_members
-from jaxrl.pages import CURVES, read_rows
-from jaxrl.statistics import GRID, aggregate, iqm, iqm_interval
+from jaxrl.reporting import overlay
+from jaxrl.reporting.members import grouped, is_population, read_members
+from jaxrl.reporting.pages import CURVES, read_rows
+from jaxrl.reporting.statistics import GRID, aggregate, iqm, iqm_interval
 
 BASE = {
     "env": {"name": "countdown", "length": 10},

@@ -33,14 +33,35 @@ PPO = {
     "schedule": {"kind": "linear", "final": 0.05},
     "network": {"initial_std": 0.4},
 }
+# Few old steps (falls are soon of no interest), targets that follow fast, and little noise:
+# beyond the torque's rate limit an action changes nothing, and critics learn no slope.
 OFF_POLICY = {
-    "gamma": 0.98,
     "learning_rate": 1e-3,
     "critic_learning_rate": 1e-3,
-    "batch_size": 512,
-    "gradient_steps": 2,
-    "network": {"policy_hidden": [64, 64], "value_hidden": [128, 128], "layer_norm": True},
+    "schedule": {"kind": "linear", "final": 0.1},
+    "gamma": 0.98,
+    "n_step": 3,
+    "buffer_size": 40_000,
+    "learning_starts": 2000,
+    "batch_size": 256,
+    "gradient_steps": 8,
+    "tau": 0.1,
+    "network": {"policy_hidden": [64, 64], "value_hidden": [256, 256], "layer_norm": True},
 }
+SAC = OFF_POLICY | {
+    "initial_temperature": 0.02,
+    "target_entropy": -1.0,
+    "network": OFF_POLICY["network"] | {"initial_std": 0.15},
+}
+TD3 = OFF_POLICY | {
+    "exploration_noise": 0.12,
+    "exploration_noise_least": 0.02,
+    "target_noise": 0.05,
+    "target_noise_clip": 0.15,
+}
+# Many worlds and large batches instead of many updates.
+MANY = {"buffer_size": 1_000_000, "batch_size": 8192, "gradient_steps": 4}
+RARE = {"eval": {"every": 50_000}, "checkpoint": {"every": 100_000}}
 
 
 @struct.dataclass
@@ -101,11 +122,13 @@ class Ballbot:
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "cpu": {
             "ppo": {"num_envs": 256, "total_timesteps": 2_500_000, "ppo": PPO},
-            "sac": {"num_envs": 64, "total_timesteps": 250_000, "sac": OFF_POLICY},
-            "td3": {"num_envs": 64, "total_timesteps": 250_000, "td3": OFF_POLICY},
+            "sac": {"num_envs": 64, "total_timesteps": 250_000, "sac": SAC} | RARE,
+            "td3": {"num_envs": 64, "total_timesteps": 250_000, "td3": TD3} | RARE,
         },
         "gpu": {
             "ppo": {"num_envs": 4096, "total_timesteps": 20_000_000, "ppo": PPO},
+            "sac": {"num_envs": 1024, "total_timesteps": 10_000_000, "sac": SAC | MANY},
+            "td3": {"num_envs": 1024, "total_timesteps": 10_000_000, "td3": TD3 | MANY},
         },
     }
 

@@ -32,6 +32,29 @@ from jaxrl.options import option
 # that it no longer takes.
 UNUSABLE = ("fast", "swimmer")
 
+OFF_POLICY = {
+    "learning_rate": 1e-3,
+    "critic_learning_rate": 1e-3,
+    "gamma": 0.98,
+    "buffer_size": 100_000,
+    "learning_starts": 1000,
+    "gradient_steps": 4,
+    "network": {"policy_hidden": [64, 64], "value_hidden": [64, 64]},
+}
+RARE = {"eval": {"every": 2000, "episodes": 32}, "checkpoint": {"every": 10_000}}
+INVERTED_PENDULUM = {
+    "ppo": {
+        "num_envs": 64,
+        "total_timesteps": 300_000,
+        "eval": {"every": 20_000, "episodes": 32},
+        "ppo": {"num_steps": 32, "learning_rate": 1e-3, "gamma": 0.98},
+    },
+    "sac": {"num_envs": 4, "total_timesteps": 20_000, "sac": OFF_POLICY} | RARE,
+    "td3": {"num_envs": 4, "total_timesteps": 20_000, "td3": OFF_POLICY} | RARE,
+}
+# By environment; what is not here trains with the algorithms' own defaults.
+PRESETS = {"inverted_pendulum": {"cpu": INVERTED_PENDULUM, "gpu": INVERTED_PENDULUM}}
+
 
 @functools.cache
 def brax_class(name: str) -> type:
@@ -43,7 +66,8 @@ def brax_class(name: str) -> type:
     known = [n for n in _import("brax.envs", f"brax:{name}")._envs if n not in UNUSABLE]
     if name not in known:
         raise unknown("task", f"brax:{name}", [f"brax:{n}" for n in known])
-    return type(f"Brax_{name}", (BraxTask,), {"name": name, "__doc__": f"Brax's {name}."})
+    own = {"name": name, "presets": PRESETS.get(name, {}), "__doc__": f"Brax's {name}."}
+    return type(f"Brax_{name}", (BraxTask,), own)
 
 
 @functools.cache

@@ -17,7 +17,7 @@ from jaxrl.algos import ALGORITHMS
 from jaxrl.config import read_yaml
 from jaxrl.errors import UserError
 from jaxrl.options import flatten
-from jaxrl.pages import STEPS, read_rows
+from jaxrl.reporting.pages import STEPS, read_rows
 
 WITHOUT_EFFECT = ("log", "checkpoint")  # sections that change nothing of what is learned
 

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import yaml
 
-from jaxrl.members import Group, Member, differing, grouped, read_members, shown
 from jaxrl.options import nest
-from jaxrl.pages import (
+from jaxrl.reporting.members import Group, Member, differing, grouped, read_members, shown
+from jaxrl.reporting.pages import (
     CURVES,
     SECONDS,
     STEPS,
@@ -25,7 +25,7 @@ from jaxrl.pages import (
     panels,
     table,
 )
-from jaxrl.statistics import aggregate, iqm_interval
+from jaxrl.reporting.statistics import aggregate, iqm_interval
 
 # Okabe & Ito's colours, which colour-blind readers tell apart, without the pale ones
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#4d4d4d")

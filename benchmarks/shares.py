@@ -1,0 +1,163 @@
+"""Where the time of an iteration goes, for each algorithm: simulation, learning, the rest.
+
+  python benchmarks/shares.py --task ballbot --json shares.json --plot docs/shares.png
+
+Each algorithm runs with the task's preset, its replay filled. In one run, in alternation:
+the whole iteration; its control steps alone, under random actions; its learning alone
+(PPO: values, advantages and all minibatches; SAC, TD3: sampling and all updates; sampling
+alone as well). The rest is policy, noise, normaliser, storing, and what XLA makes of it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from throughput import alternate
+
+from jaxrl import cli
+from jaxrl.options import merge
+
+FLAGS = {"task": True, "json": True, "plot": True, "repeats": True}
+
+
+def main(argv: list[str]) -> int:
+    _, flags, settings = cli.parse(argv, FLAGS, settings=True)
+    platform = cli.start_jax()
+    from jaxrl.algos import ALGORITHMS
+    from jaxrl.runs import hardware, write_json
+
+    task = flags.get("task", "ballbot")
+    report: dict[str, Any] = {"hardware": hardware(), "task": task, "results": {}}
+    for name in ALGORITHMS:
+        layer = merge(settings, {"env": {"name": task}, "algo": name})
+        report["results"][name] = measure(layer, platform, int(flags.get("repeats", 7)))
+    print(json.dumps(report, indent=1))
+    if flags.get("json"):
+        write_json(Path(flags["json"]), report)
+    if flags.get("plot"):
+        plot(report, Path(flags["plot"]))
+    return 0
+
+
+def measure(settings: dict[str, Any], platform: str, repeats: int) -> dict[str, Any]:
+    """Median milliseconds for 1000 control steps of each part."""
+    import jax
+
+    from jaxrl.config import resolve
+    from jaxrl.runs import make_algorithm
+
+    algo = make_algorithm(resolve(settings, platform=platform))
+    state, step = jax.jit(algo.init)(jax.random.key(0)), jax.jit(algo.step, donate_argnums=0)
+    state = jax.tree.map(lambda x: x.copy(), state)
+    for _ in range(1 + getattr(algo, "start_rows", 0) // algo.config.num_steps):
+        state, _ = step(state)
+
+    held = [state]
+
+    def whole():
+        held[0], out = step(held[0])
+        jax.block_until_ready(out)
+
+    parts = {name: jax.jit(part) for name, part in pieces(algo).items()}
+    run = {
+        name: lambda part=part: jax.block_until_ready(part(held[0])) for name, part in parts.items()
+    }
+    run["whole"] = whole
+    for work in run.values():
+        work()
+    seconds = alternate(run, repeats)
+    scale = 1e6 / algo.batch_size
+    cost = {name: scale * value for name, value in seconds.items()}
+    cost["rest"] = cost["whole"] - cost["simulation"] - cost["learning"]
+    return {
+        "num_envs": algo.num_envs,
+        "milliseconds_per_1000_steps": cost,
+        "shares": {k: cost[k] / cost["whole"] for k in ("simulation", "learning", "rest")},
+        "steps_per_second": algo.batch_size / seconds["whole"],
+    }
+
+
+def pieces(algo: Any) -> dict[str, Callable[[Any], Any]]:
+    """Simulation and learning of one iteration as functions of the training state."""
+    import jax
+    import jax.numpy as jnp
+
+    steps = algo.config.num_steps
+
+    def simulation(state):
+        shape = (steps, algo.num_envs, algo.network.action_size)
+        actions = jax.random.uniform(state.key, shape, minval=-1.0, maxval=1.0)
+        envs = algo.vector.refill(state.envs, state.key)
+        return jax.lax.scan(lambda e, a: (algo.vector.step(e, a)[0], None), envs, actions)[0]
+
+    if algo.name == "ppo":
+
+        def learning(state):
+            zeros = jax.tree.map(lambda x: jnp.zeros((steps, *x.shape)), state.envs.obs)
+            rollout = jax.eval_shape(lambda: algo._collect(state.policy, state.envs, state.key)[1])
+            rollout = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), rollout)
+            rollout = rollout.replace(obs=zeros, last_obs=state.envs.obs)
+            return algo._learn(state, algo._batch(state, rollout), state.key)
+
+        return {"simulation": simulation, "learning": learning}
+
+    def repeated(one):
+        def run(state):
+            def next_(carry, key):
+                return jax.tree.map(lambda x: x, one(state, carry, key)), None
+
+            start = (state.policy.params, state.learner)
+            return jax.lax.scan(next_, start, jax.random.split(state.key, steps))[0]
+
+        return run
+
+    def learn(state, carry, key):
+        params, learner = carry
+        now = state.replace(policy=state.policy.replace(params=params), learner=learner)
+        return algo._learn(now, jnp.ones((), bool), key, key)[0]
+
+    def sample(state, carry, key):
+        count = algo.config.gradient_steps * algo.config.batch_size
+        rows = algo.replay.sample(state.replay, key, count, gamma=state.hyper.gamma)
+        total = sum(x.sum() for x in jax.tree.leaves(rows))
+        return jax.tree.map(lambda x: x + (0 * total).astype(x.dtype), carry)
+
+    return {
+        "simulation": simulation,
+        "learning": repeated(learn),
+        "sampling": repeated(sample),
+    }
+
+
+def plot(report: dict[str, Any], path: Path) -> None:
+    """Stacked bars, one an algorithm."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    colours = {"simulation": "#0072b2", "learning": "#e69f00", "rest": "#8a8a8a"}
+    figure, axis = plt.subplots(figsize=(7, 2.4))
+    names = list(report["results"])[::-1]
+    left = [0.0] * len(names)
+    for part, colour in colours.items():
+        rows = [report["results"][n] for n in names]
+        width = [max(r["milliseconds_per_1000_steps"][part], 0.0) for r in rows]
+        axis.barh([n.upper() for n in names], width, left=left, color=colour, label=part)
+        for i, (w, row) in enumerate(zip(width, rows, strict=True)):
+            if row["shares"][part] > 0.06:
+                share = f"{row['shares'][part]:.0%}"
+                axis.text(left[i] + w / 2, i, share, ha="center", va="center", color="white")
+        left = [a + w for a, w in zip(left, width, strict=True)]
+    axis.set_xlabel("milliseconds for 1000 control steps")
+    axis.legend(ncols=3, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+if __name__ == "__main__":
+    cli.run(main)
