@@ -38,7 +38,7 @@ PPO = {
 OFF_POLICY = {
     "learning_rate": 1e-3,
     "critic_learning_rate": 1e-3,
-    "schedule": {"kind": "linear", "final": 0.1},
+    "schedule": {"kind": "linear", "final": 0.2},
     "gamma": 0.98,
     "n_step": 3,
     "buffer_size": 40_000,
@@ -122,8 +122,8 @@ class Ballbot:
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "cpu": {
             "ppo": {"num_envs": 256, "total_timesteps": 2_500_000, "ppo": PPO},
-            "sac": {"num_envs": 64, "total_timesteps": 150_000, "sac": SAC} | RARE,
-            "td3": {"num_envs": 64, "total_timesteps": 150_000, "td3": TD3} | RARE,
+            "sac": {"num_envs": 64, "total_timesteps": 300_000, "sac": SAC} | RARE,
+            "td3": {"num_envs": 64, "total_timesteps": 300_000, "td3": TD3} | RARE,
         },
         "gpu": {
             "ppo": {"num_envs": 4096, "total_timesteps": 20_000_000, "ppo": PPO},
