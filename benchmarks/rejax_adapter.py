@@ -79,14 +79,13 @@ class Rejax:
         self.batch_size = settings["num_envs"] * settings.get("num_steps", 1)
 
     def init(self, key: jax.Array) -> Any:
-        """A new run, its numbers of the types that updates turn them into."""
+        """A new run."""
         state = self.algo.init_state(key)
-        after = jax.eval_shape(self.algo.train_iteration, state)
-        return jax.tree.map(lambda x, y: jnp.asarray(x, y.dtype), state, after)
+        return _as(jax.eval_shape(self.algo.train_iteration, state), state)
 
     def update(self, state: Any, _: None = None) -> tuple[Any, None]:
         """One iteration."""
-        return self.algo.train_iteration(state), None
+        return _as(state, self.algo.train_iteration(state)), None
 
     def policy(self, state: Any) -> Any:
         """What `act` takes."""
@@ -98,3 +97,9 @@ class Rejax:
         if self.algo.normalize_observations:
             obs = self.algo.normalize_obs(statistics, obs)
         return self._squash(self.algo.actor.apply(params, obs, method="_action_dist").loc)
+
+
+def _as(like: Any, tree: Any) -> Any:
+    """`tree` in the types of `like`, none of them weak: types that change between two calls
+    of a compiled function make it compile twice."""
+    return jax.tree.map(lambda x, y: jnp.asarray(x, y.dtype), tree, like)
