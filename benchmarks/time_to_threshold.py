@@ -100,7 +100,7 @@ SETTINGS: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
         "sbx": {"turn": 500, "num_envs": 1, "learning_rate": 1e-3},
     },
     ("ballbot", "ppo"): {
-        "jaxrl": {"turn": 16_384},
+        "jaxrl": {"turn": 16_384, "num_envs": 64},
         "rejax-tuned": {
             "turn": 16_384,
             "action_limit": 2.5,

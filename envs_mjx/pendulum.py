@@ -22,12 +22,14 @@ PPO = {
 }
 OFF_POLICY = {
     "num_steps": 50,
-    "learning_rate": 1e-3,
-    "critic_learning_rate": 1e-3,
+    "learning_rate": 3e-3,
+    "critic_learning_rate": 3e-3,
+    "schedule": {"kind": "linear", "final": 0.1},
     "gamma": 0.98,
     "buffer_size": 100_000,
-    "learning_starts": 1000,
+    "learning_starts": 400,
     "gradient_steps": 4,
+    "tau": 0.02,
     "network": {"policy_hidden": [64, 64], "value_hidden": [64, 64]},
 }
 RARE = {"eval": {"every": 2000}, "checkpoint": {"every": 10_000}}

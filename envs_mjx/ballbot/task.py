@@ -228,7 +228,7 @@ class Ballbot:
         effort = jnp.sum(jnp.square(action))
         rewards = {
             "reward/tracking": self.tracking_weight * jnp.exp(-error / self.tracking_scale),
-            "reward/upright": self.upright_weight * upright,
+            "reward/upright": self.upright_weight * upright.astype(jnp.float32),
             "reward/tilt": -self.tilt_weight * (1.0 - up),
             "reward/action": -self.action_weight * effort,
             "reward/smooth": -self.smooth_weight * jnp.sum(jnp.square(change)),
