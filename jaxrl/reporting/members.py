@@ -20,7 +20,7 @@ from jaxrl.options import flatten
 from jaxrl.reporting.pages import STEPS, read_rows
 from jaxrl.runs import MEMBERS
 
-WITHOUT_EFFECT = ("log", "checkpoint")  # sections that change nothing of what is learned
+WITHOUT_EFFECT = ("log", "checkpoint", "eval")  # sections that change nothing of what is learned
 
 
 @dataclasses.dataclass(frozen=True)
