@@ -8,7 +8,7 @@ out=${OUT:-.}
 mkdir -p "$out"
 
 # Throughput and its limit, first update cold and warm.
-timeout 240 python benchmarks/throughput.py --worlds 1024,4096,16384 --repeats 5 \
+timeout 170 python benchmarks/throughput.py --worlds 1024,4096,16384 --repeats 5 \
     --json "$out/throughput.json"
 
 # The default command, from nothing to a driving ballbot.
@@ -18,3 +18,6 @@ cp "$run/progress.csv" "$run/eval/final.json" "$out/"
 
 # The same policy on the other drive model.
 timeout 90 python -m jaxrl.evaluate "$run" --set env.drive=omniwheel --json "$out/omniwheel.json"
+
+# Simulation, learning and the rest, for PPO, SAC and TD3.
+timeout 70 python benchmarks/shares.py --repeats 3 --json "$out/shares.json"
