@@ -109,14 +109,16 @@ class Population:
         """Refuses a replay that the device cannot hold, before it is made."""
         need = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(self._shapes.replay))
         need, free = need * len(self), platform.free_bytes()
-        if platform.target() == "cpu" and config.train.checkpoint.replay:
-            need *= 2  # a checkpoint is written from a copy
+        copied = platform.target() == "cpu" and config.train.checkpoint.replay
+        if copied:  # on another device the copy lies on the host
+            need *= 2
         if free is not None and need > free:
             name, size = config.train.algo, getattr(config.train, config.train.algo).buffer_size
             raise UserError(
                 f"{name}.buffer_size: {size:,} control steps"
                 f"{'' if self._alone else f' x {len(self)} members'} take {need / 1e9:,.1f} GB, "
-                f"but {free / 1e9:,.1f} GB are free on the device; about "
+                f"{'with the copy that a checkpoint is written from, ' if copied else ''}but "
+                f"{free / 1e9:,.1f} GB are free on the device; about "
                 f"{int(size * free / need):,} fit ({name}.storage bfloat16 halves it)"
             )
 
