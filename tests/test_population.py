@@ -152,17 +152,20 @@ def test_a_replay_that_cannot_fit_is_refused_before_it_is_made(small_run):
         Population(small_run(SAC, huge, {"num_seeds": 3}))
 
 
-def test_exact_resume_with_the_buffer_and_refilling_without(small_run, tmp_path, capfd):
-    whole = Trainer(small_run(SAC), tmp_path / "a")
+@pytest.mark.parametrize("algo", [SAC, {"algo": "td3", "td3": SAC["sac"]}])
+def test_exact_resume_with_the_buffer(algo, small_run, tmp_path):
+    whole = Trainer(small_run(algo), tmp_path / "a")
     assert whole.run() == 0
-    first = Trainer(small_run(SAC), tmp_path / "b")
+    first = Trainer(small_run(algo), tmp_path / "b")
     stop_after(first, 2)
     first.run()
     assert "replay" in {p.name for p in (tmp_path / "b/checkpoints/256").iterdir()}
-    second = Trainer(small_run(SAC), tmp_path / "b", resume=True)
+    second = Trainer(small_run(algo), tmp_path / "b", resume=True)
     assert second.run() == 0
     assert_same(whole.state, second.state)
 
+
+def test_a_resume_without_the_buffer_refills_it_and_says_so(small_run, tmp_path, capfd):
     without = small_run(SAC, {"checkpoint": {"replay": False}})
     third = Trainer(without, tmp_path / "c")
     stop_after(third, 2)
