@@ -96,10 +96,8 @@ def pieces(algo: Any) -> dict[str, Callable[[Any], Any]]:
     if algo.name == "ppo":
 
         def learning(state):
-            zeros = jax.tree.map(lambda x: jnp.zeros((steps, *x.shape)), state.envs.obs)
             rollout = jax.eval_shape(lambda: algo._collect(state.policy, state.envs, state.key)[1])
             rollout = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), rollout)
-            rollout = rollout.replace(obs=zeros, last_obs=state.envs.obs)
             return algo._learn(state, algo._batch(state, rollout), state.key)
 
         return {"simulation": simulation, "learning": learning}
@@ -107,7 +105,7 @@ def pieces(algo: Any) -> dict[str, Callable[[Any], Any]]:
     def repeated(one):
         def run(state):
             def next_(carry, key):
-                return jax.tree.map(lambda x: x, one(state, carry, key)), None
+                return one(state, carry, key), None
 
             start = (state.policy.params, state.learner)
             return jax.lax.scan(next_, start, jax.random.split(state.key, steps))[0]

@@ -15,7 +15,7 @@ from jaxrl.algos import ALGORITHMS
 from jaxrl.config import RunConfig, resolve
 from jaxrl.errors import UserError
 from jaxrl.evaluation import Evaluator, policy_actor
-from jaxrl.options import nest
+from jaxrl.options import flatten, nest, to_dict
 from jaxrl.runs import make_algorithm
 
 
@@ -47,8 +47,8 @@ def members(config: RunConfig) -> list[Member]:
     made = []
     for point in itertools.product(*axes):
         alone = resolve(base, nest(dict(point)), platform="none")
-        values = {key: _lookup(alone.train, key) for key, _ in point}
-        name = ",".join(f"{key.rpartition('.')[2]}={value}" for key, value in values.items())
+        settings = flatten(to_dict(alone.train))
+        name = ",".join(f"{key.rpartition('.')[2]}={settings[key]}" for key, _ in point)
         made.append(Member(name, alone))
     if len({member.name for member in made}) < len(made):
         raise UserError(f"sweep: got {list(train.sweep)}, which makes two runs that are the same")
@@ -71,18 +71,12 @@ def _axis(text: str, algo: str) -> list[tuple[str, str]]:
     return [(key, value) for value in split]
 
 
-def _lookup(config: Any, key: str) -> Any:
-    for part in key.split("."):
-        config = getattr(config, part)
-    return config
-
-
 class Population:
     """The runs of a configuration as one program.
 
     A run alone is traced as it is; several are one `vmap`, each with its own seed and
     numbers. Counters that are the same for all are kept once, so that branches on them
-    stay branches. All outputs begin with the member axis [M].
+    stay branches; all else of several runs begins with the member axis [M].
 
     Args:
       config: the run.
@@ -95,19 +89,16 @@ class Population:
         self.members = members(config)
         self._alone = not config.is_population
         self.algo = make_algorithm(config, members=len(self.members))
-        self._shapes = jax.eval_shape(self._init_one)
-        self._check_memory(config)
-        self._axes = self.algo.shared(jax.tree.map(lambda _: 0, self._shapes))
+        shapes = jax.eval_shape(self.algo.init, jax.random.key(0))
+        self._check_memory(config, shapes.replay)
+        self._axes = self.algo.shared(jax.tree.map(lambda _: 0, shapes))
 
     def __len__(self) -> int:
         return len(self.members)
 
-    def _init_one(self) -> Any:
-        return self.algo.init(jax.random.key(0))
-
-    def _check_memory(self, config: RunConfig) -> None:
-        """Refuses a replay that the device cannot hold, before it is made."""
-        need = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(self._shapes.replay))
+    def _check_memory(self, config: RunConfig, replay: Any) -> None:
+        """Refuses a replay (its shapes) that the device cannot hold, before it is made."""
+        need = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(replay))
         need, free = need * len(self), platform.free_bytes()
         copied = platform.target() == "cpu" and config.train.checkpoint.replay
         if copied:  # on another device the copy lies on the host

@@ -21,7 +21,7 @@ from jaxrl.checkpoint import Checkpointer
 from jaxrl.config import RunConfig, write_yaml
 from jaxrl.errors import UserError
 from jaxrl.evaluation import Evaluator
-from jaxrl.logs import Console, CSVSink, Sink, TensorBoardSink, WandbSink
+from jaxrl.logs import STEP, Console, CSVSink, Sink, TensorBoardSink, WandbSink
 from jaxrl.population import Member, Population, spread
 from jaxrl.runs import EVAL_SEED, MEMBERS, hardware
 
@@ -278,11 +278,12 @@ class Trainer:
         keys = jax.vmap(key)(seeds) if self.config.is_population else key(seeds[0])
         tables = self.population.split(evaluator(policy, keys))
         rows = [evaluation.scalars(evaluator.statistics, table) for table in tables]
+        policies = self.population.split(policy)
         for i, (folder, row) in enumerate(zip(self.folders, rows, strict=True)):
             score, best = row.get(f"eval/{train.eval.best_by}", math.nan), self.progress.best[i]
             if i not in self._diverged and (best is None or score > best):
                 self.progress.best[i] = score
-                own = {"policy": self.population.split(policy)[i]}
+                own = {"policy": policies[i]}
                 folder.best.save(steps, own, self._meta(folder.member.config) | {"eval": row})
         return rows
 
@@ -339,10 +340,9 @@ class Trainer:
         if evaluator:
             width = len(evaluator.statistics)
             row |= evaluation.scalars(evaluator.statistics, np.zeros((1, width)))
-        steps = "time/total_timesteps"
 
         def csv(folder: Path, row: dict[str, float]) -> CSVSink:
-            columns = list(dict.fromkeys([steps, *row]))
+            columns = list(dict.fromkeys([STEP, *row]))
             return CSVSink(folder / "progress.csv", columns, resume_step=start)
 
         if self.config.is_population:

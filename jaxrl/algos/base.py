@@ -121,7 +121,7 @@ class TrainState:
 class Algorithm:
     """A learning algorithm on `num_envs` copies of a task.
 
-    A subclass gives `_init(key, one)` and `_iterate(state, envs, key)`.
+    A subclass gives `_init` and `_iterate`.
 
     Args:
       config: settings.

@@ -51,8 +51,7 @@ class Env(Protocol):
     """A task. Implementations are frozen dataclasses of their settings.
 
     A task may also have `presets` (training settings by device, "cpu" and "gpu", and by
-    algorithm),
-    `baselines()` (scripted controllers by name, State -> action) and
+    algorithm), `baselines()` (scripted controllers by name, State -> action) and
     `render(physics states [T, ...], stride) -> [F, H, W, 3] uint8`.
 
     Attributes:

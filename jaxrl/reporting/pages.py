@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from jaxrl.errors import UserError
+from jaxrl.logs import STEP
 
-STEPS = "time/total_timesteps"
+STEPS = STEP
 SECONDS = "time/time_elapsed"
 
 # title, columns that share one scale; a run shows those that its progress.csv has
