@@ -36,7 +36,7 @@ def damped_least_squares(
       damping: keeps dq small near singular poses (m, rad).
       posture: [n] motion that is wanted where the task leaves it free.
     """
-    m, n = jacobian.shape
+    m = len(jacobian)
     square = jacobian @ jacobian.T + damping**2 * jnp.eye(m)
     # One factor for both right-hand sides.
     solved = jax.scipy.linalg.cho_solve(

@@ -34,6 +34,8 @@ with contextlib.redirect_stdout(io.StringIO()):  # MJX prints that Warp is not i
 from jaxrl import platform
 from jaxrl.errors import no_opengl
 
+Data = mjx.Data  # for annotations
+
 # Largest matrix whose Cholesky factor is written out as plain arithmetic.
 WRITTEN_OUT_CHOLESKY_MAX = 12
 # Longest sum that is written out as additions on a GPU.
@@ -57,6 +59,11 @@ class PhysicsState:
       act: [na] actuator activations.
       mocap_pos: [nmocap, 3] positions of mocap bodies (m).
       mocap_quat: [nmocap, 4] their orientations.
+      eq_active: [neq] bool, which equality constraints hold; only of models that have
+        one which is off at the start.
+      model: fields of the MJX model that this world has its own values of (by name, such
+        as "body_mass"), made with `Physics.own_model`.
+      touch: [K] normal forces (N) at the watched pairs of geoms in the last physics step.
     """
 
     qpos: jax.Array
@@ -65,6 +72,9 @@ class PhysicsState:
     act: jax.Array | None = None
     mocap_pos: jax.Array | None = None
     mocap_quat: jax.Array | None = None
+    eq_active: jax.Array | None = None
+    model: dict[str, jax.Array] | None = None
+    touch: jax.Array | None = None
 
 
 class Physics:
@@ -79,9 +89,11 @@ class Physics:
         these geoms the first is turned to the rim's direction (axis x normal), the
         second to the axis. Declare their contact pairs with friction
         "rim axis ...".
+      watch: pairs of geoms whose contact forces `PhysicsState.touch` tells; all of the
+        model's contacts then need condim 3 and the pyramidal cone.
 
     Raises:
-      ValueError: the model does not compile.
+      ValueError: the model does not compile, or has other contacts.
     """
 
     def __init__(
@@ -90,10 +102,15 @@ class Physics:
         *,
         substeps: int,
         rolling_geoms: Sequence[str] = (),
+        watch: Sequence[tuple[str, str]] = (),
     ):
         self.model = mujoco.MjModel.from_xml_string(xml)
         self.substeps = substeps
         self.rolling_geoms = tuple(self.model.geom(name).id for name in rolling_geoms)
+        self.watch = np.array([[self.model.geom(g).id for g in pair] for pair in watch], int)
+        pyramidal = self.model.opt.cone == mujoco.mjtCone.mjCONE_PYRAMIDAL
+        if watch and not (pyramidal and (self.model.pair_dim == 3).all()):
+            raise ValueError("watched pairs need a pyramidal cone and condim 3 everywhere")
 
     @functools.cached_property
     def mjx_model(self) -> mjx.Model:
@@ -140,6 +157,8 @@ class Physics:
             act=blank.act if model.na else None,
             mocap_pos=blank.mocap_pos if model.nmocap else None,
             mocap_quat=blank.mocap_quat if model.nmocap else None,
+            eq_active=None if model.eq_active0.all() else blank.eq_active,
+            touch=jnp.zeros(len(self.watch)) if len(self.watch) else None,
         )
 
     def step(self, state: PhysicsState, ctrl: jax.Array) -> PhysicsState:
@@ -152,16 +171,109 @@ class Physics:
 
         def substep(state: PhysicsState, _) -> tuple[PhysicsState, None]:
             with _tuned_mjx(self.model):
-                data = _step(self, self._data(state, ctrl))
-            return _lean(state, data), None
+                data = _step(self, self._model(state), self._data(state, ctrl))
+            return self._lean(state, data), None
 
         return jax.lax.scan(substep, state, length=self.substeps)[0]
 
     def kinematics(self, state: PhysicsState) -> mjx.Data:
         """MJX `Data` of one world with poses, sites and centres of mass filled in."""
         with _tuned_mjx(self.model):
-            data = mjx.kinematics(self.mjx_model, self._data(state))
-            return mjx.com_pos(self.mjx_model, data)
+            model = self._model(state)
+            return mjx.com_pos(model, mjx.kinematics(model, self._data(state)))
+
+    def site_pose(self, data: mjx.Data, name: str) -> tuple[jax.Array, jax.Array]:
+        """Position [3] (m) and rotation [3, 3] to the world of a site.
+
+        Args:
+          data: from `kinematics`.
+          name: of the site.
+        """
+        index = self.model.site(name).id
+        return data.site_xpos[index], data.site_xmat[index].reshape(3, 3)
+
+    def body_pose(self, data: mjx.Data, name: str) -> tuple[jax.Array, jax.Array]:
+        """Position [3] (m) and rotation [3, 3] to the world of a body; as `site_pose`."""
+        index = self.body_id(name)
+        return data.xpos[index], data.xmat[index].reshape(3, 3)
+
+    def site_jacobian(self, data: mjx.Data, name: str) -> jax.Array:
+        """[6, nv] velocity (m/s) and angular velocity (rad/s), in the world frame, of a site
+        for a unit of each of `qvel`; arguments as `site_pose`."""
+        body = int(self.model.site(name).bodyid[0])
+        return self._jacobian(data, self.site_pose(data, name)[0], body)
+
+    def _jacobian(self, data: mjx.Data, point: jax.Array, body: int) -> jax.Array:
+        """[6, nv] of a point [3] that moves with a body."""
+        angular, linear = data.cdof[:, :3], data.cdof[:, 3:]
+        arm = point - data.subtree_com[self.model.body_rootid[body]]
+        jacobian = jnp.concatenate([linear + jnp.cross(angular, arm), angular], axis=1)
+        moves = self._subtree[self.model.dof_bodyid, body]
+        return (jacobian * moves[:, None]).T
+
+    # -- worlds that differ ---------------------------------------------------------
+
+    def field(self, name: str) -> jax.Array:
+        """The nominal value of a field of the MJX model, such as "opt.gravity"."""
+        return functools.reduce(getattr, name.split("."), self.mjx_model)
+
+    def own_model(self, fields: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """`PhysicsState.model` for a world with other values of some fields.
+
+        What MuJoCo's compiler derives from masses, inertias, armatures and lengths is
+        derived again (`mj_setConst`): subtree masses, and the inverse weights that scale
+        constraint forces.
+
+        Args:
+          fields: new values by name, shaped as the nominal ones.
+        """
+        if not fields.keys() & _MOVE_CONSTANTS:
+            return fields
+        return fields | self._constants(self.mjx_model.tree_replace(fields))
+
+    def _constants(self, model: mjx.Model) -> dict[str, jax.Array]:
+        """The derived constants of a model, from its rest pose `qpos0`."""
+        with _tuned_mjx(self.model):
+            data = mjx.kinematics(model, self._blank.replace(qpos=jnp.asarray(model.qpos0)))
+            data = mjx.crb(model, mjx.com_pos(model, data))
+            inertia = mjx.full_m(model, data)
+        jacobians = jnp.stack(
+            [self._jacobian(data, data.xipos[b], b) for b in range(self.model.nbody)]
+        )
+        inverse = jnp.linalg.inv(inertia)
+        linear, angular = jnp.split(
+            jnp.einsum("bci,ij,bcj->bc", jacobians, inverse, jacobians), 2, axis=1
+        )
+        # Bodies that cannot move have weight 0; the compiler leaves them so.
+        fixed = jnp.asarray(self.model.body_weldid == 0)
+        body = jnp.where(fixed[:, None], 0.0, jnp.stack([linear.mean(1), angular.mean(1)], 1))
+        # A ball joint's three dofs, and the two halves of a free joint's six, share a mean.
+        group = np.zeros((self.model.nv, self.model.nv))
+        for j in range(self.model.njnt):
+            start, kind = self.model.jnt_dofadr[j], self.model.jnt_type[j]
+            sizes = {mujoco.mjtJoint.mjJNT_FREE: (3, 3), mujoco.mjtJoint.mjJNT_BALL: (3,)}
+            for size in sizes.get(mujoco.mjtJoint(kind), (1,)):
+                group[start : start + size, start : start + size] = 1.0 / size
+                start += size
+        subtree = self._subtree @ model.body_mass
+        return {
+            "body_subtreemass": subtree,
+            "body_invweight0": body,
+            "dof_invweight0": jnp.asarray(group, jnp.float32) @ jnp.diag(inverse),
+        }
+
+    @functools.cached_property
+    def _subtree(self) -> np.ndarray:
+        """[nbody, nbody] 1 where the second body hangs on the first, or is it."""
+        below = np.eye(self.model.nbody, dtype=np.float32)
+        for body in reversed(range(1, self.model.nbody)):
+            below[self.model.body_parentid[body]] += below[body]
+        return below
+
+    def _model(self, state: PhysicsState) -> mjx.Model:
+        return self.mjx_model.tree_replace(state.model) if state.model else self.mjx_model
+
+    # -- pictures --------------------------------------------------------------------
 
     def render(
         self,
@@ -171,6 +283,7 @@ class Physics:
         width: int = 640,
         height: int = 480,
         track: str | None = None,
+        lookat: Sequence[float] = (0.0, 0.0, 0.0),
         distance: float = 1.5,
         azimuth: float = 135.0,
         elevation: float = -15.0,
@@ -182,6 +295,7 @@ class Physics:
           stride: draw every so many-th state.
           width, height: pixels.
           track: body that the camera follows.
+          lookat: where it looks if it follows none (m).
           distance: of the camera (m).
           azimuth, elevation: of the camera (deg).
 
@@ -193,6 +307,7 @@ class Physics:
         """
         data, camera = mujoco.MjData(self.model), mujoco.MjvCamera()
         camera.distance, camera.azimuth, camera.elevation = distance, azimuth, elevation
+        camera.lookat[:] = lookat
         if track:
             camera.type = mujoco.mjtCamera.mjCAMERA_TRACKING
             camera.trackbodyid = self.body_id(track)
@@ -204,31 +319,60 @@ class Physics:
         with renderer:
             for t in range(0, len(states.qpos), stride):
                 data.qpos[:], data.qvel[:] = states.qpos[t], states.qvel[t]
+                if states.mocap_pos is not None:
+                    data.mocap_pos[:] = states.mocap_pos[t]
+                    data.mocap_quat[:] = states.mocap_quat[t]
                 mujoco.mj_forward(self.model, data)
                 renderer.update_scene(data, camera)
                 frames.append(renderer.render())
         return np.stack(frames)
 
     def _data(self, state: PhysicsState, ctrl: jax.Array | None = None) -> mjx.Data:
-        known = {name: value for name, value in vars(state).items() if value is not None}
+        known = {
+            name: value
+            for name, value in vars(state).items()
+            if value is not None and name not in ("model", "touch")
+        }
         if ctrl is not None:
             known["ctrl"] = ctrl
         return self._blank.replace(**known)
 
-
-def _lean(state: PhysicsState, data: mjx.Data) -> PhysicsState:
-    """The fields of `data` that `state` carries."""
-    return PhysicsState(
-        **{
-            name: None if value is None else getattr(data, name)
+    def _lean(self, state: PhysicsState, data: mjx.Data) -> PhysicsState:
+        """The fields of `data` that `state` carries."""
+        carried = {
+            name: getattr(data, name)
             for name, value in vars(state).items()
+            if value is not None and name not in ("model", "touch")
         }
-    )
+        if state.touch is not None:
+            carried["touch"] = self._touch(data)
+        return state.replace(**carried)
+
+    def _touch(self, data: mjx.Data) -> jax.Array:
+        """[K] normal force at the watched pairs (N)."""
+        geom = data._impl.contact.geom  # [C, 2]
+        # Contacts come last among the constraints, four rows each; the edges of the
+        # friction pyramid add up to the normal force.
+        force = data._impl.efc_force[-4 * len(geom) :].reshape(-1, 4).sum(1)
+        pairs = jnp.asarray(self.watch)[:, None]  # [K, 1, 2]
+        same = (geom == pairs).all(2) | (geom[:, ::-1] == pairs).all(2)
+        return jnp.where(same, force, 0.0).sum(1)
 
 
-def _step(physics: Physics, data: mjx.Data) -> mjx.Data:
+# Fields that the compiler derives constants from.
+_MOVE_CONSTANTS = {
+    "body_mass",
+    "body_inertia",
+    "body_ipos",
+    "body_iquat",
+    "body_pos",
+    "body_quat",
+    "dof_armature",
+}
+
+
+def _step(physics: Physics, model: mjx.Model, data: mjx.Data) -> mjx.Data:
     """One physics step; MJX's own where nothing happens between its stages."""
-    model = physics.mjx_model
     if not physics.rolling_geoms:
         return mjx.step(model, data)
     data = mjx.kinematics(model, data)

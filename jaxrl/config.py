@@ -13,7 +13,7 @@ import yaml
 
 from jaxrl import envs
 from jaxrl.algos import ALGORITHMS, PPOConfig, SACConfig, TD3Config
-from jaxrl.envs import Env
+from jaxrl.envs import Env, WrapConfig, Wrapped
 from jaxrl.errors import UserError
 from jaxrl.files import write_text
 from jaxrl.options import build, merge, option, to_dict
@@ -89,6 +89,8 @@ class RunConfig:
     task: str
     env: Env
     train: TrainConfig
+    eval_env: Env  # the task as evaluations play it
+    eval_overrides: dict[str, Any]  # what the user wants different there
 
     @property
     def is_population(self) -> bool:
@@ -100,7 +102,11 @@ class RunConfig:
         the settings of algorithms that it does not use."""
         unused = {"out", *ALGORITHMS} - {self.train.algo}
         train = {key: value for key, value in to_dict(self.train).items() if key not in unused}
-        return {"env": {"name": self.task, **to_dict(self.env)}, **train}
+        env = {"name": self.task, **to_dict(self.env)}
+        if isinstance(self.env, Wrapped):
+            env = {"name": self.task, **to_dict(self.env.task), "wrap": to_dict(self.env.wrap)}
+        overrides = {"eval_overrides": self.eval_overrides} if self.eval_overrides else {}
+        return {"env": env, **overrides, **train}
 
 
 def resolve(*layers: dict[str, Any], platform: str) -> RunConfig:
@@ -124,11 +130,29 @@ def resolve(*layers: dict[str, Any], platform: str) -> RunConfig:
     preset = presets.get(str(values.get("algo", TrainConfig.algo)), {})
     values = merge(preset, {**values, "env": {}}, {"env": section})
     settings = {k: v for k, v in values.pop("env").items() if k != "name"}
+    overrides = values.pop("eval_overrides", None) or {}
+    if not isinstance(overrides, dict):
+        raise UserError(f"eval_overrides: expected a section of the task's, got {overrides!r}")
+    env = _make_env(env_class, settings, "env.")
+    at_evaluation = merge(settings, getattr(env_class, "eval_overrides", {}), overrides)
+    eval_env = _make_env(env_class, at_evaluation, "eval_overrides.")
+    if eval_env.observation_spec != env.observation_spec:
+        raise UserError("eval_overrides: they change what the policy observes")
     return RunConfig(
         task=task,
-        env=build(env_class, settings, "env."),
+        env=env,
         train=build(TrainConfig, values),
+        eval_env=eval_env,
+        eval_overrides=overrides,
     )
+
+
+def _make_env(env_class: type, settings: dict[str, Any], path: str) -> Env:
+    """The task with its settings, behind delay, noise and history if there are any."""
+    settings = dict(settings)
+    wrap = build(WrapConfig, settings.pop("wrap", None) or {}, f"{path}wrap.")
+    task = build(env_class, settings, path)
+    return task if wrap.is_off else Wrapped(task, wrap)
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

@@ -21,7 +21,8 @@ them. RUN is a run's folder (its best model is taken) or one checkpoint's.
   --seed N           seed of the episodes (0)
   --set KEY=VALUE    change a setting, such as env.drive=omniwheel; repeatable
   --json FILE        where the numbers go (RUN/eval/<checkpoint>-<settings>.json)
-  --video FILE       write a video of one episode (.mp4)
+  --video FILE       write a video of one episode (.mp4); with --baselines of the first
+                     scripted one
   --baselines TASK   judge the task's scripted baselines instead, zero and random included
 """
 
@@ -54,14 +55,15 @@ def _policy(path: str, flags: dict[str, Any]) -> int:
     from jaxrl.runs import evaluate_policy, load_policy, write_json
 
     episodes, seed = cli.whole(flags, "episodes", 100), cli.whole(flags, "seed", 0, least=0)
-    trained = load_policy(path, flags["set"])
-    result = evaluate_policy(trained, episodes, seed, flags["set"])
+    changed = flags["set"]
+    trained = load_policy(path, changed | {"eval_overrides": changed.get("env", {})})
+    result = evaluate_policy(trained, episodes, seed, changed)
     print(
         f"{path}: {result['source']}, {episodes} episodes, seed {seed}, {result['seconds']:.1f} s"
     )
     print(format_summary(result["summary"]))
-    changed = "".join(f"-{key}={value}" for key, value in flatten(flags["set"]).items())
-    name = result["source"].replace("/", "-") + changed + ".json"
+    suffix = "".join(f"-{key}={value}" for key, value in flatten(changed).items())
+    name = result["source"].replace("/", "-") + suffix + ".json"
     out = Path(flags.get("json") or trained.source.parent.parent / "eval" / name)
     try:
         write_json(out, result)
@@ -71,7 +73,7 @@ def _policy(path: str, flags: dict[str, Any]) -> int:
     if flags.get("video"):
         from jaxrl.video import record
 
-        record(trained.config.env, trained.actor, trained.params, Path(flags["video"]), seed)
+        record(trained.config.eval_env, trained.actor, trained.params, Path(flags["video"]), seed)
         print(f"video in {flags['video']}")
     return 0
 
@@ -84,10 +86,12 @@ def _baselines(flags: dict[str, Any]) -> int:
     from jaxrl.runs import write_json
 
     episodes, seed = cli.whole(flags, "episodes", 100), cli.whole(flags, "seed", 0, least=0)
-    config = resolve({"env": {"name": flags["baselines"]}}, flags["set"], platform="none")
-    results = {}
-    for name, actor in baselines(config.env).items():
-        evaluator = Evaluator(config.env, actor, episodes)
+    changed = flags["set"] | {"eval_overrides": flags["set"].get("env", {})}
+    config = resolve({"env": {"name": flags["baselines"]}}, changed, platform="none")
+    env, results = config.eval_env, {}
+    actors = baselines(env)
+    for name, actor in actors.items():
+        evaluator = Evaluator(env, actor, episodes)
         table = evaluator(None, jax.random.key(seed))
         results[name] = summarize(evaluator.statistics, table)
         print(f"\n{name}: {episodes} episodes")
@@ -97,6 +101,12 @@ def _baselines(flags: dict[str, Any]) -> int:
             Path(flags["json"]),
             {"task": config.task, "episodes": episodes, "seed": seed, "baselines": results},
         )
+    if flags.get("video"):
+        from jaxrl.video import record
+
+        name, actor = list(actors.items())[2 if len(actors) > 2 else 0]
+        record(env, actor, None, Path(flags["video"]), seed)
+        print(f"video of {name} in {flags['video']}")
     return 0
 
 

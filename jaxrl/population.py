@@ -155,7 +155,7 @@ class Population:
     def evaluator(self, config: RunConfig) -> Evaluator:
         """Judges all members' policies at once."""
         return Evaluator(
-            config.env,
+            config.eval_env,
             policy_actor(self.algo.policy),
             config.train.eval.episodes,
             members=None if self._alone else len(self),

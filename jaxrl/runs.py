@@ -168,7 +168,7 @@ def evaluate_policy(
       settings: what was changed against the run's own, for the record.
     """
     begun = time.monotonic()
-    evaluator = Evaluator(trained.config.env, trained.actor, episodes)
+    evaluator = Evaluator(trained.config.eval_env, trained.actor, episodes)
     key = jax.random.fold_in(jax.random.key(EVAL_SEED + 1), seed)
     table = evaluator(trained.params, key)
     return {

@@ -21,6 +21,8 @@ Trains a policy; without arguments, the ballbot. Settings are dotted keys:
   --resume RUN     go on with a run from its newest checkpoint, with its own settings
   --num_seeds N    N runs with seeds from --seed on, in one program
   --sweep KEY=VALUE,VALUE..  a run for each value, in one program; several make a grid
+  --eval_overrides.SETTING VALUE  a setting of the task (--env.SETTING) that differs when it
+                   is evaluated
   --wandb          log to Weights & Biases too
   --help           this text and all settings
 """
@@ -142,13 +144,15 @@ def _finish(config, folder: Path, trainer) -> None:
 def _help(settings: dict[str, Any]) -> int:
     from jaxrl import envs
     from jaxrl.config import DEFAULT_TASK, TrainConfig
+    from jaxrl.envs import WrapConfig
     from jaxrl.options import describe
 
     env = settings.get("env", {})
     task = env if isinstance(env, str) else env.get("name", DEFAULT_TASK)
     print(USAGE)
     print(f"Tasks (--env.name): {', '.join(envs.names())}. Settings of {task}:")
-    rows = [*describe(envs.env_class(task), "env."), None, *describe(TrainConfig)]
+    own = [*describe(envs.env_class(task), "env."), *describe(WrapConfig, "env.wrap.")]
+    rows = [*own, None, *describe(TrainConfig)]
     for row in rows:
         if row is None:
             print("\nTraining (a task's preset may change these defaults):")

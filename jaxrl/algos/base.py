@@ -154,7 +154,7 @@ class Algorithm:
         self.batch_size = config.num_steps * num_envs
         self._check()
         starts = 2 + config.num_steps // 16
-        self.vector = Vector(env, num_envs, starts=starts, members=members)
+        self.vector = Vector(env, num_envs, starts=starts, members=members, training=True)
         self.network = ActorCritic(config.network, env.action_spec.shape[0])
         self.distribution = DISTRIBUTIONS[config.network.distribution]
 
@@ -231,6 +231,9 @@ class Algorithm:
         rate = state.hyper.learning_rate * self._rate(state)
         state, (metrics, episodes) = self._iterate(state.replace(envs=envs), key_iterate)
         metrics["train/learning_rate"] = rate
+        if envs.curriculum is not None:
+            for i, level in enumerate(envs.curriculum.level):
+                metrics[f"rollout/level_{i}" if i else "rollout/level"] = level
         return state.replace(key=key, iteration=state.iteration + 1), (metrics, episodes)
 
     def _init(self, key: jax.Array, one: Any, hyper: Hyperparameters) -> tuple[Any, Any, Any]:

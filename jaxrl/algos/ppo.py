@@ -24,13 +24,23 @@ from jaxrl.algos.base import (
     episode_sums,
     shuffled,
 )
-from jaxrl.envs import VectorState
+from jaxrl.envs import State, VectorState
 from jaxrl.errors import UserError
 from jaxrl.options import option
 from jaxrl.rl import losses, normalizer
 from jaxrl.rl.advantages import generalized_advantages
 from jaxrl.rl.packing import Packing
 from jaxrl.rl.returns import ReturnScale
+
+
+@dataclasses.dataclass(frozen=True)
+class ExpertConfig:
+    """A scripted controller that shows the policy what it would do in the states that the
+    policy visits, for a part of the run."""
+
+    name: str | None = option(None, "one of the task's baselines; none: reward alone teaches")
+    coef: float = option(1.0, "weight of the squared distance to its actions", above=0)
+    until: float = option(0.5, "share of the run where the weight has fallen to 0", above=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +58,7 @@ class PPOConfig(AlgorithmConfig):
         None, "no more updates in an iteration once the KL passes 1.5 times this", above=0
     )
     normalize_advantage: bool = option(True, "scale advantages to mean 0, std 1 a minibatch")
+    expert: ExpertConfig = option(ExpertConfig(), "learn from a scripted controller too")
 
 
 @struct.dataclass
@@ -70,6 +81,7 @@ class Batch:
     value: jax.Array
     advantage: jax.Array
     returns: jax.Array
+    expert: jax.Array | None  # [..., A] what the expert would do
 
 
 @struct.dataclass
@@ -82,6 +94,7 @@ class Rollout:
     reward: jax.Array
     terminated: jax.Array
     truncated: jax.Array
+    expert: jax.Array | None
     limit_obs: Any  # [S, N, ...] final observations of episodes the time limit ended
     last_obs: Any  # [N, ...]
 
@@ -111,6 +124,26 @@ class PPO(Algorithm):
             raise UserError(
                 "ppo.network.shared_trunk: needs policy_keys and value_keys to be the same"
             )
+        experts = getattr(self.env, "baselines", dict)()
+        if c.expert.name is not None and c.expert.name not in experts:
+            raise UserError(
+                f"ppo.expert.name: the task has no baseline {c.expert.name!r} (it has: "
+                f"{', '.join(experts) or 'none'})"
+            )
+        self._expert = experts[c.expert.name] if c.expert.name else None
+
+    def _expert_coef(self, state: TrainState) -> jax.Array:
+        """Weight of the expert's advice now."""
+        c = self.config.expert
+        progress = state.iteration / max(self.total_iterations, 1)
+        return c.coef * jnp.maximum(1.0 - progress / c.until, 0.0)
+
+    def _advice(self, worlds: State, wanted: jax.Array) -> jax.Array | None:
+        """[N, A] what the expert would do, zero unless `wanted`; None without one."""
+        if self._expert is None:
+            return None
+        none = jnp.zeros((self.num_envs, self.network.action_size))
+        return jax.lax.cond(wanted, jax.vmap(self._expert), lambda _: none, worlds)
 
     def _value(self, state: PolicyState, obs: Any) -> jax.Array:
         x = self._keys(state, obs, self.config.network.value_keys)
@@ -128,7 +161,7 @@ class PPO(Algorithm):
     ) -> tuple[TrainState, tuple[dict, EpisodeSums]]:
         """Collect, learn, normalise."""
         key_act, key_learn = jax.random.split(key)
-        envs, rollout, episodes = self._collect(state.policy, state.envs, key_act)
+        envs, rollout, episodes = self._collect(state, key_act)
         return_scale, reward = self._scale_reward(state, rollout)
         batch = self._batch(state, rollout.replace(reward=reward))
         params, opt_state, metrics = self._learn(state, batch, key_learn)
@@ -145,9 +178,11 @@ class PPO(Algorithm):
         return state, (metrics, episodes)
 
     def _collect(
-        self, policy: PolicyState, envs: VectorState, key: jax.Array
+        self, state: TrainState, key: jax.Array
     ) -> tuple[VectorState, Rollout, EpisodeSums]:
         """`num_steps` control steps of all worlds."""
+        policy, envs = state.policy, state.envs
+        learns_from_expert = self._expert_coef(state) > 0
         action_size = self.network.action_size
         noise = jax.random.normal(key, (self.config.num_steps, self.num_envs, action_size))
         limit_obs = jax.tree.map(
@@ -160,6 +195,7 @@ class PPO(Algorithm):
             gaussian = self._gaussian(policy, envs.obs)
             raw = self.distribution.sample(gaussian, noise)
             log_prob = self.distribution.log_prob(gaussian, raw)
+            advice = self._advice(envs.worlds, learns_from_expert)
             new, step = self.vector.step(envs, self.distribution.action(raw))
             here = (slots == limits) & step.truncated  # [S, N]
             limit_obs = jax.tree.map(
@@ -167,7 +203,7 @@ class PPO(Algorithm):
                 limit_obs,
                 step.final_obs,
             )
-            out = (envs.obs, raw, log_prob, step.reward, step.terminated, step.truncated)
+            out = (envs.obs, raw, log_prob, step.reward, step.terminated, step.truncated, advice)
             return (new, limit_obs, limits + step.truncated), (out, episode_sums(step))
 
         start = (envs, limit_obs, jnp.zeros(self.num_envs, jnp.int32))
@@ -215,6 +251,7 @@ class PPO(Algorithm):
             value=value,
             advantage=advantage,
             returns=advantage + value,
+            expert=rollout.expert,
         )
 
     def _learn(
@@ -297,7 +334,14 @@ class PPO(Algorithm):
         entropy = self.distribution.entropy(gaussian, key).mean()
         loss = policy_loss + hyper.value_coef * value_loss - hyper.entropy_coef * entropy
         clipped = jnp.abs(jnp.expm1(log_ratio)) > hyper.clip_range
-        return loss, {
+        metrics = {}
+        if self._expert is not None:
+            away = self.distribution.action(gaussian.mean) - rows.expert
+            distance = jnp.square(away).sum(-1).mean()
+            coef = self._expert_coef(state)
+            loss = loss + coef * distance
+            metrics = {"train/expert_loss": jnp.where(coef > 0, distance, jnp.nan)}
+        return loss, metrics | {
             "train/loss": loss,
             "train/policy_gradient_loss": policy_loss,
             "train/value_loss": value_loss,

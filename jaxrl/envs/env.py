@@ -51,8 +51,9 @@ class Env(Protocol):
     """A task. Implementations are frozen dataclasses of their settings.
 
     A task may also have `presets` (training settings by device, "cpu" and "gpu", and by
-    algorithm), `baselines()` (scripted controllers by name, State -> action) and
-    `render(physics states [T, ...], stride) -> [F, H, W, 3] uint8`.
+    algorithm), `baselines()` (scripted controllers by name, State -> action),
+    `curriculum` (see `jaxrl.envs.curriculum`), `eval_overrides` (settings of its own that
+    differ at evaluation) and `render(physics states [T, ...], stride) -> [F, H, W, 3] uint8`.
 
     Attributes:
       observation_spec: an `ArraySpec`, or a dictionary of them.

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 from flax import struct
 
 from jaxrl import platform
+from jaxrl.envs import curriculum
+from jaxrl.envs.curriculum import CurriculumConfig, CurriculumState
 from jaxrl.envs.env import Env, State
 
 # Worlds stepped at a time on a CPU. The intermediate values of so many stay in its cache;
@@ -27,6 +29,7 @@ class VectorState:
       steps: [N] int32, control steps against the time limit.
       whole: [N] bool, the episode began at step 0 (the first ones are staggered).
       totals: [N, 2 + M] running sums of return, length and the task's metrics.
+      curriculum: where the task's curriculum stands, if it has one and this is training.
     """
 
     worlds: State
@@ -35,6 +38,7 @@ class VectorState:
     steps: jax.Array
     whole: jax.Array
     totals: jax.Array
+    curriculum: CurriculumState | None = None
 
     @property
     def obs(self) -> Any:
@@ -75,9 +79,21 @@ class Vector:
         that ends more often than that begins to reuse its own; two episodes in a row
         never begin alike. At least 2.
       members: how many such vectors are stepped side by side under `vmap`.
+      training: starts follow the task's curriculum; else they have its full difficulty.
+
+    Raises:
+      UserError: a curriculum that does not fit the task.
     """
 
-    def __init__(self, env: Env, num_envs: int, *, starts: int = 2, members: int = 1):
+    def __init__(
+        self,
+        env: Env,
+        num_envs: int,
+        *,
+        starts: int = 2,
+        members: int = 1,
+        training: bool = False,
+    ):
         if starts < 2:
             raise ValueError(f"Vector starts: got {starts}, must be at least 2")
         self.env = env
@@ -86,6 +102,11 @@ class Vector:
         self.block = max(CPU_BLOCK // members, 1)
         metrics = jax.eval_shape(env.reset, jax.random.key(0)).metrics
         self.metric_names = tuple(sorted(metrics))
+        self.curriculum: CurriculumConfig | None = None
+        if training:
+            self.curriculum = getattr(env, "curriculum", None)
+        if self.curriculum:
+            self.curriculum.check("env.curriculum", self.statistics)
 
     @property
     def statistics(self) -> tuple[str, ...]:
@@ -102,25 +123,37 @@ class Vector:
         """
         key_worlds, key_fresh, key_steps = jax.random.split(key, 3)
         n = self.num_envs
+        level = curriculum.init(self.curriculum) if self.curriculum else None
         steps = jnp.zeros(n, jnp.int32)
         if stagger:
             steps = jax.random.randint(key_steps, (n,), 0, self.env.episode_length)
         return VectorState(
-            worlds=jax.vmap(self.env.reset)(jax.random.split(key_worlds, n)),
-            fresh=self._starts(key_fresh),
+            worlds=self._reset(jax.random.split(key_worlds, n), level),
+            fresh=self._starts(key_fresh, level),
             used=jnp.zeros(n, jnp.int32),
             steps=steps,
             whole=steps == 0,
             totals=jnp.zeros((n, len(self.statistics))),
+            curriculum=level,
         )
 
     def refill(self, state: VectorState, key: jax.Array) -> VectorState:
-        """Replaces all fresh starts; call it once a rollout."""
-        return state.replace(fresh=self._starts(key), used=jnp.zeros_like(state.used))
+        """Moves the curriculum and replaces all fresh starts; call it once a rollout."""
+        level = state.curriculum
+        if self.curriculum:
+            level = curriculum.advance(self.curriculum, level)
+        return state.replace(
+            fresh=self._starts(key, level), used=jnp.zeros_like(state.used), curriculum=level
+        )
 
-    def _starts(self, key: jax.Array) -> State:
+    def _starts(self, key: jax.Array, level: CurriculumState | None) -> State:
         keys = jax.random.split(key, (self.starts, self.num_envs))
-        return jax.vmap(jax.vmap(self.env.reset))(keys)
+        return jax.vmap(lambda keys: self._reset(keys, level))(keys)
+
+    def _reset(self, keys: jax.Array, level: CurriculumState | None) -> State:
+        if level is None:
+            return jax.vmap(self.env.reset)(keys)
+        return jax.vmap(self.env.reset, in_axes=(0, None))(keys, level.level)
 
     def step(self, state: VectorState, action: jax.Array) -> tuple[VectorState, Timestep]:
         """One control step of every world; worlds that end go on from a fresh start.
@@ -145,6 +178,7 @@ class Vector:
 
         totals, episode = self._statistics(state.totals, reward, metrics)
         ended = done & state.whole
+        episode = jnp.where(ended[:, None], episode, 0.0)
         slot = state.used % self.starts
         mine = jnp.arange(self.num_envs)
         fresh = jax.tree.map(lambda x: x[slot, mine], state.fresh)
@@ -154,6 +188,7 @@ class Vector:
             steps=jnp.where(done, 0, steps),
             whole=state.whole | done,
             totals=jnp.where(done[:, None], 0.0, totals),
+            curriculum=self._observe(state.curriculum, episode, ended),
         )
         return new, Timestep(
             reward=reward,
@@ -161,9 +196,17 @@ class Vector:
             truncated=truncated,
             final_obs=final_obs,
             nonfinite=~finite,
-            episode=jnp.where(ended[:, None], episode, 0.0),
+            episode=episode,
             ended=ended,
         )
+
+    def _observe(
+        self, level: CurriculumState | None, episode: jax.Array, ended: jax.Array
+    ) -> CurriculumState | None:
+        if level is None:
+            return None
+        columns = jnp.array([self.statistics.index(name) for name in self.curriculum.metric])
+        return curriculum.observe(level, episode[:, columns].sum(0), ended.sum())
 
     def _step_worlds(self, worlds: State, action: jax.Array) -> State:
         """The task's step of all worlds; on a CPU in blocks that fit its cache."""

@@ -1,0 +1,251 @@
+"""The reaching task: bring the point between the fingers to a target and hold it there."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from envs_mjx.arm import Arm
+from envs_mjx.franka_reach import model as m
+from envs_mjx.ik import damped_least_squares
+from envs_mjx.physics import Physics, PhysicsState
+from jaxrl.envs import ArraySpec, CurriculumConfig, State
+from jaxrl.envs.randomization import Randomization, Range, draw
+from jaxrl.envs.rewards import weighted
+from jaxrl.options import option
+
+PPO = {
+    "num_steps": 25,
+    "learning_rate": 1e-3,
+    "gamma": 0.97,
+    "schedule": {"kind": "linear", "final": 0.05},
+    "network": {"policy_hidden": [128, 128], "value_hidden": [128, 128], "initial_std": 0.5},
+}
+
+TARGET_LOW = np.array([0.3, -0.3, 0.2])  # m
+TARGET_HIGH = np.array([0.7, 0.3, 0.5])
+
+
+@dataclasses.dataclass(frozen=True)
+class Rewards:
+    """Weights of the reward's terms; d is the distance to the target."""
+
+    distance: float = option(1.0, "1 - tanh(5 d / 1 m)")
+    progress: float = option(0.0, "how much nearer than a step before (m)")
+    velocity: float = option(-0.01, "sum of squared joint velocities (rad/s) while in reach")
+    action: float = option(-0.001, "sum of squared actions")
+    success: float = option(1.0, "within reach of the target")
+
+
+@dataclasses.dataclass(frozen=True)
+class Randomize:
+    """What differs from episode to episode in training and evaluation."""
+
+    gravity: Range = option(Range(-0.3, 0.3), "added to gravity's components (m/s^2)")
+    damping: Range = option(Range(0.7, 1.3), "factor of each joint's damping")
+    gains: Range = option(Range(0.9, 1.1), "factor of each servo's gains")
+    mass: Range = option(Range(0.9, 1.1), "factor of each link's mass")
+
+
+@struct.dataclass
+class Info:
+    """The task's memory within an episode.
+
+    Attributes:
+      target: [3] (m, world).
+      joint_targets: [7] what the servos hold (rad).
+      distance: scalar, to the target (m).
+      held: scalar int32, steps within reach so far without a break.
+    """
+
+    target: jax.Array
+    joint_targets: jax.Array
+    distance: jax.Array
+    held: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class FrankaReach:
+    """A Franka Panda (7 joints) reaches points in a box of .4 x .6 x .3 m.
+
+    Observation [30]: joint positions 7 (rad), velocities 7 (rad/s), joint targets minus
+    positions 7 (rad), position of the grip 3, target 3, target minus grip 3 (m, world).
+
+    Action [7]: "delta": change of the joint targets as a share of `joint_step`; "absolute":
+    joint targets, -1 and 1 the joints' limits, approached by at most `joint_step` a step.
+
+    Success: the grip has been within `tolerance` for at least the last `hold_seconds`.
+    """
+
+    action: Literal["delta", "absolute"] = option("delta", "what an action means for the joints")
+    joint_step: float = option(0.04, "largest change of a joint's target a step (rad)", above=0)
+    tolerance: float = option(0.02, "within reach is nearer than this (m)", above=0)
+    hold_seconds: float = option(0.2, "for so long (s)", above=0)
+    episode_seconds: float = option(2.0, "time limit (s)", above=0)
+    start_noise: float = option(0.1, "largest offset of a joint from home at the start", least=0)
+    timestep: float = option(0.005, "physics step (s)", above=0, most=0.01)
+    substeps: int = option(4, "physics steps a control step", least=1)
+    rewards: Rewards = option(Rewards(), "weights of the reward's terms")
+    randomize: Randomize = option(Randomize(), "domain randomisation, drawn for each episode")
+    curriculum: CurriculumConfig = option(
+        CurriculumConfig(start=(0.2,)), "share of the targets' box, from its centre"
+    )
+
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "cpu": {"ppo": {"num_envs": 256, "total_timesteps": 2_000_000, "ppo": PPO}},
+        "gpu": {"ppo": {"num_envs": 4096, "total_timesteps": 20_000_000, "ppo": PPO}},
+    }
+
+    @functools.cached_property
+    def physics(self) -> Physics:
+        return Physics(m.mjcf(self.timestep), substeps=self.substeps)
+
+    @functools.cached_property
+    def arm(self) -> Arm:
+        return Arm(self.physics, m.JOINTS, "grip", self.joint_step)
+
+    @property
+    def control_dt(self) -> float:
+        return self.timestep * self.substeps
+
+    @property
+    def episode_length(self) -> int:
+        return max(round(self.episode_seconds / self.control_dt), 1)
+
+    @property
+    def observation_spec(self) -> ArraySpec:
+        parts = {"q": 7, "qdot": 7, "error": 7, "grip": 3, "target": 3, "to_target": 3}
+        names = tuple(f"{part}_{i}" for part, size in parts.items() for i in range(size))
+        return ArraySpec((len(names),), names=names)
+
+    @property
+    def action_spec(self) -> ArraySpec:
+        return ArraySpec((7,), -1.0, 1.0, m.JOINTS)
+
+    # -- the contract ---------------------------------------------------------------
+
+    @functools.cached_property
+    def randomizations(self) -> tuple[Randomization, ...]:
+        """What varies between episodes."""
+        r, every = self.randomize, slice(None)
+        gains = (
+            ("actuator_gainprm", (every, 0)),
+            ("actuator_biasprm", (every, 1)),
+            ("actuator_biasprm", (every, 2)),
+        )
+        return (
+            Randomization((("opt.gravity", every),), "add", r.gravity),
+            Randomization((("dof_damping", every),), "scale", r.damping),
+            Randomization(gains, "scale", r.gains),
+            Randomization((("body_mass", every),), "scale", r.mass),
+        )
+
+    def reset(self, key: jax.Array, level: jax.Array | float = 1.0) -> State:
+        """Near home, at rest; the target anywhere in the box, or near its centre at a low
+        level of the curriculum."""
+        key_pose, key_target, key_model = jax.random.split(key, 3)
+        offset = self.start_noise * jax.random.uniform(key_pose, (7,), minval=-1.0)
+        q = jnp.clip(m.HOME + offset, *self.arm.limits)
+        centre, half = (TARGET_LOW + TARGET_HIGH) / 2, (TARGET_HIGH - TARGET_LOW) / 2
+        target = centre + level * half * jax.random.uniform(key_target, (3,), minval=-1.0)
+        fields = draw(self.randomizations, self.physics.field, key_model)
+        physics = self.physics.init(q).replace(
+            mocap_pos=target[None], model=self.physics.own_model(fields) or None
+        )
+        info = Info(
+            target=target,
+            joint_targets=q,
+            distance=jnp.zeros(()),
+            held=jnp.zeros((), jnp.int32),
+        )
+        state = self._judge(physics, info, jnp.zeros(7))
+        metrics = jax.tree.map(jnp.zeros_like, state.metrics)
+        return state.replace(reward=jnp.zeros(()), metrics=metrics)
+
+    def step(self, state: State, action: jax.Array) -> State:
+        """One control step; `action` [7] moves the joint targets."""
+        move = self.arm.moved if self.action == "delta" else self.arm.approached
+        targets = move(state.info.joint_targets, action)
+        physics = self.physics.step(state.physics, targets)
+        return self._judge(physics, state.info.replace(joint_targets=targets), action)
+
+    def _judge(self, physics: PhysicsState, before: Info, action: jax.Array) -> State:
+        """Reward, metrics and observation of the step that led to `physics`."""
+        grip, _ = self.physics.site_pose(self.physics.kinematics(physics), "grip")
+        distance = jnp.linalg.norm(grip - before.target)
+        reached = (distance < self.tolerance).astype(jnp.float32)
+        held = jnp.where(reached > 0, before.held + 1, 0)
+        info = before.replace(distance=distance, held=held)
+        reward, shares = weighted(
+            {
+                "distance": 1.0 - jnp.tanh(5.0 * distance),
+                "progress": before.distance - distance,
+                "velocity": reached * jnp.sum(jnp.square(physics.qvel)),
+                "action": jnp.sum(jnp.square(action)),
+                "success": reached,
+            },
+            self.rewards,
+        )
+        metrics = shares | {
+            "success": (held * self.control_dt >= self.hold_seconds - 1e-6).astype(jnp.float32),
+            "final/distance": distance,
+        }
+        obs = jnp.concatenate(
+            [
+                physics.qpos,
+                physics.qvel,
+                info.joint_targets - physics.qpos,
+                grip,
+                info.target,
+                info.target - grip,
+            ]
+        )
+        return State(
+            physics=physics,
+            obs=obs,
+            reward=reward,
+            terminated=jnp.zeros((), bool),
+            metrics=metrics,
+            info=info,
+        )
+
+    # -- baselines and pictures -------------------------------------------------------
+
+    def baselines(self) -> dict[str, Callable[[State], jax.Array]]:
+        """Inverse kinematics, State -> action [7]."""
+        return {"scripted": self._scripted}
+
+    def _scripted(self, state: State) -> jax.Array:
+        """Moves the grip straight to the target, and the rest of the arm towards home."""
+        data = self.physics.kinematics(state.physics)
+        arm = self.arm.view(state.physics, data, state.info.joint_targets)
+        # What the servos will still do by themselves is not asked for again.
+        underway = arm.jacobian[:3] @ (arm.targets - arm.q)
+        dq = damped_least_squares(
+            arm.jacobian[:3],
+            state.info.target - arm.position - underway,
+            posture=0.1 * (m.HOME - arm.targets),
+        )
+        if self.action == "delta":
+            share = dq / self.joint_step
+            return share / jnp.maximum(jnp.abs(share).max(), 1.0)
+        low, high = self.arm.limits
+        return jnp.clip(2.0 * (arm.targets + dq - low) / (high - low) - 1.0, -1.0, 1.0)
+
+    def render(self, states: PhysicsState, stride: int) -> np.ndarray:
+        """[F, H, W, 3] pictures of every `stride`-th of the physics states [T, ...]."""
+        return self.physics.render(
+            states,
+            stride=stride,
+            lookat=(0.3, 0.0, 0.4),
+            distance=1.7,
+            azimuth=140.0,
+            elevation=-15.0,
+        )

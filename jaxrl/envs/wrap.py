@@ -1,0 +1,166 @@
+"""What lies between a policy and any robot: delay, noise, and memory."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from jaxrl.envs.env import ArraySpec, Env, State
+from jaxrl.errors import UserError
+from jaxrl.options import option
+
+
+@dataclasses.dataclass(frozen=True)
+class WrapConfig:
+    """Settings that every task has; a dictionary observation has them for each entry."""
+
+    action_delay: tuple[int, ...] = option(
+        (0,), "control steps until an action acts; two numbers: drawn from that range", least=0
+    )
+    observation_noise: tuple[float, ...] = option(
+        (0.0,),
+        "std of noise on observations, in their units; one number, or one a component",
+        least=0,
+    )
+    history: int = option(1, "newest observations that a policy sees side by side", least=1)
+
+    @property
+    def is_off(self) -> bool:
+        """It would change nothing."""
+        return not any(self.action_delay) and not any(self.observation_noise) and self.history == 1
+
+
+@struct.dataclass
+class Info:
+    """The task's memory and the wrapper's.
+
+    Attributes:
+      task: the task's own.
+      obs: the task's observation without noise.
+      frames: leaves [H, O], noisy observations, newest last.
+      actions: [D, A] actions, newest last.
+      delay: scalar int32, of this episode.
+      key: PRNG key of the noise.
+    """
+
+    task: Any
+    obs: Any
+    frames: Any
+    actions: jax.Array
+    delay: jax.Array
+    key: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Wrapped:
+    """A task behind delay, noise and history; all else is the task's.
+
+    Args:
+      task: the task.
+      wrap: settings.
+
+    Raises:
+      UserError: settings that do not fit the task.
+    """
+
+    task: Env
+    wrap: WrapConfig
+
+    def __post_init__(self) -> None:
+        if len(self.wrap.action_delay) > 2 or list(self.wrap.action_delay) != sorted(
+            self.wrap.action_delay
+        ):
+            raise UserError(
+                f"env.wrap.action_delay: got {list(self.wrap.action_delay)}, expected one number "
+                "or a range LOW,HIGH"
+            )
+        noise = len(self.wrap.observation_noise)
+        for spec in jax.tree.leaves(self.task.observation_spec, is_leaf=_is_spec):
+            if noise != 1 and (len(spec.shape) != 1 or noise != spec.shape[0]):
+                raise UserError(
+                    f"env.wrap.observation_noise: got {noise} numbers for an observation of "
+                    f"{spec.shape[0]} (give one, or one a component)"
+                )
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("task", "wrap"):  # not set yet: while being copied
+            raise AttributeError(name)
+        return getattr(self.task, name)
+
+    @property
+    def observation_spec(self) -> ArraySpec | dict[str, ArraySpec]:
+        return jax.tree.map(self._longer, self.task.observation_spec, is_leaf=_is_spec)
+
+    def _longer(self, spec: ArraySpec) -> ArraySpec:
+        names = tuple(
+            f"{name}[{i}]" for i in range(1 - self.wrap.history, 1) for name in spec.names
+        )
+        shape = (self.wrap.history * spec.shape[0], *spec.shape[1:])
+        return dataclasses.replace(spec, shape=shape, names=names)
+
+    def reset(self, key: jax.Array, *level: jax.Array) -> State:
+        """As the task's; no action has been given, and the first observation fills the
+        history."""
+        key_task, key_delay, key_noise = jax.random.split(key, 3)
+        state = self.task.reset(key_task, *level)
+        least, most = self.wrap.action_delay[0], self.wrap.action_delay[-1]
+        size = self.task.action_spec.shape[0]
+        key_now, key_noise = jax.random.split(key_noise)
+        noisy = self._noisy(state.obs, key_now)
+        frames = jax.tree.map(lambda x: jnp.stack([x] * self.wrap.history), noisy)
+        info = Info(
+            task=state.info,
+            obs=state.obs,
+            frames=frames,
+            actions=jnp.zeros((most + 1, size)),
+            delay=jax.random.randint(key_delay, (), least, most + 1),
+            key=key_noise,
+        )
+        return state.replace(obs=_flat(frames), info=info)
+
+    def step(self, state: State, action: jax.Array) -> State:
+        """As the task's, under the action given `delay` steps ago."""
+        info: Info = state.info
+        actions = jnp.concatenate([info.actions[1:], action[None]])
+        new = self.task.step(self.unwrapped(state), actions[-1 - info.delay])
+        key_now, key_noise = jax.random.split(info.key)
+        noisy = self._noisy(new.obs, key_now)
+        frames = jax.tree.map(
+            lambda old, x: jnp.concatenate([old[1:], x[None]]), info.frames, noisy
+        )
+        info = info.replace(
+            task=new.info, obs=new.obs, frames=frames, actions=actions, key=key_noise
+        )
+        return new.replace(obs=_flat(frames), info=info)
+
+    def unwrapped(self, state: State) -> State:
+        """The state as the task knows it."""
+        return state.replace(obs=state.info.obs, info=state.info.task)
+
+    def baselines(self) -> dict[str, Callable[[State], jax.Array]]:
+        """The task's, which see its state without delay or noise."""
+        own = getattr(self.task, "baselines", dict)()
+        return {
+            name: lambda state, act=act: act(self.unwrapped(state)) for name, act in own.items()
+        }
+
+    def _noisy(self, obs: Any, key: jax.Array) -> Any:
+        leaves, tree = jax.tree.flatten(obs)
+        std = jnp.asarray(self.wrap.observation_noise)
+        keys = jax.random.split(key, len(leaves))
+        return tree.unflatten(
+            [x + std * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
+        )
+
+
+def _is_spec(x: Any) -> bool:
+    return isinstance(x, ArraySpec)
+
+
+def _flat(frames: Any) -> Any:
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), frames)
