@@ -16,13 +16,14 @@ from envs_mjx.ik import damped_least_squares, rotation_error
 from envs_mjx.kuka_pick_place.model import CUBE_HALF, FINGER_OPENING, HOME
 
 JOINT_STEP = 0.04  # rad, most that a joint's target moves in a control step
+GAIN = 0.4  # part of the way that is still missing, ordered at each step
 
 HOVER = 0.08  # m, height above the cube from which the gripper descends
 CONE_SLOPE = 3.0  # height above the cube that each metre beside it asks for
 CONE_TIP = 0.004  # m, offset that asks for no height
 YAW_LEVER = 0.03  # m/rad, turns a yaw error into an offset
 START_CLOSING = 0.006  # m, the cube's offset from the grip site at which the fingers close
-KEEP_CLOSED = 0.018  # m, the offset up to which closing fingers stay closed
+KEEP_CLOSED = 0.022  # m, the offset up to which closing fingers stay closed
 TOUCHING = 0.0262  # m, finger coordinate below which the cube is held
 CLOSING = 0.033  # m, finger coordinate below which the fingers count as closing
 OPEN_ENOUGH = 0.034  # m, finger coordinate that clears the cube's faces
@@ -125,8 +126,8 @@ def expert(world: ExpertInput) -> jax.Array:
     # The joints lag behind their targets: part of the way is already ordered.
     ordered = world.jacobian @ (world.joint_targets - world.joints)
     error = jnp.concatenate([_shorten(move - ordered[:3], 0.12), _shorten(turn - ordered[3:], 0.3)])
-    posture = 0.1 * (jnp.asarray(HOME) - world.joint_targets)
-    change = damped_least_squares(world.jacobian, error, posture=posture) / JOINT_STEP
+    posture = 0.03 * (jnp.asarray(HOME) - world.joint_targets)
+    change = damped_least_squares(world.jacobian, GAIN * error, posture=posture) / JOINT_STEP
     change /= jnp.maximum(jnp.abs(change).max(), 1.0)
     gripper = jnp.where(between, -1.0, 1.0)
     return jnp.append(change, gripper).astype(jnp.float32)
