@@ -130,7 +130,7 @@ def expert(world: ExpertInput) -> jax.Array:
     change = damped_least_squares(world.jacobian, GAIN * error, posture=posture) / JOINT_STEP
     change /= jnp.maximum(jnp.abs(change).max(), 1.0)
     gripper = jnp.where(between, -1.0, 1.0)
-    return jnp.append(change, gripper).astype(jnp.float32)
+    return jnp.append(change, gripper).clip(-1.0, 1.0).astype(jnp.float32)
 
 
 def gripper_target(action: jax.Array, least: float = 0.0) -> jax.Array:

@@ -84,7 +84,7 @@ WATCHED = {
     "cube_table": (("table", "cube"),),
 }
 
-CAMERA = {"distance": 1.6, "azimuth": 140.0, "elevation": -22.0}  # m, deg, deg
+CAMERA = {"distance": 1.4, "azimuth": 140.0, "elevation": -22.0}  # m, deg, deg
 CAMERA_LOOKAT = (0.35, 0.0, 0.3)  # m
 
 _WHITE, _GREY, _DARK = ".9 .91 .92 1", ".55 .57 .6 1", ".13 .13 .15 1"
@@ -245,7 +245,7 @@ def mjcf(timestep: float = 0.005, grasp: str = "friction") -> str:
     <texture name="table" type="2d" builtin="checker" rgb1=".8 .78 .74" rgb2=".76 .74 .7"
              width="256" height="256"/>
     <texture name="cube" type="cube" builtin="flat" mark="edge" rgb1=".15 .4 .85"
-             markrgb=".9 .93 1" width="64" height="64"/>
+             rgb2=".15 .4 .85" markrgb=".9 .93 1" width="64" height="64"/>
     <material name="table" texture="table" texuniform="true" texrepeat="5 5"/>
     <material name="cube" texture="cube"/>
   </asset>
