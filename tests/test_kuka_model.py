@@ -127,12 +127,12 @@ def test_arm_in_mjx_follows_c_for_half_a_second():
     most = 0.0
     for k in range(25):
         # Slow enough for the torque limits: C and MJX differ while a servo is at its limit.
-        swing = 0.15 * (1 - np.cos(2 * np.pi * (k + 1) / 25)) * (-1) ** np.arange(7)
+        swing = 0.07 * (1 - np.cos(2 * np.pi * (k + 1) / 25)) * (-1) ** np.arange(7)
         ctrl = np.append(kuka.HOME + swing, 0.02 + 0.01 * np.sin(k / 8))
         expected, _ = c.step(ctrl[None])
         most = max(most, np.abs(expected[0, :7] - kuka.HOME).max())
         state = step(state, jnp.asarray(ctrl, jnp.float32))
-    assert most > 0.2  # it moved
+    assert most > 0.1  # it moved
     np.testing.assert_allclose(state.qpos, expected[0], atol=1e-4)
 
 
