@@ -61,7 +61,7 @@ HAND_MASS = 0.4  # kg
 FINGER_MASS = 0.08  # kg, each
 FINGER_OPENING = 0.04  # m, largest distance of a pad from the centre
 FINGER_KP = 350.0  # N/m
-FINGER_KV = 40.0  # N s/m
+FINGER_KV = 60.0  # N s/m, slow enough that closing does not knock the cube away
 FINGER_DAMPING = 10.0  # N s/m
 FINGER_ARMATURE = 0.05  # kg
 PAD_SPACING = 0.008  # m, of the spheres from the pad's centre
@@ -84,8 +84,8 @@ WATCHED = {
     "cube_table": (("table", "cube"),),
 }
 
-CAMERA = {"distance": 1.4, "azimuth": 140.0, "elevation": -22.0}  # m, deg, deg
-CAMERA_LOOKAT = (0.35, 0.0, 0.3)  # m
+CAMERA = {"distance": 1.5, "azimuth": 140.0, "elevation": -22.0}  # m, deg, deg
+CAMERA_LOOKAT = (0.35, 0.0, 0.33)  # m
 
 _WHITE, _GREY, _DARK = ".9 .91 .92 1", ".55 .57 .6 1", ".13 .13 .15 1"
 _ORANGE = ".96 .45 .06 1"
@@ -264,7 +264,7 @@ def mjcf(timestep: float = 0.005, grasp: str = "friction") -> str:
       <site name="cube"/>
     </body>
     <body name="target" mocap="true" pos=".5 .2 {CUBE_HALF}">
-      <geom type="box" size="{_text([CUBE_HALF] * 3)}" rgba=".15 .8 .3 .35"/>
+      <geom type="box" size="{_text([CUBE_HALF + 0.002] * 3)}" rgba=".15 .8 .3 .35"/>
     </body>
   </worldbody>
   <contact>{_pairs(grasp)}</contact>
