@@ -1,0 +1,1 @@
+"""A Kuka iiwa with a parallel gripper grasps a cube and brings it to a target."""

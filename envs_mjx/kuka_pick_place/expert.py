@@ -1,0 +1,138 @@
+"""A scripted expert that keeps no memory: what it does follows from where things are.
+
+It opens the gripper and moves above the cube, turns to the cube's nearest faces, descends
+inside a cone, closes, lifts, carries and holds the cube at the target. A cube that is lost
+is fetched again. The same function serves both grasps of the model.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from envs_mjx.ik import damped_least_squares, rotation_error
+from envs_mjx.kuka_pick_place.model import CUBE_HALF, FINGER_OPENING, HOME
+
+JOINT_STEP = 0.04  # rad, most that a joint's target moves in a control step
+GAIN = 0.4  # part of the way that is still missing, ordered at each step
+
+HOVER = 0.08  # m, height above the cube from which the gripper descends
+CONE_SLOPE = 3.0  # height above the cube that each metre beside it asks for
+CONE_TIP = 0.004  # m, offset that asks for no height
+YAW_LEVER = 0.03  # m/rad, turns a yaw error into an offset
+START_CLOSING = 0.006  # m, the cube's offset from the grip site at which the fingers close
+KEEP_CLOSED = 0.022  # m, the offset up to which closing fingers stay closed
+TOUCHING = 0.0262  # m, finger coordinate below which the cube is held
+CLOSING = 0.033  # m, finger coordinate below which the fingers count as closing
+OPEN_ENOUGH = 0.034  # m, finger coordinate that clears the cube's faces
+CARRY_HEIGHT = 0.04  # m, of the cube's underside above the table on the way
+
+
+class ExpertInput(NamedTuple):
+    """What the expert reads, of one world.
+
+    Attributes:
+      joint_targets: [7] present targets of the arm's servos (rad).
+      joints: [7] joint positions (rad).
+      grip_position: [3] of the site `grip` (m, world).
+      grip_rotation: [3, 3] site to world; z points out of the gripper, y along the fingers.
+      jacobian: [6, 7] of the site by the arm's joints, linear rows first (world).
+      finger: [] coordinate of the joint `finger` (m).
+      cube_position: [3] (m).
+      cube_rotation: [3, 3] cube to world.
+      target_position: [3] (m).
+    """
+
+    joint_targets: jax.Array
+    joints: jax.Array
+    grip_position: jax.Array
+    grip_rotation: jax.Array
+    jacobian: jax.Array
+    finger: jax.Array
+    cube_position: jax.Array
+    cube_rotation: jax.Array
+    target_position: jax.Array
+
+
+def _cube_yaw(rotation: jax.Array) -> jax.Array:
+    """[] yaw (rad) of the cube's upright faces, known up to quarter turns."""
+    x, y = rotation[0], rotation[1]
+    # The fourth power of x + iy is the same for axes a quarter turn apart.
+    real = (x**4 - 6 * x**2 * y**2 + y**4).sum()
+    imaginary = (4 * x**3 * y - 4 * x * y**3).sum()
+    return jnp.arctan2(imaginary, real) / 4
+
+
+def _yaw_error(world: ExpertInput) -> jax.Array:
+    """[] turn about the vertical (rad) that brings the fingers flat to a pair of faces.
+
+    Of the faces the nearest are taken, with a bias against winding up joint 7.
+    """
+    fingers = world.grip_rotation[:, 1]
+    error = _cube_yaw(world.cube_rotation) - jnp.arctan2(fingers[1], fingers[0])
+    bias = 0.3 * world.joints[6]
+    quarter = jnp.pi / 2
+    return bias + (error - bias + quarter / 2) % quarter - quarter / 2
+
+
+def _pointing_down(rotation: jax.Array, turn: jax.Array) -> jax.Array:
+    """[3, 3] the gripper's rotation after pointing it down and turning it."""
+    yaw = jnp.arctan2(rotation[1, 1], rotation[0, 1]) + turn
+    down, zero = jnp.array([0.0, 0.0, -1.0]), jnp.zeros(())
+    fingers = jnp.stack([jnp.cos(yaw), jnp.sin(yaw), zero])
+    return jnp.stack([jnp.cross(fingers, down), fingers, down], axis=1)
+
+
+def _shorten(vector: jax.Array, most: float) -> jax.Array:
+    return vector * jnp.minimum(1.0, most / jnp.maximum(jnp.linalg.norm(vector), 1e-9))
+
+
+def expert(world: ExpertInput) -> jax.Array:
+    """[8] action in [-1, 1]: changes of the joints' targets in units of `JOINT_STEP`, and
+    the opening that the gripper shall have, -1 closed, 1 open."""
+    grip, cube, target = world.grip_position, world.cube_position, world.target_position
+    yaw_error = _yaw_error(world)
+    offset = jnp.abs(world.grip_rotation.T @ (cube - grip)).max()
+    upright = -world.grip_rotation[2, 2]
+
+    closing = world.finger < CLOSING
+    between = (offset < jnp.where(closing, KEEP_CLOSED, START_CLOSING)) & (upright > 0.9)
+    between &= closing | (jnp.abs(yaw_error) < 0.1)
+    held = between & (world.finger < TOUCHING)
+
+    # Towards the cube: beside it the gripper rises first, above it the cone leads down.
+    beside = jnp.linalg.norm(cube[:2] - grip[:2])
+    off_axis = beside + YAW_LEVER * jnp.abs(yaw_error) + 0.1 * (1 - upright)
+    height = jnp.clip(CONE_SLOPE * (off_axis - CONE_TIP), 0.0, HOVER)
+    height = jnp.where(world.finger < OPEN_ENOUGH, HOVER, height)
+    rises = (beside > 0.012) & (grip[2] < cube[2] + 0.6 * HOVER)
+    sideways = jnp.where(rises, jnp.clip(1 - beside / 0.02, 0.0, 0.3), 1.0)
+    fetch = (cube - grip) * jnp.array([1.0, 1.0, 0.0]) * sideways
+    fetch += jnp.array([0.0, 0.0, 1.0]) * (cube[2] + height - grip[2])
+    fetch = jnp.where(between, cube - grip, fetch)
+
+    # With the cube: up, across, down.
+    across = jnp.linalg.norm(target[:2] - cube[:2])
+    floor = CUBE_HALF + jnp.clip(1.5 * (across - 0.01), 0.0, CARRY_HEIGHT)
+    carry = jnp.stack([target[0], target[1], jnp.maximum(target[2], floor)]) - cube
+    lifted = jnp.clip((cube[2] - CUBE_HALF) / 0.01, 0.0, 1.0)
+    carry *= jnp.stack([*[jnp.where(across < 0.02, 1.0, lifted)] * 2, jnp.ones(())])
+
+    move = jnp.where(held, carry, fetch)
+    wanted = _pointing_down(world.grip_rotation, jnp.where(between, 0.0, yaw_error))
+    turn = rotation_error(wanted, world.grip_rotation)
+    # The joints lag behind their targets: part of the way is already ordered.
+    ordered = world.jacobian @ (world.joint_targets - world.joints)
+    error = jnp.concatenate([_shorten(move - ordered[:3], 0.12), _shorten(turn - ordered[3:], 0.3)])
+    posture = 0.03 * (jnp.asarray(HOME) - world.joint_targets)
+    change = damped_least_squares(world.jacobian, GAIN * error, posture=posture) / JOINT_STEP
+    change /= jnp.maximum(jnp.abs(change).max(), 1.0)
+    gripper = jnp.where(between, -1.0, 1.0)
+    return jnp.append(change, gripper).clip(-1.0, 1.0).astype(jnp.float32)
+
+
+def gripper_target(action: jax.Array, least: float = 0.0) -> jax.Array:
+    """[] finger target (m) of the action's last component."""
+    return least + 0.5 * (action[7] + 1) * (FINGER_OPENING - least)

@@ -1,0 +1,190 @@
+"""The Kuka's model against its published geometry, PyBullet and C MuJoCo, and its expert."""
+
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import mujoco
+import numpy as np
+import pytest
+
+from envs_mjx import physics as ph
+from envs_mjx.kuka_pick_place import model as kuka
+from envs_mjx.kuka_pick_place.expert import JOINT_STEP, ExpertInput, expert
+
+POSES = np.array(
+    [
+        kuka.HOME,
+        [0.4, 0.7, -0.3, -1.2, 0.5, 0.9, -1.1],
+        [-1.3, -0.6, 1.1, 0.8, -0.7, -1.4, 2.0],
+    ]
+)
+
+
+def turn(axis: str, angle: float) -> np.ndarray:
+    c, s = np.cos(angle), np.sin(angle)
+    if axis == "z":
+        return np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
+    return np.array([[c, 0, s], [0, 1, 0], [-s, 0, c]])
+
+
+def flange(q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Position and rotation of an arm whose axes meet at shoulder, elbow and wrist.
+
+    Upper arm .2045 + .2155 m, forearm .1845 + .2155 m, wrist to flange .081 + .045 m.
+    """
+    shoulder = np.array([0, 0, 0.1575 + 0.2025])
+    upper = turn("z", q[0]) @ turn("y", q[1])
+    fore = upper @ turn("z", q[2]) @ turn("y", -q[3])
+    hand = fore @ turn("z", q[4]) @ turn("y", q[5])
+    position = shoulder + upper[:, 2] * 0.42 + fore[:, 2] * 0.4 + hand[:, 2] * 0.126
+    return position, hand @ turn("z", q[6])
+
+
+@pytest.fixture(scope="module")
+def friction():
+    return mujoco.MjModel.from_xml_string(kuka.mjcf())
+
+
+def posed(model, q):
+    data = mujoco.MjData(model)
+    data.qpos[:7] = q
+    mujoco.mj_kinematics(model, data)
+    mujoco.mj_comPos(model, data)
+    return data
+
+
+@pytest.mark.parametrize("q", POSES)
+def test_flange_lies_where_the_published_lengths_put_it(friction, q):
+    data = posed(friction, q)
+    position, rotation = flange(q)
+    np.testing.assert_allclose(data.site("flange").xpos, position, atol=1e-9)
+    np.testing.assert_allclose(data.site("flange").xmat.reshape(3, 3), rotation, atol=1e-9)
+    grip = position + kuka.GRIP * rotation[:, 2]
+    np.testing.assert_allclose(data.site("grip").xpos, grip, atol=1e-9)
+
+
+def test_kinematics_and_masses_equal_pybullets(friction):
+    bullet = pytest.importorskip("pybullet")
+    pybullet_data = pytest.importorskip("pybullet_data")
+    client = bullet.connect(bullet.DIRECT)
+    try:
+        path = Path(pybullet_data.getDataPath()) / "kuka_iiwa" / "model.urdf"
+        arm = bullet.loadURDF(str(path), useFixedBase=True, physicsClientId=client)
+        for q in POSES:
+            for i, angle in enumerate(q):
+                bullet.resetJointState(arm, i, angle, physicsClientId=client)
+            data = posed(friction, q)
+            for i in range(7):
+                state = bullet.getLinkState(
+                    arm, i, computeForwardKinematics=True, physicsClientId=client
+                )
+                body = data.body(f"link_{i + 1}")
+                np.testing.assert_allclose(body.xpos, state[4], atol=1e-6)
+                np.testing.assert_allclose(body.xipos, state[0], atol=1e-6)
+                mass, limits = (
+                    bullet.getDynamicsInfo(arm, i, physicsClientId=client)[0],
+                    bullet.getJointInfo(arm, i, physicsClientId=client)[8:10],
+                )
+                assert friction.body(f"link_{i + 1}").mass[0] == pytest.approx(mass)
+                assert friction.joint(f"joint_{i + 1}").range == pytest.approx(limits)
+    finally:
+        bullet.disconnect(client)
+
+
+def test_masses_limits_and_order(friction):
+    model = friction
+    assert [model.actuator(i).name for i in range(model.nu)] == [*kuka.ARM_JOINTS, "gripper"]
+    assert model.actuator_forcerange[:7, 1] == pytest.approx([320, 320, 176, 176, 110, 40, 40])
+    gripper = [model.body(name).mass[0] for name in ("hand", "left_finger", "right_finger")]
+    assert 0.5 < sum(gripper) < 0.7
+    assert model.body("cube").mass[0] == pytest.approx(0.1)
+    assert not model.geom_contype.any() and not model.geom_conaffinity.any()
+    pairs = {
+        frozenset((model.geom(a).name, model.geom(b).name))
+        for a, b in zip(model.pair_geom1, model.pair_geom2, strict=True)
+    }
+    watched = {frozenset(pair) for group in kuka.WATCHED.values() for pair in group}
+    assert watched <= pairs
+
+
+def test_magnet_variant_ties_the_cube_and_lets_the_pads_pass():
+    model = mujoco.MjModel.from_xml_string(kuka.mjcf(grasp="magnet"))
+    assert not model.eq("magnet").active0
+    names = {model.geom(g).name for pair in zip(model.pair_geom1, model.pair_geom2) for g in pair}
+    assert not names & {geom for side in kuka.PAD_GEOMS for geom in side}
+
+
+def test_arm_in_mjx_follows_c_for_half_a_second():
+    """Positions in m and rad; the cube falls freely, nothing touches."""
+    physics = ph.Physics(re.sub("<contact>.*</contact>", "", kuka.mjcf(), flags=re.S), substeps=4)
+    qpos = physics.model.qpos0.copy()
+    qpos[:7], qpos[7:9] = kuka.HOME, 0.02
+    c = ph.CPhysics(physics, 1)
+    c.reset(qpos[None], np.zeros((1, physics.model.nv)))
+    state, step = physics.init(jnp.asarray(qpos)), jax.jit(physics.step)
+    most = 0.0
+    for k in range(25):
+        # Slow enough for the torque limits: C and MJX differ while a servo is at its limit.
+        swing = 0.07 * (1 - np.cos(2 * np.pi * (k + 1) / 25)) * (-1) ** np.arange(7)
+        ctrl = np.append(kuka.HOME + swing, 0.02 + 0.01 * np.sin(k / 8))
+        expected, _ = c.step(ctrl[None])
+        most = max(most, np.abs(expected[0, :7] - kuka.HOME).max())
+        state = step(state, jnp.asarray(ctrl, jnp.float32))
+    assert most > 0.1  # it moved
+    np.testing.assert_allclose(state.qpos, expected[0], atol=1e-4)
+
+
+def start_states(count: int, seed: int):
+    """Cube's position, yaw and target's position, drawn from the model's ranges."""
+    rng = np.random.default_rng(seed)
+    while count:
+        cube = np.array([rng.uniform(*kuka.X_RANGE), rng.uniform(*kuka.Y_RANGE), kuka.CUBE_HALF])
+        target = np.array(
+            [
+                rng.uniform(*kuka.X_RANGE),
+                rng.uniform(*kuka.Y_RANGE),
+                max(rng.uniform(-0.05, 0.3), kuka.CUBE_HALF),
+            ]
+        )
+        if np.linalg.norm(cube - target) >= kuka.MIN_DISTANCE:
+            count -= 1
+            yield cube, rng.uniform(-np.pi, np.pi), target
+
+
+def test_expert_brings_cubes_to_targets(friction):
+    """In C MuJoCo, 50 Hz, 3 s: every one of 20 cubes within 2 cm of its target."""
+    model, act = friction, jax.jit(expert)
+    jacobian = np.zeros((6, model.nv))
+    first = model.joint("cube").qposadr[0]
+    for cube, yaw, target in start_states(20, seed=0):
+        data = posed(model, kuka.HOME)
+        data.qpos[7:9] = kuka.FINGER_OPENING
+        data.qpos[first : first + 7] = [*cube, np.cos(yaw / 2), 0, 0, np.sin(yaw / 2)]
+        data.mocap_pos[0] = target
+        targets = kuka.HOME.copy()
+        for _ in range(150):
+            mujoco.mj_kinematics(model, data)
+            mujoco.mj_comPos(model, data)
+            grip, box = data.site("grip"), data.body("cube")
+            mujoco.mj_jacSite(model, data, jacobian[:3], jacobian[3:], grip.id)
+            world = ExpertInput(
+                joint_targets=targets,
+                joints=data.qpos[:7],
+                grip_position=grip.xpos,
+                grip_rotation=grip.xmat.reshape(3, 3),
+                jacobian=jacobian[:, :7],
+                finger=data.qpos[7],
+                cube_position=box.xpos,
+                cube_rotation=box.xmat.reshape(3, 3),
+                target_position=target,
+            )
+            action = np.asarray(act(jax.tree.map(np.float32, world)))
+            assert np.abs(action).max() <= 1.0
+            change = targets + JOINT_STEP * action[:7]
+            targets = np.clip(change, -kuka.JOINT_LIMITS, kuka.JOINT_LIMITS)
+            data.ctrl[:7] = targets
+            data.ctrl[7] = 0.5 * (action[7] + 1) * kuka.FINGER_OPENING
+            mujoco.mj_step(model, data, 4)
+        assert np.linalg.norm(data.body("cube").xpos - target) < 0.02
