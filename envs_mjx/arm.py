@@ -8,9 +8,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import mujoco
 import numpy as np
 
 from envs_mjx.physics import Data, Physics, PhysicsState
+from jaxrl.envs import State
 
 
 class ArmView(NamedTuple):
@@ -29,6 +31,28 @@ class ArmView(NamedTuple):
     position: jax.Array
     rotation: jax.Array
     jacobian: jax.Array
+
+
+class ArmTask:
+    """What tasks with arms share; their dataclasses have the fields that it reads."""
+
+    timestep: float
+    substeps: int
+    episode_seconds: float
+
+    @property
+    def control_dt(self) -> float:
+        return self.timestep * self.substeps
+
+    @property
+    def episode_length(self) -> int:
+        return max(round(self.episode_seconds / self.control_dt), 1)
+
+    @staticmethod
+    def at_start(state: State) -> State:
+        """A state that no step has led to: without reward, and metrics 0."""
+        metrics = jax.tree.map(jnp.zeros_like, state.metrics)
+        return state.replace(reward=jnp.zeros(()), metrics=metrics)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,3 +108,30 @@ class Arm:
             rotation=rotation,
             jacobian=self.physics.site_jacobian(data, self.site)[:, self.dofs],
         )
+
+    def solve(
+        self, start: np.ndarray, position: np.ndarray, rotation: np.ndarray, steps: int = 60
+    ) -> np.ndarray:
+        """[n] joint positions (rad) that bring the site to a pose, by C MuJoCo.
+
+        Args:
+          start: [n] where the search begins.
+          position: [3] (m, world).
+          rotation: [3, 3] site to world.
+          steps: of the search.
+        """
+        model = self.physics.model
+        data, site = mujoco.MjData(model), model.site(self.site).id
+        jacobian, q = np.zeros((6, model.nv)), np.array(start, float)
+        for _ in range(steps):
+            data.qpos[self.qpos] = q
+            mujoco.mj_kinematics(model, data)
+            mujoco.mj_comPos(model, data)
+            mujoco.mj_jacSite(model, data, jacobian[:3], jacobian[3:], site)
+            actual = data.site_xmat[site].reshape(3, 3)
+            turn = 0.5 * np.cross(actual, rotation, axis=0).sum(1)
+            error = np.concatenate([position - data.site_xpos[site], turn])
+            own = jacobian[:, self.dofs]
+            q += own.T @ np.linalg.solve(own @ own.T + 1e-4 * np.eye(6), error)
+            q = np.clip(q, *self.limits)
+        return q

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from envs_mjx.arm import Arm
+from envs_mjx.arm import Arm, ArmTask
 from envs_mjx.franka_reach import model as m
 from envs_mjx.ik import damped_least_squares
 from envs_mjx.physics import Physics, PhysicsState
@@ -72,7 +72,7 @@ class Info:
 
 
 @dataclasses.dataclass(frozen=True)
-class FrankaReach:
+class FrankaReach(ArmTask):
     """A Franka Panda (7 joints) reaches points in a box of .4 x .6 x .3 m.
 
     Observation [30]: joint positions 7 (rad), velocities 7 (rad/s), joint targets minus
@@ -110,14 +110,6 @@ class FrankaReach:
     @functools.cached_property
     def arm(self) -> Arm:
         return Arm(self.physics, m.JOINTS, "grip", self.joint_step)
-
-    @property
-    def control_dt(self) -> float:
-        return self.timestep * self.substeps
-
-    @property
-    def episode_length(self) -> int:
-        return max(round(self.episode_seconds / self.control_dt), 1)
 
     @property
     def observation_spec(self) -> ArraySpec:
@@ -165,9 +157,7 @@ class FrankaReach:
             distance=jnp.zeros(()),
             held=jnp.zeros((), jnp.int32),
         )
-        state = self._judge(physics, info, jnp.zeros(7))
-        metrics = jax.tree.map(jnp.zeros_like, state.metrics)
-        return state.replace(reward=jnp.zeros(()), metrics=metrics)
+        return self.at_start(self._judge(physics, info, jnp.zeros(7)))
 
     def step(self, state: State, action: jax.Array) -> State:
         """One control step; `action` [7] moves the joint targets."""

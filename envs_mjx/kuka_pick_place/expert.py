@@ -12,10 +12,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from envs_mjx.arm import ArmView
 from envs_mjx.ik import damped_least_squares, rotation_error
-from envs_mjx.kuka_pick_place.model import CUBE_HALF, FINGER_OPENING, HOME
+from envs_mjx.kuka_pick_place.model import CUBE_HALF, HOME
 
-JOINT_STEP = 0.04  # rad, most that a joint's target moves in a control step
 GAIN = 0.4  # part of the way that is still missing, ordered at each step
 
 HOVER = 0.08  # m, height above the cube from which the gripper descends
@@ -34,29 +34,21 @@ class ExpertInput(NamedTuple):
     """What the expert reads, of one world.
 
     Attributes:
-      joint_targets: [7] present targets of the arm's servos (rad).
-      joints: [7] joint positions (rad).
-      grip_position: [3] of the site `grip` (m, world).
-      grip_rotation: [3, 3] site to world; z points out of the gripper, y along the fingers.
-      jacobian: [6, 7] of the site by the arm's joints, linear rows first (world).
+      arm: the arm; its site's z axis points out of the gripper, y along the fingers.
       finger: [] coordinate of the joint `finger` (m).
       cube_position: [3] (m).
       cube_rotation: [3, 3] cube to world.
       target_position: [3] (m).
     """
 
-    joint_targets: jax.Array
-    joints: jax.Array
-    grip_position: jax.Array
-    grip_rotation: jax.Array
-    jacobian: jax.Array
+    arm: ArmView
     finger: jax.Array
     cube_position: jax.Array
     cube_rotation: jax.Array
     target_position: jax.Array
 
 
-def _cube_yaw(rotation: jax.Array) -> jax.Array:
+def cube_yaw(rotation: jax.Array) -> jax.Array:
     """[] yaw (rad) of the cube's upright faces, known up to quarter turns."""
     x, y = rotation[0], rotation[1]
     # The fourth power of x + iy is the same for axes a quarter turn apart.
@@ -70,9 +62,9 @@ def _yaw_error(world: ExpertInput) -> jax.Array:
 
     Of the faces the nearest are taken, with a bias against winding up joint 7.
     """
-    fingers = world.grip_rotation[:, 1]
-    error = _cube_yaw(world.cube_rotation) - jnp.arctan2(fingers[1], fingers[0])
-    bias = 0.3 * world.joints[6]
+    fingers = world.arm.rotation[:, 1]
+    error = cube_yaw(world.cube_rotation) - jnp.arctan2(fingers[1], fingers[0])
+    bias = 0.3 * world.arm.q[6]
     quarter = jnp.pi / 2
     return bias + (error - bias + quarter / 2) % quarter - quarter / 2
 
@@ -89,13 +81,13 @@ def _shorten(vector: jax.Array, most: float) -> jax.Array:
     return vector * jnp.minimum(1.0, most / jnp.maximum(jnp.linalg.norm(vector), 1e-9))
 
 
-def expert(world: ExpertInput) -> jax.Array:
-    """[8] action in [-1, 1]: changes of the joints' targets in units of `JOINT_STEP`, and
-    the opening that the gripper shall have, -1 closed, 1 open."""
-    grip, cube, target = world.grip_position, world.cube_position, world.target_position
+def expert(world: ExpertInput, *, joint_step: float) -> jax.Array:
+    """[8] action in [-1, 1]: changes of the joints' targets in units of `joint_step` (rad),
+    and the opening that the gripper shall have, -1 closed, 1 open."""
+    grip, cube, target = world.arm.position, world.cube_position, world.target_position
     yaw_error = _yaw_error(world)
-    offset = jnp.abs(world.grip_rotation.T @ (cube - grip)).max()
-    upright = -world.grip_rotation[2, 2]
+    offset = jnp.abs(world.arm.rotation.T @ (cube - grip)).max()
+    upright = -world.arm.rotation[2, 2]
 
     closing = world.finger < CLOSING
     between = (offset < jnp.where(closing, KEEP_CLOSED, START_CLOSING)) & (upright > 0.9)
@@ -121,18 +113,13 @@ def expert(world: ExpertInput) -> jax.Array:
     carry *= jnp.stack([*[jnp.where(across < 0.02, 1.0, lifted)] * 2, jnp.ones(())])
 
     move = jnp.where(held, carry, fetch)
-    wanted = _pointing_down(world.grip_rotation, jnp.where(between, 0.0, yaw_error))
-    turn = rotation_error(wanted, world.grip_rotation)
+    wanted = _pointing_down(world.arm.rotation, jnp.where(between, 0.0, yaw_error))
+    turn = rotation_error(wanted, world.arm.rotation)
     # The joints lag behind their targets: part of the way is already ordered.
-    ordered = world.jacobian @ (world.joint_targets - world.joints)
+    ordered = world.arm.jacobian @ (world.arm.targets - world.arm.q)
     error = jnp.concatenate([_shorten(move - ordered[:3], 0.12), _shorten(turn - ordered[3:], 0.3)])
-    posture = 0.03 * (jnp.asarray(HOME) - world.joint_targets)
-    change = damped_least_squares(world.jacobian, GAIN * error, posture=posture) / JOINT_STEP
+    posture = 0.03 * (jnp.asarray(HOME) - world.arm.targets)
+    change = damped_least_squares(world.arm.jacobian, GAIN * error, posture=posture) / joint_step
     change /= jnp.maximum(jnp.abs(change).max(), 1.0)
     gripper = jnp.where(between, -1.0, 1.0)
     return jnp.append(change, gripper).clip(-1.0, 1.0).astype(jnp.float32)
-
-
-def gripper_target(action: jax.Array, least: float = 0.0) -> jax.Array:
-    """[] finger target (m) of the action's last component."""
-    return least + 0.5 * (action[7] + 1) * (FINGER_OPENING - least)

@@ -1,0 +1,309 @@
+"""The pick-and-place task: grasp a cube, bring it to a target, keep it there."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from envs_mjx.arm import Arm, ArmTask
+from envs_mjx.kuka_pick_place import model as m
+from envs_mjx.kuka_pick_place.expert import ExpertInput, cube_yaw, expert
+from envs_mjx.physics import Physics, PhysicsState
+from jaxrl.envs import ArraySpec, CurriculumConfig, State
+from jaxrl.envs.rewards import weighted
+from jaxrl.options import option
+
+OBSERVATION = {
+    "q": 7,
+    "qdot": 7,
+    "error": 7,
+    "finger": 1,
+    "grasped": 1,
+    "grip": 3,
+    "grip_axes": 6,
+    "cube": 3,
+    "cube_velocity": 3,
+    "faces": 2,
+    "target": 3,
+    "to_cube": 3,
+    "to_target": 3,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Rewards:
+    """Weights of the reward's terms, from far to near."""
+
+    reach: float = option(1.0, "1 - tanh(5 distance of grip and cube / 1 m)")
+    grasp: float = option(1.0, "the cube is between both pads, and they press on it")
+    lift: float = option(1.0, "height above the table over 5 cm, at most 1, while grasped")
+    place: float = option(4.0, "1 - tanh(5 distance of cube and target / 1 m), while grasped")
+    success: float = option(4.0, "the cube is at the target")
+    action: float = option(-0.001, "sum of squared actions")
+    velocity: float = option(-0.002, "sum of squared joint velocities (rad/s)")
+
+
+@struct.dataclass
+class Info:
+    """The task's memory within an episode.
+
+    Attributes:
+      joint_targets: [7] what the servos hold (rad).
+      target: [3] where the cube shall be (m).
+      lifted: scalar, 1 once the cube was grasped and 3 cm above the table.
+    """
+
+    joint_targets: jax.Array
+    target: jax.Array
+    lifted: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class KukaPickPlace(ArmTask):
+    """A Kuka iiwa fetches a 5 cm cube from anywhere on the table and holds it at a target on
+    the table or in the air, at least 15 cm away.
+
+    Observation [49]: joint positions 7 (rad), velocities 7 (rad/s), joint targets minus
+    positions 7 (rad), finger opening 1 (m), grasped 1, position of the grip 3 (m), its closing
+    and pointing axes 6, position 3 (m) and velocity 3 (m/s) of the cube, cosine and sine of
+    four times the angle between its faces and the fingers 2, target 3 (m), cube minus grip 3
+    and target minus cube 3 (m).
+
+    Action [8]: changes of the joint targets as shares of `joint_step`; opening of the
+    gripper, -1 closed and 1 open.
+
+    Success: at the end the cube is within `tolerance` of the target.
+    """
+
+    grasp: Literal["friction", "magnet"] = option(
+        "friction", "the pads hold the cube by friction; or it is tied to the closing gripper"
+    )
+    magnet_radius: float = option(0.02, "distance at which the magnet ties (m)", above=0)
+    joint_step: float = option(0.04, "largest change of a joint's target a step (rad)", above=0)
+    tolerance: float = option(0.02, "at the target is nearer than this (m)", above=0)
+    grasped_starts: float = option(
+        0.3,
+        "share of episodes that start with the cube in the gripper, at level 0",
+        least=0,
+        most=1,
+    )
+    episode_seconds: float = option(4.0, "time limit (s)", above=0)
+    start_noise: float = option(0.1, "largest offset of a joint from home at the start", least=0)
+    timestep: float = option(0.005, "physics step (s)", above=0, most=0.01)
+    substeps: int = option(4, "physics steps a control step", least=1)
+    rewards: Rewards = option(Rewards(), "weights of the reward's terms")
+    curriculum: CurriculumConfig = option(
+        CurriculumConfig(start=(0.0,), raise_at=0.5, step=0.2),
+        "0: some starts with the cube in the gripper; 1: none",
+    )
+
+    presets: ClassVar[dict[str, dict[str, Any]]] = {}
+
+    @functools.cached_property
+    def physics(self) -> Physics:
+        watched = m.WATCHED["left_pad_cube"] + m.WATCHED["right_pad_cube"]
+        return Physics(
+            m.mjcf(self.timestep, self.grasp),
+            substeps=self.substeps,
+            watch=watched if self.grasp == "friction" else (),
+        )
+
+    @functools.cached_property
+    def arm(self) -> Arm:
+        return Arm(self.physics, m.ARM_JOINTS, "grip", self.joint_step)
+
+    @property
+    def observation_spec(self) -> ArraySpec:
+        names = tuple(f"{part}_{i}" for part, size in OBSERVATION.items() for i in range(size))
+        return ArraySpec((len(names),), names=names)
+
+    @property
+    def action_spec(self) -> ArraySpec:
+        return ArraySpec((8,), -1.0, 1.0, (*m.ARM_JOINTS, "gripper"))
+
+    # -- the contract ---------------------------------------------------------------
+
+    def reset(self, key: jax.Array, level: jax.Array | float = 1.0) -> State:
+        """At rest; cube and target anywhere. At a low level of the curriculum some episodes
+        start with the cube in the gripper."""
+        key_place, key_yaw, key_pose, key_start, key_which = jax.random.split(key, 5)
+        cube, target = self._places(key_place)
+        half_yaw = jnp.pi * jax.random.uniform(key_yaw)
+        quat = jnp.stack([jnp.cos(half_yaw), 0.0, 0.0, jnp.sin(half_yaw)])
+        offset = self.start_noise * jax.random.uniform(key_pose, (7,), minval=-1.0)
+        qpos = (
+            jnp.asarray(self.physics.model.qpos0, jnp.float32)
+            .at[self.arm.qpos].set(jnp.clip(m.HOME + offset, *self.arm.limits))
+            .at[self._fingers].set(m.FINGER_OPENING)
+            .at[self._cube].set(jnp.concatenate([cube, quat]))
+        )  # fmt: skip
+        held = jax.random.bernoulli(key_start, self.grasped_starts * (1.0 - jnp.squeeze(level)))
+        bank = jnp.asarray(self._grasped_bank, jnp.float32)
+        qpos = jnp.where(held, bank[jax.random.randint(key_which, (), 0, len(bank))], qpos)
+        physics = self.physics.init(qpos).replace(mocap_pos=target[None])
+        info = Info(
+            joint_targets=qpos[self.arm.qpos],
+            target=target,
+            lifted=jnp.zeros(()),
+        )
+        return self.at_start(self._judge(physics, info, jnp.zeros(8)))
+
+    def _places(self, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Random positions [3] of the cube, on the table, and the target, far enough apart."""
+        key_cube, key_target, key_height = jax.random.split(key, 3)
+        low, high = (jnp.array(ends) for ends in zip(m.X_RANGE, m.Y_RANGE, strict=True))
+        cube = jax.random.uniform(key_cube, (2,), minval=low, maxval=high)
+        # The first of some draws that is far enough; the chance that none is: 0.3 %.
+        targets = jax.random.uniform(key_target, (8, 2), minval=low, maxval=high)
+        far = jnp.linalg.norm(targets - cube, axis=1) >= m.MIN_DISTANCE
+        target = targets[jnp.argmax(far)]
+        # Half of the targets lie on the table.
+        least, most = m.TARGET_Z_RANGE
+        height = jax.random.uniform(key_height, minval=2 * least - most, maxval=most)
+        return jnp.append(cube, m.CUBE_HALF), jnp.append(target, jnp.maximum(height, least))
+
+    def step(self, state: State, action: jax.Array) -> State:
+        """One control step; `action` [8] moves the joint targets and sets the gripper."""
+        targets = self.arm.moved(state.info.joint_targets, action[:7])
+        least = self.physics.model.joint("finger").range[0]
+        closed = (1.0 - jnp.clip(action[7], -1.0, 1.0)) / 2.0
+        opening = m.FINGER_OPENING - closed * (m.FINGER_OPENING - least)
+        before = state.physics
+        if self.grasp == "magnet":
+            tied = self._magnet(before, action[7])
+            before = before.replace(eq_active=before.eq_active.at[self._tie].set(tied))
+        physics = self.physics.step(before, jnp.append(targets, opening))
+        return self._judge(physics, state.info.replace(joint_targets=targets), action)
+
+    def _magnet(self, physics: PhysicsState, gripper: jax.Array) -> jax.Array:
+        """Scalar bool: the cube is tied to the grip in the coming step."""
+        grip, _ = self.physics.site_pose(self.physics.kinematics(physics), "grip")
+        near = jnp.linalg.norm(grip - physics.qpos[self._cube][:3]) < self.magnet_radius
+        return (gripper < 0) & (near | physics.eq_active[self._tie])
+
+    @functools.cached_property
+    def _tie(self) -> int:
+        return self.physics.model.equality("magnet").id
+
+    @functools.cached_property
+    def _cube(self) -> slice:
+        return self.physics.qpos_slice("cube")
+
+    @functools.cached_property
+    def _fingers(self) -> np.ndarray:
+        return np.array([self.physics.qpos_slice(name).start for name in m.FINGER_JOINTS])
+
+    @functools.cached_property
+    def _grasped_bank(self) -> np.ndarray:
+        """[B, nq] states at rest with the cube in the closed gripper."""
+        rng, physics = np.random.default_rng(0), self.physics
+        low, high = zip(m.X_RANGE, m.Y_RANGE, m.TARGET_Z_RANGE, strict=True)
+        down = np.diag([1.0, -1.0, -1.0])
+        bank = []
+        for point in rng.uniform(low, high, (64, 3)):
+            qpos = physics.model.qpos0.copy()
+            qpos[self._fingers] = m.CUBE_HALF - 0.0005
+            qpos[self.arm.qpos] = self.arm.solve(m.HOME, point, down)
+            qpos[self._cube] = [*point, 1, 0, 0, 0]
+            bank.append(qpos)
+        return np.stack(bank)
+
+    def _judge(self, physics: PhysicsState, before: Info, action: jax.Array) -> State:
+        """Reward, metrics and observation of the step that led to `physics`."""
+        data = self.physics.kinematics(physics)
+        grip, grip_axes = self.physics.site_pose(data, "grip")
+        cube, cube_axes = self.physics.body_pose(data, "cube")
+        grasped = self._grasped(physics)
+        height = cube[2] - m.CUBE_HALF
+        to_cube, to_target = cube - grip, before.target - cube
+        distance = jnp.linalg.norm(to_target)
+        placed = (distance < self.tolerance).astype(jnp.float32)
+        lifted = jnp.maximum(before.lifted, grasped * (height > 0.03))
+        info = before.replace(lifted=lifted)
+        velocity = physics.qvel[self.arm.dofs]
+        reward, shares = weighted(
+            {
+                "reach": 1.0 - jnp.tanh(5.0 * jnp.linalg.norm(to_cube)),
+                "grasp": grasped,
+                "lift": grasped * jnp.clip(height / 0.05, 0.0, 1.0),
+                "place": grasped * (1.0 - jnp.tanh(5.0 * distance)),
+                "success": placed,
+                "action": jnp.sum(jnp.square(action)),
+                "velocity": jnp.sum(jnp.square(velocity)),
+            },
+            self.rewards,
+        )
+        turn = cube_yaw(cube_axes) - jnp.arctan2(grip_axes[1, 1], grip_axes[0, 1])
+        q = physics.qpos[self.arm.qpos]
+        obs = jnp.concatenate(
+            [
+                q,
+                velocity,
+                info.joint_targets - q,
+                physics.qpos[self._fingers[:1]],
+                grasped[None],
+                grip,
+                grip_axes[:, 1],
+                grip_axes[:, 2],
+                cube,
+                physics.qvel[self.physics.qvel_slice("cube")][:3],
+                jnp.stack([jnp.cos(4 * turn), jnp.sin(4 * turn)]),
+                info.target,
+                to_cube,
+                to_target,
+            ]
+        )
+        return State(
+            physics=physics,
+            obs=obs,
+            reward=reward,
+            terminated=jnp.zeros((), bool),
+            metrics=shares
+            | {
+                "success": placed,
+                "final/distance": distance,
+                "final/grasped": grasped,
+                "final/lifted": lifted,
+            },
+            info=info,
+        )
+
+    def _grasped(self, physics: PhysicsState) -> jax.Array:
+        """Scalar, 1 if the gripper holds the cube."""
+        if self.grasp == "magnet":
+            return physics.eq_active[self._tie].astype(jnp.float32)
+        left, right = physics.touch.reshape(2, -1).sum(1)
+        return ((left > 0) & (right > 0)).astype(jnp.float32)
+
+    # -- baselines and pictures -------------------------------------------------------
+
+    def baselines(self) -> dict[str, Callable[[State], jax.Array]]:
+        """Inverse kinematics and geometry, State -> action [8]."""
+        return {"scripted": self._scripted}
+
+    def _scripted(self, state: State) -> jax.Array:
+        physics = state.physics
+        data = self.physics.kinematics(physics)
+        cube, cube_axes = self.physics.body_pose(data, "cube")
+        arm = self.arm.view(physics, data, state.info.joint_targets)
+        return expert(
+            ExpertInput(
+                arm=arm,
+                finger=physics.qpos[self._fingers[0]],
+                cube_position=cube,
+                cube_rotation=cube_axes,
+                target_position=state.info.target,
+            ),
+            joint_step=self.joint_step,
+        )
+
+    def render(self, states: PhysicsState, stride: int) -> np.ndarray:
+        """[F, H, W, 3] pictures of every `stride`-th of the physics states [T, ...]."""
+        return self.physics.render(states, stride=stride, lookat=m.CAMERA_LOOKAT, **m.CAMERA)
