@@ -35,7 +35,7 @@ MEET_Z = 0.17  # m, height of the insertion
 SOCKET_X = -0.06  # m, where the socket waits
 WAIT_DISTANCE = model.ENTRY_DISTANCE + 0.03  # m between centres before the insertion
 # Wanted distance at the end: less than is possible, so that the peg stays at the pin.
-PUSH_DISTANCE = model.FULL_DISTANCE - 0.001
+PUSH_DISTANCE = model.FULL_DISTANCE - 0.0005
 
 
 @struct.dataclass
@@ -101,7 +101,7 @@ def _yaw_axis(rotation: jax.Array) -> jax.Array:
     return flat / jnp.linalg.norm(flat)
 
 
-def _grasp_rotation(axis: jax.Array, toward: float) -> jax.Array:
+def grasp_rotation(axis: jax.Array, toward: float) -> jax.Array:
     """[3, 3] of a gripper over an object that lies along `axis`.
 
     Args:
@@ -166,10 +166,10 @@ def expert(view: View) -> jax.Array:
     x = jnp.array([1.0, 0.0, 0.0])
 
     # Grasps.
-    wanted = _grasp_rotation(_yaw_axis(view.socket_rotation), 1.0)
+    wanted = grasp_rotation(_yaw_axis(view.socket_rotation), 1.0)
     turn = rotation_error(wanted, left.rotation)
     reach_left, far_left = _reach(left, view.socket + SOCKET_GRASP_Z * up, turn)
-    wanted = _grasp_rotation(_yaw_axis(view.peg_rotation), -1.0)
+    wanted = grasp_rotation(_yaw_axis(view.peg_rotation), -1.0)
     turn = rotation_error(wanted, right.rotation)
     reach_right, far_right = _reach(right, view.peg + PEG_GRASP_Z * up, turn)
 
@@ -192,7 +192,7 @@ def expert(view: View) -> jax.Array:
     offset = view.peg - origin
     along = offset @ axis
     aside = jnp.linalg.norm(offset - along * axis) + 0.03 * jnp.linalg.norm(turn)
-    allowed = jnp.where(along < model.ENTRY_DISTANCE, 0.005, 0.002)
+    allowed = jnp.where(along < model.ENTRY_DISTANCE, 0.006, 0.004)
     back = jnp.clip(10.0 * (aside - allowed), 0.0, WAIT_DISTANCE - PUSH_DISTANCE)
     distance = jnp.where(ready, PUSH_DISTANCE + back, WAIT_DISTANCE)
     carry_right = _carry(right, view.peg, origin + distance * axis, turn)

@@ -169,6 +169,7 @@ def _finger(side: str, name: str, sign: int) -> str:
     at = GRIPPER_SITE_X - FINGER_LINK_X
     end = "pad" if name == "finger" else "pad_2"
     tip = "tip" if name == "finger" else "tip_2"
+    tip_x = at + PAD_HALF[0] - TIP_RADIUS
     behind = sign * (2.2 * PAD_HALF[1] - FINGER_CLOSED)
     rail = sign * (0.012 - FINGER_CLOSED)
     return f"""
@@ -182,7 +183,7 @@ def _finger(side: str, name: str, sign: int) -> str:
               euler="0 0 {-sign * 0.07}" material="dark"/>
         <geom name="{side}/{end}" type="box" pos="{at:.6g} {pad:.6g} 0" size="{_text(PAD_HALF)}"
               material="pad"/>
-        <geom name="{side}/{tip}" type="sphere" pos="{at + PAD_HALF[0] - TIP_RADIUS:.6g} {pad:.6g} 0"
+        <geom name="{side}/{tip}" type="sphere" pos="{tip_x:.6g} {pad:.6g} 0"
               size="{TIP_RADIUS}" material="pad"/>
       </body>"""
 
