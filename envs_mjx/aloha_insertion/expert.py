@@ -24,6 +24,11 @@ LEAD = 1.5
 MAX_SHIFT = 0.06  # m, of the position error that is acted on
 MAX_TURN = 0.4  # rad, of the orientation error
 
+# Far from its grasp an arm moves in joint space to this pose above the object (rad; waist
+# and wrist are turned to it), since it may have got its wrist the wrong way round.
+READY = np.array([0.0, -0.2, 0.6, 0.0, 0.9, 0.0])
+FAR = (0.12, 0.2)  # m from the grasp: below the first not at all, beyond the second only so
+
 HOVER = 0.06  # m, most height over the grasp while not yet above it
 PEG_GRASP_Z = 0.007  # m above the peg's centre: the finger tips stay off the table
 SOCKET_GRASP_Z = 0.0
@@ -128,30 +133,47 @@ def _pose_turn(rotation: jax.Array, axis: jax.Array) -> jax.Array:
     return lay - axis * jnp.sin(4 * angle) / 4
 
 
-def _reach(arm: Arm, grasp: jax.Array, turn: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """[6] wanted motion to a grasp from above, and how far from it the gripper is (m)."""
+def _ready(grasp: jax.Array, axis: jax.Array, toward: float) -> jax.Array:
+    """[6] joints of an arm above a grasp of an object that lies along `axis`."""
+    waist = jnp.arctan2(toward * (grasp[1] - model.BASE_Y), toward * grasp[0] + model.BASE_X)
+    joints = jnp.asarray(READY).at[0].set(waist)
+    return joints.at[5].set(waist - jnp.arctan2(axis[1], axis[0]))
+
+
+def _reach(
+    arm: Arm, grasp: jax.Array, axis: jax.Array, toward: float
+) -> tuple[jax.Array, jax.Array]:
+    """[6] joint motion to a grasp from above, and how far from it the gripper is (m)."""
+    turn = rotation_error(grasp_rotation(axis, toward), arm.rotation)
     shift = grasp - arm.position
+    distance = jnp.sqrt(jnp.sum(shift**2) + 1e-12)
     aside = jnp.linalg.norm(shift[:2]) + 0.04 * jnp.linalg.norm(turn)
     height = jnp.clip(3.0 * (aside - 0.006), 0.0, HOVER)
-    far = jnp.sqrt(jnp.sum(shift**2) + 1e-12) + 0.02 * jnp.linalg.norm(turn)
-    return jnp.concatenate([shift.at[2].add(height), turn]), far
+    near = _joint_motion(arm, jnp.concatenate([shift.at[2].add(height), turn]))
+    far = LEAD * (_ready(grasp, axis, toward) - arm.joints)
+    share = jnp.clip((distance - FAR[0]) / (FAR[1] - FAR[0]), 0.0, 1.0)
+    return near + share * (far - near), distance + 0.02 * jnp.linalg.norm(turn)
 
 
 def _carry(arm: Arm, center: jax.Array, goal: jax.Array, turn: jax.Array) -> jax.Array:
-    """[6] wanted motion of a gripper that takes the object in it to a pose."""
+    """[6] joint motion of an arm that takes the object in its gripper to a pose."""
     shift = goal - center
     # Up first: sideways only as far as the object is off the table.
     free = jnp.clip((center[2] - 0.03) / 0.05, 0.0, 1.0)
     shift = shift * jnp.array([1.0, 1.0, 0.0]) * free + shift * jnp.array([0.0, 0.0, 1.0])
     turn = turn * free
     lever = jnp.cross(turn, arm.position - center)
-    return jnp.concatenate([_shorten(shift, MAX_SHIFT) + lever, turn])
+    return _joint_motion(arm, jnp.concatenate([_shorten(shift, MAX_SHIFT) + lever, turn]))
 
 
-def _arm_action(arm: Arm, motion: jax.Array) -> jax.Array:
-    """[6] action that makes the gripper begin the wanted motion."""
+def _joint_motion(arm: Arm, motion: jax.Array) -> jax.Array:
+    """[6] joint motion that makes the gripper begin the wanted one, with the lead."""
     motion = jnp.concatenate([_shorten(motion[:3], MAX_SHIFT), _shorten(motion[3:], MAX_TURN)])
-    dq = LEAD * damped_least_squares(arm.jacobian, motion, damping=0.02)
+    return LEAD * damped_least_squares(arm.jacobian, motion, damping=0.02)
+
+
+def _arm_action(arm: Arm, dq: jax.Array) -> jax.Array:
+    """[6] action that moves the targets to `dq` ahead of the joints, all at one rate."""
     change = (arm.joints + dq - arm.target) / ACTION_SCALE
     return change / jnp.maximum(1.0, jnp.max(jnp.abs(change)))
 
@@ -165,13 +187,12 @@ def expert(view: View) -> jax.Array:
     up = jnp.array([0.0, 0.0, 1.0])
     x = jnp.array([1.0, 0.0, 0.0])
 
-    # Grasps.
-    wanted = grasp_rotation(_yaw_axis(view.socket_rotation), 1.0)
-    turn = rotation_error(wanted, left.rotation)
-    reach_left, far_left = _reach(left, view.socket + SOCKET_GRASP_Z * up, turn)
-    wanted = grasp_rotation(_yaw_axis(view.peg_rotation), -1.0)
-    turn = rotation_error(wanted, right.rotation)
-    reach_right, far_right = _reach(right, view.peg + PEG_GRASP_Z * up, turn)
+    reach_left, far_left = _reach(
+        left, view.socket + SOCKET_GRASP_Z * up, _yaw_axis(view.socket_rotation), 1.0
+    )
+    reach_right, far_right = _reach(
+        right, view.peg + PEG_GRASP_Z * up, _yaw_axis(view.peg_rotation), -1.0
+    )
 
     gap_left = left.finger - model.FINGER_CLOSED - model.SOCKET_HALF[1]
     gap_right = right.finger - model.FINGER_CLOSED - model.PEG_HALF[1]

@@ -323,7 +323,7 @@ def mjcf(timestep: float = 0.004) -> str:
       timestep: physics step (s).
     """
     mirrored = "".join(
-        f'<joint joint1="{side}/finger_2" joint2="{side}/finger" polycoef="0 1 0 0 0"/>'
+        f'<joint joint1="{side}/finger_2" joint2="{side}/finger" polycoef="0 1 0 0 0" {_STIFF}/>'
         for side in SIDES
     )
     return f"""
