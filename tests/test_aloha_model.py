@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from envs_mjx import physics as ph
-from envs_mjx.aloha_insertion import kinematics, model
+from envs_mjx.aloha_insertion import expert, kinematics, model
 
 
 @pytest.fixture(scope="module")
@@ -123,3 +123,66 @@ def test_mjx_follows_c_while_the_arms_swing(physics):
     assert np.abs(qpos - begun)[:, :6].max() > 0.05  # it swung
     np.testing.assert_allclose(state.qpos[:, :16], qpos[:, :16], atol=1e-4)
     np.testing.assert_allclose(state.qpos[:, 16:], qpos[:, 16:], atol=1e-3)
+
+
+def run_in_c(physics: ph.Physics, qpos: np.ndarray, target: np.ndarray, steps: int) -> np.ndarray:
+    """[steps, worlds, nq] of the expert at work in C MuJoCo."""
+
+    @jax.jit
+    @jax.vmap
+    def control(qpos, target):
+        return expert.next_target(target, expert.expert(kinematics.view(qpos, target)))
+
+    c = ph.CPhysics(physics, len(qpos))
+    c.reset(qpos, np.zeros((len(qpos), physics.model.nv)))
+    history = []
+    for _ in range(steps):
+        target = np.asarray(control(jnp.asarray(qpos, jnp.float32), jnp.asarray(target)))
+        qpos, _ = c.step(target.astype(np.float64))
+        history.append(qpos)
+    return np.stack(history)
+
+
+def touching(physics: ph.Physics, qpos: np.ndarray) -> set[frozenset[str]]:
+    data = mujoco.MjData(physics.model)
+    data.qpos = qpos
+    mujoco.mj_kinematics(physics.model, data)
+    mujoco.mj_comPos(physics.model, data)
+    mujoco.mj_collision(physics.model, data)
+    return {
+        frozenset(physics.model.geom(g).name for g in contact.geom)
+        for contact in data.contact
+        if contact.dist < 0
+    }
+
+
+def assert_inserted(physics: ph.Physics, qpos: np.ndarray) -> None:
+    touches = touching(physics, qpos)
+    for what in ("peg_held", "socket_held", "peg_pin"):
+        assert {frozenset(pair) for pair in model.WATCHED[what]} <= touches, what
+    for what in ("peg_table", "socket_table"):
+        assert not {frozenset(pair) for pair in model.WATCHED[what]} & touches, what
+
+
+def test_the_expert_inserts_from_home_and_from_a_grasp(physics):
+    rng = np.random.default_rng(0)
+    worlds = 6
+
+    def poses(low, high, z):
+        centers = np.append(rng.uniform(low, high, (worlds, 2)), np.full((worlds, 1), z), axis=1)
+        return jnp.asarray(centers), jnp.asarray(rng.uniform(-0.17, 0.17, worlds))
+
+    on_table = (
+        poses(*model.PEG_RESET, model.PEG_REST_Z),
+        poses(*model.SOCKET_RESET, model.SOCKET_REST_Z),
+    )
+    in_air = poses(*model.PEG_RESET, 0.12), poses(*model.SOCKET_RESET, 0.1)
+    starts = [
+        jax.jit(jax.vmap(make))(*where)
+        for make, where in ((kinematics.at_home, on_table), (kinematics.grasped, in_air))
+    ]
+    qpos, target = (np.concatenate(pair) for pair in zip(*starts, strict=True))
+    history = run_in_c(physics, qpos.astype(np.float64), target, 250)
+    for world in range(worlds):
+        assert_inserted(physics, history[-1, world])
+        assert_inserted(physics, history[99, worlds + world])

@@ -228,3 +228,20 @@ def expert(view: View) -> jax.Array:
             jnp.where(close_right, -1.0, 1.0)[None],
         ]
     )
+
+
+def next_target(target: jax.Array, action: jax.Array) -> jax.Array:
+    """[14] controls after an action.
+
+    Args:
+      target: [14] controls before it.
+      action: [14] as `expert` gives it.
+    """
+    low, high = model.JOINT_RANGE.T
+    controls = []
+    for i in (0, 7):
+        controls.append(jnp.clip(target[i : i + 6] + ACTION_SCALE * action[i : i + 6], low, high))
+        opening = 0.5 * (1 + action[i + 6 : i + 7])
+        reach = model.FINGER_OPEN - model.FINGER_CLOSED
+        controls.append(model.FINGER_CLOSED + reach * opening)
+    return jnp.concatenate(controls)
