@@ -20,7 +20,7 @@ ACTION_SCALE = 0.03  # rad, most that a joint's target moves a control step
 
 PITCH = np.deg2rad(75.0)  # of the grippers, down from the horizontal
 # Joint targets lead the joints by this much of the motion that is left (the servos lag).
-LEAD = 1.5
+LEAD = 2.0
 MAX_SHIFT = 0.06  # m, of the position error that is acted on
 MAX_TURN = 0.4  # rad, of the orientation error
 
@@ -40,7 +40,7 @@ MEET_Z = 0.17  # m, height of the insertion
 SOCKET_X = -0.06  # m, where the socket waits
 WAIT_DISTANCE = model.ENTRY_DISTANCE + 0.03  # m between centres before the insertion
 # Wanted distance at the end: less than is possible, so that the peg stays at the pin.
-PUSH_DISTANCE = model.FULL_DISTANCE - 0.0005
+PUSH_DISTANCE = model.FULL_DISTANCE - 0.0003
 
 
 @struct.dataclass

@@ -48,8 +48,8 @@ FINGER_OPEN = 0.057  # m
 PAD_HALF = np.array([0.012, 0.003, 0.012])  # m, along the finger, thickness, width
 TIP_RADIUS = 0.004  # m, of the sphere that meets the table
 
-# The published masses move under these servos as the real arm's do; the ones without a
-# published rotor inertia get one, or their damping would outweigh what they turn.
+# Published for four of the joints. Waist and wrist_rotate get one too: with none, the
+# inertia seen by their servos would be that of the thin links alone.
 ARMATURE = np.array([0.1, 0.395, 0.383, 0.14, 0.008, 0.01])  # kg m^2
 STIFFNESS = np.array([43.0, 265.0, 227.0, 78.0, 37.0, 10.4])  # N m/rad
 DAMPING = np.array([5.76, 20.0, 18.49, 6.78, 6.28, 1.2])  # N m s/rad
