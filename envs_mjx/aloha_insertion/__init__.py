@@ -1,0 +1,1 @@
+"""Two ViperX arms grasp a peg and a socket and insert one into the other in the air."""

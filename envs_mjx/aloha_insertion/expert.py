@@ -1,0 +1,247 @@
+"""A scripted expert: one pure function of the state, with no memory of its own.
+
+What to do next is read off the geometry every time, with funnels in place of stages where
+that is possible: an arm comes down only as far as it stands over its object, the peg goes
+in only as far as it lies on the socket's axis. So the expert can also say what it would do
+in a state that somebody else got into.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from envs_mjx.aloha_insertion import model
+from envs_mjx.ik import damped_least_squares, rotation_error
+
+ACTION_SCALE = 0.03  # rad, most that a joint's target moves a control step
+
+PITCH = np.deg2rad(75.0)  # of the grippers, down from the horizontal
+# Joint targets lead the joints by this much of the motion that is left (the servos lag).
+LEAD = 2.0
+MAX_SHIFT = 0.06  # m, of the position error that is acted on
+MAX_TURN = 0.4  # rad, of the orientation error
+
+# Far from its grasp an arm moves in joint space to this pose above the object (rad; waist
+# and wrist are turned to it), since it may have got its wrist the wrong way round.
+READY = np.array([0.0, -0.2, 0.6, 0.0, 0.9, 0.0])
+FAR = (0.12, 0.2)  # m from the grasp: below the first not at all, beyond the second only so
+
+HOVER = 0.06  # m, most height over the grasp while not yet above it
+PEG_GRASP_Z = 0.007  # m above the peg's centre: the finger tips stay off the table
+SOCKET_GRASP_Z = 0.0
+CLOSE_WITHIN = 0.008  # m from the grasp, where the fingers begin to close
+KEEP_WITHIN = 0.025  # m, where fingers that hold something stay closed
+HELD_SLACK = 0.003  # m of finger travel beyond the object's half width
+
+MEET_Z = 0.17  # m, height of the insertion
+SOCKET_X = -0.06  # m, where the socket waits
+WAIT_DISTANCE = model.ENTRY_DISTANCE + 0.03  # m between centres before the insertion
+# Wanted distance at the end: less than is possible, so that the peg stays at the pin.
+PUSH_DISTANCE = model.FULL_DISTANCE - 0.0003
+
+
+@struct.dataclass
+class Arm:
+    """One arm.
+
+    Attributes:
+      target: [6] joint targets (rad).
+      joints: [6] joint positions (rad).
+      position: [3] of the gripper's site (m).
+      rotation: [3, 3] of the gripper's site, site to world.
+      jacobian: [6, 6] of the site's velocity (linear, then angular, world frame) by the
+        joints' velocities.
+      finger: [] the finger's coordinate (m).
+    """
+
+    target: jax.Array
+    joints: jax.Array
+    position: jax.Array
+    rotation: jax.Array
+    jacobian: jax.Array
+    finger: jax.Array
+
+
+@struct.dataclass
+class View:
+    """All that the expert sees.
+
+    Attributes:
+      left, right: the arms.
+      peg, socket: [3] centres (m).
+      peg_rotation, socket_rotation: [3, 3], object to world.
+    """
+
+    left: Arm
+    right: Arm
+    peg: jax.Array
+    peg_rotation: jax.Array
+    socket: jax.Array
+    socket_rotation: jax.Array
+
+
+def site_jacobian(anchors: jax.Array, axes: jax.Array, site: jax.Array) -> jax.Array:
+    """[6, n] of a site at the end of a chain of hinges.
+
+    Args:
+      anchors: [n, 3] points on the hinges (MuJoCo's `xanchor`).
+      axes: [n, 3] unit vectors along them (`xaxis`).
+      site: [3].
+    """
+    return jnp.concatenate([jnp.cross(axes, site - anchors), axes], axis=1).T
+
+
+def _shorten(vector: jax.Array, longest: float) -> jax.Array:
+    size = jnp.sqrt(jnp.sum(vector**2) + 1e-12)
+    return vector * jnp.minimum(1.0, longest / size)
+
+
+def _yaw_axis(rotation: jax.Array) -> jax.Array:
+    """[3] horizontal unit vector along an object's x axis, whichever end points to +x."""
+    axis = rotation[:, 0] * jnp.where(rotation[0, 0] < 0, -1.0, 1.0)
+    flat = axis * jnp.array([1.0, 1.0, 0.0]) + jnp.array([1e-3, 0.0, 0.0])
+    return flat / jnp.linalg.norm(flat)
+
+
+def grasp_rotation(axis: jax.Array, toward: float) -> jax.Array:
+    """[3, 3] of a gripper over an object that lies along `axis`.
+
+    Args:
+      axis: [3] horizontal.
+      toward: +1 where the gripper looks to +x (left arm), -1 where to -x.
+    """
+    ahead, down = toward * axis, jnp.array([0.0, 0.0, -1.0])
+    x = np.cos(PITCH) * ahead + np.sin(PITCH) * down
+    z = np.sin(PITCH) * ahead - np.cos(PITCH) * down
+    return jnp.stack([x, jnp.cross(z, x), z], axis=1)
+
+
+def _pose_turn(rotation: jax.Array, axis: jax.Array) -> jax.Array:
+    """[3] turn that lays an object's x axis, whichever end, along `axis`, and puts the
+    nearest of its sides level."""
+    x = rotation[:, 0] * jnp.where(rotation[:, 0] @ axis < 0, -1.0, 1.0)
+    lay = jnp.cross(x, axis)
+    # About the axis, sides repeat every quarter turn: sin(4 a) / 4 is small at each.
+    side = jnp.cross(jnp.array([0.0, 0.0, 1.0]), axis)
+    side = side / jnp.maximum(jnp.linalg.norm(side), 1e-3)
+    up = jnp.cross(axis, side)
+    y = rotation[:, 1]
+    angle = jnp.arctan2(y @ up, y @ side)
+    return lay - axis * jnp.sin(4 * angle) / 4
+
+
+def _ready(grasp: jax.Array, axis: jax.Array, toward: float) -> jax.Array:
+    """[6] joints of an arm above a grasp of an object that lies along `axis`."""
+    waist = jnp.arctan2(toward * (grasp[1] - model.BASE_Y), toward * grasp[0] + model.BASE_X)
+    joints = jnp.asarray(READY).at[0].set(waist)
+    return joints.at[5].set(waist - jnp.arctan2(axis[1], axis[0]))
+
+
+def _reach(
+    arm: Arm, grasp: jax.Array, axis: jax.Array, toward: float
+) -> tuple[jax.Array, jax.Array]:
+    """[6] joint motion to a grasp from above, and how far from it the gripper is (m)."""
+    turn = rotation_error(grasp_rotation(axis, toward), arm.rotation)
+    shift = grasp - arm.position
+    distance = jnp.sqrt(jnp.sum(shift**2) + 1e-12)
+    aside = jnp.linalg.norm(shift[:2]) + 0.04 * jnp.linalg.norm(turn)
+    height = jnp.clip(3.0 * (aside - 0.006), 0.0, HOVER)
+    near = _joint_motion(arm, jnp.concatenate([shift.at[2].add(height), turn]))
+    far = LEAD * (_ready(grasp, axis, toward) - arm.joints)
+    share = jnp.clip((distance - FAR[0]) / (FAR[1] - FAR[0]), 0.0, 1.0)
+    return near + share * (far - near), distance + 0.02 * jnp.linalg.norm(turn)
+
+
+def _carry(arm: Arm, center: jax.Array, goal: jax.Array, turn: jax.Array) -> jax.Array:
+    """[6] joint motion of an arm that takes the object in its gripper to a pose."""
+    shift = goal - center
+    # Up first: sideways only as far as the object is off the table.
+    free = jnp.clip((center[2] - 0.03) / 0.05, 0.0, 1.0)
+    shift = shift * jnp.array([1.0, 1.0, 0.0]) * free + shift * jnp.array([0.0, 0.0, 1.0])
+    turn = turn * free
+    lever = jnp.cross(turn, arm.position - center)
+    return _joint_motion(arm, jnp.concatenate([_shorten(shift, MAX_SHIFT) + lever, turn]))
+
+
+def _joint_motion(arm: Arm, motion: jax.Array) -> jax.Array:
+    """[6] joint motion that makes the gripper begin the wanted one, with the lead."""
+    motion = jnp.concatenate([_shorten(motion[:3], MAX_SHIFT), _shorten(motion[3:], MAX_TURN)])
+    return LEAD * damped_least_squares(arm.jacobian, motion, damping=0.02)
+
+
+def _arm_action(arm: Arm, dq: jax.Array) -> jax.Array:
+    """[6] action that moves the targets to `dq` ahead of the joints, all at one rate."""
+    change = (arm.joints + dq - arm.target) / ACTION_SCALE
+    return change / jnp.maximum(1.0, jnp.max(jnp.abs(change)))
+
+
+def expert(view: View) -> jax.Array:
+    """[14] action in [-1, 1]: left joints, left gripper, right joints, right gripper.
+
+    Joints: change of their targets in units of `ACTION_SCALE`. Grippers: -1 closed, 1 open.
+    """
+    left, right = view.left, view.right
+    up = jnp.array([0.0, 0.0, 1.0])
+    x = jnp.array([1.0, 0.0, 0.0])
+
+    reach_left, far_left = _reach(
+        left, view.socket + SOCKET_GRASP_Z * up, _yaw_axis(view.socket_rotation), 1.0
+    )
+    reach_right, far_right = _reach(
+        right, view.peg + PEG_GRASP_Z * up, _yaw_axis(view.peg_rotation), -1.0
+    )
+
+    gap_left = left.finger - model.FINGER_CLOSED - model.SOCKET_HALF[1]
+    gap_right = right.finger - model.FINGER_CLOSED - model.PEG_HALF[1]
+    held_left = (gap_left < HELD_SLACK) & (far_left < KEEP_WITHIN)
+    held_right = (gap_right < HELD_SLACK) & (far_right < KEEP_WITHIN)
+
+    # The socket goes to its place and stays there.
+    home = jnp.array([SOCKET_X, model.BASE_Y, MEET_Z])
+    turn = _pose_turn(view.socket_rotation, x)
+    carry_left = _carry(left, view.socket, home, turn)
+
+    # The peg follows the socket's axis once the socket is nearly there.
+    ready = held_left & (jnp.linalg.norm(home - view.socket) < 0.03)
+    axis = view.socket_rotation[:, 0] * jnp.where(view.socket_rotation[0, 0] < 0, -1.0, 1.0)
+    axis = jnp.where(ready, axis, x)
+    origin = jnp.where(ready, view.socket, home)
+    turn = _pose_turn(view.peg_rotation, axis)
+    offset = view.peg - origin
+    along = offset @ axis
+    aside = jnp.linalg.norm(offset - along * axis) + 0.03 * jnp.linalg.norm(turn)
+    allowed = jnp.where(along < model.ENTRY_DISTANCE, 0.006, 0.004)
+    back = jnp.clip(10.0 * (aside - allowed), 0.0, WAIT_DISTANCE - PUSH_DISTANCE)
+    distance = jnp.where(ready, PUSH_DISTANCE + back, WAIT_DISTANCE)
+    carry_right = _carry(right, view.peg, origin + distance * axis, turn)
+
+    close_left = held_left | (far_left < CLOSE_WITHIN)
+    close_right = held_right | (far_right < CLOSE_WITHIN)
+    return jnp.concatenate(
+        [
+            _arm_action(left, jnp.where(held_left, carry_left, reach_left)),
+            jnp.where(close_left, -1.0, 1.0)[None],
+            _arm_action(right, jnp.where(held_right, carry_right, reach_right)),
+            jnp.where(close_right, -1.0, 1.0)[None],
+        ]
+    )
+
+
+def next_target(target: jax.Array, action: jax.Array) -> jax.Array:
+    """[14] controls after an action.
+
+    Args:
+      target: [14] controls before it.
+      action: [14] as `expert` gives it.
+    """
+    low, high = model.JOINT_RANGE.T
+    controls = []
+    for i in (0, 7):
+        controls.append(jnp.clip(target[i : i + 6] + ACTION_SCALE * action[i : i + 6], low, high))
+        opening = 0.5 * (1 + action[i + 6 : i + 7])
+        reach = model.FINGER_OPEN - model.FINGER_CLOSED
+        controls.append(model.FINGER_CLOSED + reach * opening)
+    return jnp.concatenate(controls)
