@@ -8,15 +8,15 @@ in a state that somebody else got into.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 
 from envs_mjx.aloha_insertion import model
+from envs_mjx.arm import ArmView
 from envs_mjx.ik import damped_least_squares, rotation_error
-
-ACTION_SCALE = 0.03  # rad, most that a joint's target moves a control step
 
 PITCH = np.deg2rad(75.0)  # of the grippers, down from the horizontal
 # Joint targets lead the joints by this much of the motion that is left (the servos lag).
@@ -39,34 +39,23 @@ HELD_SLACK = 0.003  # m of finger travel beyond the object's half width
 MEET_Z = 0.17  # m, height of the insertion
 SOCKET_X = -0.06  # m, where the socket waits
 WAIT_DISTANCE = model.ENTRY_DISTANCE + 0.03  # m between centres before the insertion
+# Where both wait for each other (m).
+MEETING = {
+    "socket": np.array([SOCKET_X, model.BASE_Y, MEET_Z]),
+    "peg": np.array([SOCKET_X + WAIT_DISTANCE, model.BASE_Y, MEET_Z]),
+}
 # Wanted distance at the end: less than is possible, so that the peg stays at the pin.
 PUSH_DISTANCE = model.FULL_DISTANCE - 0.0003
 
 
-@struct.dataclass
-class Arm:
-    """One arm.
+class Hand(NamedTuple):
+    """One arm, and the coordinate [] of its finger (m)."""
 
-    Attributes:
-      target: [6] joint targets (rad).
-      joints: [6] joint positions (rad).
-      position: [3] of the gripper's site (m).
-      rotation: [3, 3] of the gripper's site, site to world.
-      jacobian: [6, 6] of the site's velocity (linear, then angular, world frame) by the
-        joints' velocities.
-      finger: [] the finger's coordinate (m).
-    """
-
-    target: jax.Array
-    joints: jax.Array
-    position: jax.Array
-    rotation: jax.Array
-    jacobian: jax.Array
+    arm: ArmView
     finger: jax.Array
 
 
-@struct.dataclass
-class View:
+class View(NamedTuple):
     """All that the expert sees.
 
     Attributes:
@@ -75,23 +64,12 @@ class View:
       peg_rotation, socket_rotation: [3, 3], object to world.
     """
 
-    left: Arm
-    right: Arm
+    left: Hand
+    right: Hand
     peg: jax.Array
     peg_rotation: jax.Array
     socket: jax.Array
     socket_rotation: jax.Array
-
-
-def site_jacobian(anchors: jax.Array, axes: jax.Array, site: jax.Array) -> jax.Array:
-    """[6, n] of a site at the end of a chain of hinges.
-
-    Args:
-      anchors: [n, 3] points on the hinges (MuJoCo's `xanchor`).
-      axes: [n, 3] unit vectors along them (`xaxis`).
-      site: [3].
-    """
-    return jnp.concatenate([jnp.cross(axes, site - anchors), axes], axis=1).T
 
 
 def _shorten(vector: jax.Array, longest: float) -> jax.Array:
@@ -141,7 +119,7 @@ def _ready(grasp: jax.Array, axis: jax.Array, toward: float) -> jax.Array:
 
 
 def _reach(
-    arm: Arm, grasp: jax.Array, axis: jax.Array, toward: float
+    arm: ArmView, grasp: jax.Array, axis: jax.Array, toward: float
 ) -> tuple[jax.Array, jax.Array]:
     """[6] joint motion to a grasp from above, and how far from it the gripper is (m)."""
     turn = rotation_error(grasp_rotation(axis, toward), arm.rotation)
@@ -150,12 +128,12 @@ def _reach(
     aside = jnp.linalg.norm(shift[:2]) + 0.04 * jnp.linalg.norm(turn)
     height = jnp.clip(3.0 * (aside - 0.006), 0.0, HOVER)
     near = _joint_motion(arm, jnp.concatenate([shift.at[2].add(height), turn]))
-    far = LEAD * (_ready(grasp, axis, toward) - arm.joints)
+    far = LEAD * (_ready(grasp, axis, toward) - arm.q)
     share = jnp.clip((distance - FAR[0]) / (FAR[1] - FAR[0]), 0.0, 1.0)
     return near + share * (far - near), distance + 0.02 * jnp.linalg.norm(turn)
 
 
-def _carry(arm: Arm, center: jax.Array, goal: jax.Array, turn: jax.Array) -> jax.Array:
+def _carry(arm: ArmView, center: jax.Array, goal: jax.Array, turn: jax.Array) -> jax.Array:
     """[6] joint motion of an arm that takes the object in its gripper to a pose."""
     shift = goal - center
     # Up first: sideways only as far as the object is off the table.
@@ -166,24 +144,25 @@ def _carry(arm: Arm, center: jax.Array, goal: jax.Array, turn: jax.Array) -> jax
     return _joint_motion(arm, jnp.concatenate([_shorten(shift, MAX_SHIFT) + lever, turn]))
 
 
-def _joint_motion(arm: Arm, motion: jax.Array) -> jax.Array:
+def _joint_motion(arm: ArmView, motion: jax.Array) -> jax.Array:
     """[6] joint motion that makes the gripper begin the wanted one, with the lead."""
     motion = jnp.concatenate([_shorten(motion[:3], MAX_SHIFT), _shorten(motion[3:], MAX_TURN)])
     return LEAD * damped_least_squares(arm.jacobian, motion, damping=0.02)
 
 
-def _arm_action(arm: Arm, dq: jax.Array) -> jax.Array:
+def _arm_action(arm: ArmView, dq: jax.Array, joint_step: float) -> jax.Array:
     """[6] action that moves the targets to `dq` ahead of the joints, all at one rate."""
-    change = (arm.joints + dq - arm.target) / ACTION_SCALE
+    change = (arm.q + dq - arm.targets) / joint_step
     return change / jnp.maximum(1.0, jnp.max(jnp.abs(change)))
 
 
-def expert(view: View) -> jax.Array:
+def expert(view: View, *, joint_step: float) -> jax.Array:
     """[14] action in [-1, 1]: left joints, left gripper, right joints, right gripper.
 
-    Joints: change of their targets in units of `ACTION_SCALE`. Grippers: -1 closed, 1 open.
+    Joints: change of their targets in units of `joint_step` (rad). Grippers: -1 closed, 1
+    open.
     """
-    left, right = view.left, view.right
+    left, right = view.left.arm, view.right.arm
     up = jnp.array([0.0, 0.0, 1.0])
     x = jnp.array([1.0, 0.0, 0.0])
 
@@ -194,13 +173,13 @@ def expert(view: View) -> jax.Array:
         right, view.peg + PEG_GRASP_Z * up, _yaw_axis(view.peg_rotation), -1.0
     )
 
-    gap_left = left.finger - model.FINGER_CLOSED - model.SOCKET_HALF[1]
-    gap_right = right.finger - model.FINGER_CLOSED - model.PEG_HALF[1]
+    gap_left = view.left.finger - model.FINGER_CLOSED - model.SOCKET_HALF[1]
+    gap_right = view.right.finger - model.FINGER_CLOSED - model.PEG_HALF[1]
     held_left = (gap_left < HELD_SLACK) & (far_left < KEEP_WITHIN)
     held_right = (gap_right < HELD_SLACK) & (far_right < KEEP_WITHIN)
 
     # The socket goes to its place and stays there.
-    home = jnp.array([SOCKET_X, model.BASE_Y, MEET_Z])
+    home = jnp.asarray(MEETING["socket"])
     turn = _pose_turn(view.socket_rotation, x)
     carry_left = _carry(left, view.socket, home, turn)
 
@@ -222,26 +201,9 @@ def expert(view: View) -> jax.Array:
     close_right = held_right | (far_right < CLOSE_WITHIN)
     return jnp.concatenate(
         [
-            _arm_action(left, jnp.where(held_left, carry_left, reach_left)),
+            _arm_action(left, jnp.where(held_left, carry_left, reach_left), joint_step),
             jnp.where(close_left, -1.0, 1.0)[None],
-            _arm_action(right, jnp.where(held_right, carry_right, reach_right)),
+            _arm_action(right, jnp.where(held_right, carry_right, reach_right), joint_step),
             jnp.where(close_right, -1.0, 1.0)[None],
         ]
     )
-
-
-def next_target(target: jax.Array, action: jax.Array) -> jax.Array:
-    """[14] controls after an action.
-
-    Args:
-      target: [14] controls before it.
-      action: [14] as `expert` gives it.
-    """
-    low, high = model.JOINT_RANGE.T
-    controls = []
-    for i in (0, 7):
-        controls.append(jnp.clip(target[i : i + 6] + ACTION_SCALE * action[i : i + 6], low, high))
-        opening = 0.5 * (1 + action[i + 6 : i + 7])
-        reach = model.FINGER_OPEN - model.FINGER_CLOSED
-        controls.append(model.FINGER_CLOSED + reach * opening)
-    return jnp.concatenate(controls)

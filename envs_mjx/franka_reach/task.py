@@ -60,13 +60,13 @@ class Info:
 
     Attributes:
       target: [3] (m, world).
-      joint_targets: [7] what the servos hold (rad).
+      controls: [7] what the servos hold (rad).
       distance: scalar, to the target (m).
       held: scalar int32, steps within reach so far without a break.
     """
 
     target: jax.Array
-    joint_targets: jax.Array
+    controls: jax.Array
     distance: jax.Array
     held: jax.Array
 
@@ -153,7 +153,7 @@ class FrankaReach(ArmTask):
         )
         info = Info(
             target=target,
-            joint_targets=q,
+            controls=q,
             distance=jnp.zeros(()),
             held=jnp.zeros((), jnp.int32),
         )
@@ -161,10 +161,13 @@ class FrankaReach(ArmTask):
 
     def step(self, state: State, action: jax.Array) -> State:
         """One control step; `action` [7] moves the joint targets."""
+        info = self.commanded(state.info, action)
+        return self._judge(self.physics.step(state.physics, info.controls), info, action)
+
+    def commanded(self, info: Info, action: jax.Array) -> Info:
+        """The memory with what the servos hold after an action [7]."""
         move = self.arm.moved if self.action == "delta" else self.arm.approached
-        targets = move(state.info.joint_targets, action)
-        physics = self.physics.step(state.physics, targets)
-        return self._judge(physics, state.info.replace(joint_targets=targets), action)
+        return info.replace(controls=move(info.controls, action))
 
     def _judge(self, physics: PhysicsState, before: Info, action: jax.Array) -> State:
         """Reward, metrics and observation of the step that led to `physics`."""
@@ -191,7 +194,7 @@ class FrankaReach(ArmTask):
             [
                 physics.qpos,
                 physics.qvel,
-                info.joint_targets - physics.qpos,
+                info.controls - physics.qpos,
                 grip,
                 info.target,
                 info.target - grip,
@@ -215,7 +218,7 @@ class FrankaReach(ArmTask):
     def _scripted(self, state: State) -> jax.Array:
         """Moves the grip straight to the target, and the rest of the arm towards home."""
         data = self.physics.kinematics(state.physics)
-        arm = self.arm.view(state.physics, data, state.info.joint_targets)
+        arm = self.arm.view(state.physics, data, state.info.controls)
         # What the servos will still do by themselves is not asked for again.
         underway = arm.jacobian[:3] @ (arm.targets - arm.q)
         dq = damped_least_squares(

@@ -55,12 +55,12 @@ class Info:
     """The task's memory within an episode.
 
     Attributes:
-      joint_targets: [7] what the servos hold (rad).
+      controls: [8] what the servos hold: joints (rad) and finger (m).
       target: [3] where the cube shall be (m).
       lifted: scalar, 1 once the cube was grasped and 3 cm above the table.
     """
 
-    joint_targets: jax.Array
+    controls: jax.Array
     target: jax.Array
     lifted: jax.Array
 
@@ -149,7 +149,7 @@ class KukaPickPlace(ArmTask):
         qpos = jnp.where(held, bank[jax.random.randint(key_which, (), 0, len(bank))], qpos)
         physics = self.physics.init(qpos).replace(mocap_pos=target[None])
         info = Info(
-            joint_targets=qpos[self.arm.qpos],
+            controls=jnp.append(qpos[self.arm.qpos], qpos[self._fingers[0]]),
             target=target,
             lifted=jnp.zeros(()),
         )
@@ -171,16 +171,19 @@ class KukaPickPlace(ArmTask):
 
     def step(self, state: State, action: jax.Array) -> State:
         """One control step; `action` [8] moves the joint targets and sets the gripper."""
-        targets = self.arm.moved(state.info.joint_targets, action[:7])
-        least = self.physics.model.joint("finger").range[0]
-        closed = (1.0 - jnp.clip(action[7], -1.0, 1.0)) / 2.0
-        opening = m.FINGER_OPENING - closed * (m.FINGER_OPENING - least)
-        before = state.physics
+        before, info = state.physics, self.commanded(state.info, action)
         if self.grasp == "magnet":
             tied = self._magnet(before, action[7])
             before = before.replace(eq_active=before.eq_active.at[self._tie].set(tied))
-        physics = self.physics.step(before, jnp.append(targets, opening))
-        return self._judge(physics, state.info.replace(joint_targets=targets), action)
+        return self._judge(self.physics.step(before, info.controls), info, action)
+
+    def commanded(self, info: Info, action: jax.Array) -> Info:
+        """The memory with what the servos hold after an action [8]."""
+        least = self.physics.model.joint("finger").range[0]
+        closed = (1.0 - jnp.clip(action[7], -1.0, 1.0)) / 2.0
+        opening = m.FINGER_OPENING - closed * (m.FINGER_OPENING - least)
+        joints = self.arm.moved(info.controls[:7], action[:7])
+        return info.replace(controls=jnp.append(joints, opening))
 
     def _magnet(self, physics: PhysicsState, gripper: jax.Array) -> jax.Array:
         """Scalar bool: the cube is tied to the grip in the coming step."""
@@ -246,7 +249,7 @@ class KukaPickPlace(ArmTask):
             [
                 q,
                 velocity,
-                info.joint_targets - q,
+                info.controls[:7] - q,
                 physics.qpos[self._fingers[:1]],
                 grasped[None],
                 grip,
@@ -292,7 +295,7 @@ class KukaPickPlace(ArmTask):
         physics = state.physics
         data = self.physics.kinematics(physics)
         cube, cube_axes = self.physics.body_pose(data, "cube")
-        arm = self.arm.view(physics, data, state.info.joint_targets)
+        arm = self.arm.view(physics, data, state.info.controls[:7])
         return expert(
             ExpertInput(
                 arm=arm,

@@ -1,0 +1,391 @@
+"""The insertion task: two arms grasp a peg and a socket and join them in the air."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from envs_mjx.aloha_insertion import model as m
+from envs_mjx.aloha_insertion.expert import (
+    MEETING,
+    PEG_GRASP_Z,
+    SOCKET_GRASP_Z,
+    Hand,
+    View,
+    expert,
+    grasp_rotation,
+)
+from envs_mjx.arm import Arm, ArmTask
+from envs_mjx.physics import Data, Physics, PhysicsState
+from jaxrl.envs import ArraySpec, CurriculumConfig, State
+from jaxrl.envs.rewards import weighted
+from jaxrl.options import option
+
+STAGES = 4
+_OWN = {"q": 6, "qdot": 6, "error": 6, "finger": 1, "grip": 3, "grip_axes": 6, "held": 1}
+_OBJECT = {"position": 3, "axes": 6, "velocity": 3, "to_grip": 3}
+OBSERVATION = (
+    {f"{side}_{part}": size for side in m.SIDES for part, size in _OWN.items()}
+    | {f"{thing}_{part}": size for thing in ("socket", "peg") for part, size in _OBJECT.items()}
+    | {"between": 3, "aside": 1, "turned": 3}
+)
+HOLDS = {"left": "socket", "right": "peg"}
+RESET = {"socket": m.SOCKET_RESET, "peg": m.PEG_RESET}  # m
+REST_Z = {"socket": m.SOCKET_REST_Z, "peg": m.PEG_REST_Z}  # m
+# Of each object half its width (m), and the height of the grasp above its centre (m).
+GRASP = {"socket": (m.SOCKET_HALF[1], SOCKET_GRASP_Z), "peg": (m.PEG_HALF[1], PEG_GRASP_Z)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Rewards:
+    """Weights of the shaped reward's terms, from far to near."""
+
+    reach: float = option(0.5, "1 - tanh(5 distance / 1 m) of each gripper and its object")
+    hold: float = option(0.5, "each object between both pads, that press on it")
+    lift: float = option(1.0, "height over 5 cm, at most 1, of each object while held")
+    align: float = option(2.0, "exp(-20 / 1 m x the peg's end off the socket's axis), both lifted")
+    insert: float = option(4.0, "share of the way into the socket, near its axis")
+    stage: float = option(1.0, "the stage, 0 to 4")
+    action: float = option(-0.001, "sum of squared actions")
+    velocity: float = option(-0.001, "sum of squared joint velocities (rad/s)")
+
+
+@struct.dataclass
+class Info:
+    """The task's memory within an episode.
+
+    Attributes:
+      controls: [14] what the servos hold: left joints, finger, right joints, finger (rad, m).
+      best: scalar, highest stage so far.
+    """
+
+    controls: jax.Array
+    best: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class AlohaInsertion(ArmTask):
+    """Two ViperX arms: the left one grasps a socket, the right one a peg; both lift, and the
+    peg goes 20 mm into the socket until it meets the pin inside.
+
+    Observation [98], for each arm: joint positions 6 (rad), velocities 6 (rad/s), targets
+    minus positions 6 (rad), finger 1 (m), gripper's position 3 (m) and two axes 6, whether it
+    holds its object 1; for socket and peg: centre 3 (m), two axes 6, velocity 3 (m/s), centre
+    minus gripper 3 (m); the peg's centre in the socket's frame 3 (m), its entering end's
+    distance from the socket's axis 1 (m), cross product of the two axes 3.
+
+    Action [14]: left arm's changes of joint targets as shares of `joint_step` 6 and gripper
+    opening 1 (-1 closed, 1 open), then the right arm's.
+
+    Stages: 1 both objects between the pads of their grippers; 2 and both off the table;
+    3 and the peg touches the socket, or its end is inside; 4 and the peg touches the pin.
+    Success: stage 4 has been reached. At evaluation the reward is the stage of each step, as
+    the original's.
+    """
+
+    shaped: bool = option(True, "dense reward; else the stage of each step (at evaluation)")
+    joint_step: float = option(0.03, "largest change of a joint's target a step (rad)", above=0)
+    near_starts: float = option(
+        0.6,
+        "share of episodes that start grasped or before the insertion, at level 0",
+        least=0,
+        most=1,
+    )
+    start_yaw: float = option(
+        10.0, "largest yaw of the objects at the start (deg)", least=0, most=20
+    )
+    start_noise: float = option(0.05, "largest offset of a joint from home at the start", least=0)
+    episode_seconds: float = option(6.0, "time limit (s)", above=0)
+    timestep: float = option(0.004, "physics step (s)", above=0, most=0.01)
+    substeps: int = option(5, "physics steps a control step", least=1)
+    rewards: Rewards = option(Rewards(), "weights of the shaped reward's terms")
+    curriculum: CurriculumConfig = option(
+        CurriculumConfig(start=(0.0,), raise_at=0.5, step=0.2),
+        "0: some starts near the grasp or the insertion; 1: none",
+    )
+
+    presets: ClassVar[dict[str, dict[str, Any]]] = {}
+    eval_overrides: ClassVar[dict[str, Any]] = {"shaped": False}
+
+    @functools.cached_property
+    def physics(self) -> Physics:
+        watched = [pair for pairs in m.WATCHED.values() for pair in pairs]
+        return Physics(m.mjcf(self.timestep), substeps=self.substeps, watch=watched)
+
+    @functools.cached_property
+    def arms(self) -> dict[str, Arm]:
+        return {
+            side: Arm(
+                self.physics,
+                tuple(f"{side}/{name}" for name in m.ARM_JOINTS),
+                f"{side}/gripper",
+                self.joint_step,
+            )
+            for side in m.SIDES
+        }
+
+    @property
+    def observation_spec(self) -> ArraySpec:
+        names = tuple(f"{part}_{i}" for part, size in OBSERVATION.items() for i in range(size))
+        return ArraySpec((len(names),), names=names)
+
+    @property
+    def action_spec(self) -> ArraySpec:
+        names = [f"{side}/{name}" for side in m.SIDES for name in (*m.ARM_JOINTS, "gripper")]
+        return ArraySpec((14,), -1.0, 1.0, tuple(names))
+
+    # -- the contract ---------------------------------------------------------------
+
+    def reset(self, key: jax.Array, level: jax.Array | float = 1.0) -> State:
+        """At rest, objects on the table. At a low level of the curriculum some episodes start
+        with both objects grasped, or lifted and facing each other."""
+        key_things, key_pose, key_near, key_which = jax.random.split(key, 4)
+        qpos = jnp.asarray(self.physics.model.qpos0, jnp.float32)
+        keys = jax.random.split(key_things, 4)
+        for i, thing in enumerate(("socket", "peg")):
+            place = jax.random.uniform(
+                keys[2 * i], (2,), minval=RESET[thing][0], maxval=RESET[thing][1]
+            )
+            yaw = jnp.deg2rad(self.start_yaw) * jax.random.uniform(keys[2 * i + 1], minval=-1.0)
+            pose = jnp.stack([*place, REST_Z[thing], jnp.cos(yaw / 2), 0.0, 0.0, jnp.sin(yaw / 2)])
+            qpos = qpos.at[self._things[thing]].set(pose)
+        offsets = self.start_noise * jax.random.uniform(key_pose, (2, 6), minval=-1.0)
+        for side, offset in zip(m.SIDES, offsets, strict=True):
+            arm = self.arms[side]
+            qpos = qpos.at[arm.qpos].set(jnp.clip(m.HOME + offset, *arm.limits))
+            qpos = qpos.at[self._fingers[side]].set(m.FINGER_OPEN)
+        near = jax.random.bernoulli(key_near, self.near_starts * (1.0 - jnp.squeeze(level)))
+        bank = jnp.asarray(self._bank, jnp.float32)
+        qpos = jnp.where(near, bank[jax.random.randint(key_which, (), 0, len(bank))], qpos)
+        controls = []
+        for side in m.SIDES:
+            opening = jnp.where(near, m.FINGER_CLOSED, m.FINGER_OPEN)
+            controls += [qpos[self.arms[side].qpos], opening[None]]
+        info = Info(controls=jnp.concatenate(controls), best=jnp.zeros(()))
+        return self.at_start(self._judge(self.physics.init(qpos), info, jnp.zeros(14)))
+
+    def step(self, state: State, action: jax.Array) -> State:
+        """One control step; `action` [14] moves the joint targets and sets the grippers."""
+        info = self.commanded(state.info, action)
+        return self._judge(self.physics.step(state.physics, info.controls), info, action)
+
+    def commanded(self, info: Info, action: jax.Array) -> Info:
+        """The memory with what the servos hold after an action [14]."""
+        controls = []
+        for i, side in enumerate(m.SIDES):
+            own, old = action[7 * i : 7 * i + 7], info.controls[7 * i : 7 * i + 6]
+            opening = 0.5 * (1.0 + jnp.clip(own[6:], -1.0, 1.0))
+            controls.append(self.arms[side].moved(old, own[:6]))
+            controls.append(m.FINGER_CLOSED + opening * (m.FINGER_OPEN - m.FINGER_CLOSED))
+        return info.replace(controls=jnp.concatenate(controls))
+
+    @functools.cached_property
+    def _things(self) -> dict[str, slice]:
+        return {thing: self.physics.qpos_slice(thing) for thing in ("socket", "peg")}
+
+    @functools.cached_property
+    def _fingers(self) -> dict[str, np.ndarray]:
+        names = {side: (f"{side}/finger", f"{side}/finger_2") for side in m.SIDES}
+        return {
+            side: np.array([self.physics.qpos_slice(name).start for name in pair])
+            for side, pair in names.items()
+        }
+
+    @functools.cached_property
+    def _bank(self) -> np.ndarray:
+        """[B, nq] states at rest with both objects held: one half on the table, the other in
+        the air, facing each other."""
+        rng, bank = np.random.default_rng(0), []
+        for i in range(64):
+            qpos = self.physics.model.qpos0.copy()
+            for side, thing in HOLDS.items():
+                if i % 2:
+                    at = MEETING[thing] + rng.uniform(-0.01, 0.01, 3)
+                    yaw = 0.0
+                else:
+                    at = np.append(rng.uniform(*RESET[thing]), REST_Z[thing])
+                    yaw = np.deg2rad(self.start_yaw) * rng.uniform(-1, 1)
+                self._grasp(qpos, side, at, yaw)
+            bank.append(qpos)
+        return np.stack(bank)
+
+    def _grasp(self, qpos: np.ndarray, side: str, at: np.ndarray, yaw: float) -> None:
+        """Puts an object at a place, and its arm's gripper round it."""
+        thing, arm = HOLDS[side], self.arms[side]
+        half, raised = GRASP[thing]
+        axis = np.array([np.cos(yaw), np.sin(yaw), 0.0])
+        with jax.ensure_compile_time_eval():
+            rotation = np.asarray(grasp_rotation(axis, 1.0 if side == "left" else -1.0))
+        near = np.array([0.0, 0.0, 0.7, 0.0, 0.7, 0.0])
+        qpos[self._things[thing]] = [*at, np.cos(yaw / 2), 0, 0, np.sin(yaw / 2)]
+        qpos[self._fingers[side]] = m.FINGER_CLOSED + half - 0.0001
+        qpos[arm.qpos] = arm.solve(near, at + [0, 0, raised], rotation)
+
+    # -- judging -------------------------------------------------------------------------
+
+    def _touches(self, physics: PhysicsState) -> dict[str, jax.Array]:
+        """Normal forces (N) by what touches, one for each of its pairs."""
+        found, start = {}, 0
+        for name, pairs in m.WATCHED.items():
+            found[name] = physics.touch[start : start + len(pairs)]
+            start += len(pairs)
+        return found
+
+    def _judge(self, physics: PhysicsState, before: Info, action: jax.Array) -> State:
+        """Reward, metrics and observation of the step that led to `physics`."""
+        data = self.physics.kinematics(physics)
+        touch = self._touches(physics)
+        held = {thing: (touch[f"{thing}_held"] > 0).all() for thing in REST_Z}
+        poses = {thing: self.physics.body_pose(data, thing) for thing in REST_Z}
+        geometry = _Geometry.of(poses["peg"], poses["socket"])
+        rise = {thing: pose[0][2] - REST_Z[thing] for thing, pose in poses.items()}
+        lifted = {
+            thing: held[thing] & (touch[f"{thing}_table"] <= 0).all() & (rise[thing] > 0.02)
+            for thing in GRASP
+        }
+        stage = _stage(
+            held["peg"] & held["socket"],
+            lifted["peg"] & lifted["socket"],
+            (touch["peg_socket"] > 0).any() | ((geometry.depth > 0) & (geometry.aside < 0.01)),
+            (touch["peg_pin"] > 0).any(),
+        )
+        info = before.replace(best=jnp.maximum(before.best, stage))
+        views = {side: self.physics.site_pose(data, f"{side}/gripper") for side in m.SIDES}
+        obs = self._observe(physics, info, poses=poses, grips=views, held=held, geometry=geometry)
+        both = (lifted["peg"] & lifted["socket"]).astype(jnp.float32)
+        near_axis = jnp.exp(-20.0 * geometry.aside)
+        terms = {
+            "reach": sum(
+                1.0 - jnp.tanh(5.0 * jnp.linalg.norm(poses[thing][0] - views[side][0]))
+                for side, thing in HOLDS.items()
+            ),
+            "hold": sum(held[thing].astype(jnp.float32) for thing in REST_Z),
+            "lift": sum(held[t] * jnp.clip(rise[t] / 0.05, 0.0, 1.0) for t in REST_Z),
+            "align": both * near_axis,
+            "insert": both * jnp.where(geometry.aside < 0.012, geometry.depth, 0.0),
+            "stage": stage,
+            "action": jnp.sum(jnp.square(action)),
+            "velocity": sum(
+                jnp.sum(jnp.square(physics.qvel[arm.dofs])) for arm in self.arms.values()
+            ),
+        }
+        reward, shares = weighted(terms, self.rewards)
+        reached = {f"final/stage_{k}": (info.best >= k).astype(jnp.float32) for k in range(1, 5)}
+        return State(
+            physics=physics,
+            obs=obs,
+            reward=reward if self.shaped else stage,
+            terminated=jnp.zeros((), bool),
+            metrics=(shares if self.shaped else {})
+            | reached
+            | {
+                "success": (info.best >= STAGES).astype(jnp.float32),
+                "final/stage": stage,
+                "final/aside": geometry.aside,
+                "final/depth": geometry.depth,
+            },
+            info=info,
+        )
+
+    def _observe(
+        self,
+        physics: PhysicsState,
+        info: Info,
+        *,
+        poses: dict[str, tuple[jax.Array, jax.Array]],
+        grips: dict[str, tuple[jax.Array, jax.Array]],
+        held: dict[str, jax.Array],
+        geometry: _Geometry,
+    ) -> jax.Array:
+        """[98] the observation."""
+        parts = []
+        for i, side in enumerate(m.SIDES):
+            arm, (position, axes) = self.arms[side], grips[side]
+            q = physics.qpos[arm.qpos]
+            parts += [
+                q,
+                physics.qvel[arm.dofs],
+                info.controls[7 * i : 7 * i + 6] - q,
+                physics.qpos[self._fingers[side][:1]],
+                position,
+                axes[:, 0],
+                axes[:, 2],
+                held[HOLDS[side]].astype(jnp.float32)[None],
+            ]
+        for side, thing in HOLDS.items():
+            position, axes = poses[thing]
+            velocity = physics.qvel[self.physics.qvel_slice(thing)][:3]
+            parts += [position, axes[:, 0], axes[:, 2], velocity, position - grips[side][0]]
+        parts += [geometry.between, geometry.aside[None], geometry.turned]
+        return jnp.concatenate(parts)
+
+    # -- baselines and pictures -------------------------------------------------------
+
+    def baselines(self) -> dict[str, Callable[[State], jax.Array]]:
+        """Inverse kinematics and geometry, State -> action [14]."""
+        return {"scripted": self._scripted}
+
+    def _scripted(self, state: State) -> jax.Array:
+        data = self.physics.kinematics(state.physics)
+        return expert(self._view(state, data), joint_step=self.joint_step)
+
+    def _view(self, state: State, data: Data) -> View:
+        physics, hands = state.physics, {}
+        for i, side in enumerate(m.SIDES):
+            targets = state.info.controls[7 * i : 7 * i + 6]
+            hands[side] = Hand(
+                arm=self.arms[side].view(physics, data, targets),
+                finger=physics.qpos[self._fingers[side][0]],
+            )
+        peg, peg_axes = self.physics.body_pose(data, "peg")
+        socket, socket_axes = self.physics.body_pose(data, "socket")
+        return View(
+            **hands, peg=peg, peg_rotation=peg_axes, socket=socket, socket_rotation=socket_axes
+        )
+
+    def render(self, states: PhysicsState, stride: int) -> np.ndarray:
+        """[F, H, W, 3] pictures of every `stride`-th of the physics states [T, ...]."""
+        return self.physics.render(states, stride=stride, **m.VIEW)
+
+
+@struct.dataclass
+class _Geometry:
+    """How the peg lies to the socket.
+
+    Attributes:
+      between: [3] the peg's centre in the socket's frame (m).
+      aside: scalar, distance of the peg's entering end from the socket's axis (m).
+      depth: scalar, 0 before the socket, 1 at the pin.
+      turned: [3] cross product of the two axes, in the world.
+    """
+
+    between: jax.Array
+    aside: jax.Array
+    depth: jax.Array
+    turned: jax.Array
+
+    @classmethod
+    def of(cls, peg: tuple[jax.Array, jax.Array], socket: tuple[jax.Array, jax.Array]) -> _Geometry:
+        between = socket[1].T @ (peg[0] - socket[0])
+        along = jnp.sign(peg[1][:, 0] @ socket[1][:, 0]) * peg[1][:, 0]
+        end = between - socket[1].T @ (m.PEG_HALF[0] * along)
+        way = m.ENTRY_DISTANCE - m.FULL_DISTANCE
+        return cls(
+            between=between,
+            aside=jnp.linalg.norm(end[1:]),
+            depth=jnp.clip((m.ENTRY_DISTANCE - between[0]) / way, 0.0, 1.0),
+            turned=jnp.cross(along, socket[1][:, 0]),
+        )
+
+
+def _stage(*conditions: jax.Array) -> jax.Array:
+    """How many of the conditions hold, up to the first that does not."""
+    reached = jnp.cumprod(jnp.stack([c.astype(jnp.float32) for c in conditions]))
+    return reached.sum()
