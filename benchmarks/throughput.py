@@ -121,7 +121,7 @@ def pieces(algo: Any) -> dict[str, Callable[[Any], Any]]:
         obs = jax.tree.map(lambda x: jnp.broadcast_to(x, (c.num_steps, *x.shape)), state.envs.obs)
         flat = jnp.zeros((c.num_steps, n))
         raw = jax.random.normal(state.key, shape)
-        return Batch(obs, raw, flat, flat, raw[..., 0], flat)
+        return Batch(obs, raw, flat, flat, raw[..., 0], flat, expert=None)
 
     def rows(state):
         size = algo.batch_size // c.num_minibatches
@@ -147,7 +147,15 @@ def pieces(algo: Any) -> dict[str, Callable[[Any], Any]]:
             lambda x: jnp.broadcast_to(x, (algo._limit_slots, *x.shape)), state.envs.obs
         )
         rollout = Rollout(
-            b.obs, b.raw_action, b.log_prob, b.advantage, ends, ends, limit_obs, state.envs.obs
+            b.obs,
+            b.raw_action,
+            b.log_prob,
+            b.advantage,
+            ends,
+            ends,
+            expert=None,
+            limit_obs=limit_obs,
+            last_obs=state.envs.obs,
         )
         return algo._batch(state, rollout).advantage.sum()
 

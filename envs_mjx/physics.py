@@ -124,6 +124,16 @@ class Physics:
             # Weakly typed leaves would change the step's signature after one step.
             return jax.tree.map(lambda x: jnp.asarray(x, dtype=jnp.asarray(x).dtype), data)
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Degrees of freedom, and rows that MJX keeps for contacts and for constraints."""
+        inside = self._blank._impl
+        return {
+            "dof": self.model.nv,
+            "contacts": len(inside.contact.dist),
+            "constraint_rows": len(inside.efc_J),
+        }
+
     # -- named access -----------------------------------------------------------
 
     def qpos_slice(self, joint: str) -> slice:

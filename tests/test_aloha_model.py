@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from envs_mjx import physics as ph
-from envs_mjx.aloha_insertion import expert, kinematics, model
+from envs_mjx.aloha_insertion import AlohaInsertion, model
+from tests.arms import play_in_c
 
 
 @pytest.fixture(scope="module")
@@ -59,19 +60,8 @@ def test_grippers_are_where_the_link_lengths_put_them(physics, side, joints):
     for name, value in zip(model.ARM_JOINTS, joints, strict=True):
         data.joint(f"{side}/{name}").qpos = value
     mujoco.mj_kinematics(physics.model, data)
-    mujoco.mj_comPos(physics.model, data)
     wanted = gripper_by_hand(side, joints)
     np.testing.assert_allclose(data.site(f"{side}/gripper").xpos, wanted, atol=1e-9)
-
-    with jax.disable_jit():
-        position, rotation, jacobian = kinematics.forward(side, jnp.asarray(joints))
-    np.testing.assert_allclose(position, wanted, atol=1e-6)
-    site = data.site(f"{side}/gripper")
-    np.testing.assert_allclose(rotation, site.xmat.reshape(3, 3), atol=1e-6)
-    full = np.zeros((6, physics.model.nv))
-    mujoco.mj_jacSite(physics.model, data, full[:3], full[3:], site.id)
-    columns = [physics.qvel_slice(f"{side}/{name}").start for name in model.ARM_JOINTS]
-    np.testing.assert_allclose(jacobian, full[:, columns], atol=1e-6)
 
 
 def test_masses_and_limits_are_the_published_ones(physics):
@@ -125,24 +115,6 @@ def test_mjx_follows_c_while_the_arms_swing(physics):
     np.testing.assert_allclose(state.qpos[:, 16:], qpos[:, 16:], atol=1e-3)
 
 
-def run_in_c(physics: ph.Physics, qpos: np.ndarray, target: np.ndarray, steps: int) -> np.ndarray:
-    """[steps, worlds, nq] of the expert at work in C MuJoCo."""
-
-    @jax.jit
-    @jax.vmap
-    def control(qpos, target):
-        return expert.next_target(target, expert.expert(kinematics.view(qpos, target)))
-
-    c = ph.CPhysics(physics, len(qpos))
-    c.reset(qpos, np.zeros((len(qpos), physics.model.nv)))
-    history = []
-    for _ in range(steps):
-        target = np.asarray(control(jnp.asarray(qpos, jnp.float32), jnp.asarray(target)))
-        qpos, _ = c.step(target.astype(np.float64))
-        history.append(qpos)
-    return np.stack(history)
-
-
 def touching(physics: ph.Physics, qpos: np.ndarray) -> set[frozenset[str]]:
     data = mujoco.MjData(physics.model)
     data.qpos = qpos
@@ -164,25 +136,31 @@ def assert_inserted(physics: ph.Physics, qpos: np.ndarray) -> None:
         assert not {frozenset(pair) for pair in model.WATCHED[what]} & touches, what
 
 
-def test_the_expert_inserts_from_home_and_from_a_grasp(physics):
-    rng = np.random.default_rng(0)
-    worlds = 6
+@pytest.mark.parametrize(("level", "steps"), [(1.0, 250), (0.0, 100)])
+def test_the_expert_inserts_in_c_from_home_and_from_grasps(physics, level, steps):
+    qpos, _ = play_in_c(AlohaInsertion(near_starts=1.0), 6, steps, level=level)
+    for world in qpos:
+        assert_inserted(physics, world)
 
-    def poses(low, high, z):
-        centers = np.append(rng.uniform(low, high, (worlds, 2)), np.full((worlds, 1), z), axis=1)
-        return jnp.asarray(centers), jnp.asarray(rng.uniform(-0.17, 0.17, worlds))
 
-    on_table = (
-        poses(*model.PEG_RESET, model.PEG_REST_Z),
-        poses(*model.SOCKET_RESET, model.SOCKET_REST_Z),
+def test_stages_need_grips_and_lift():
+    """A peg put at the pin is worth nothing while nobody holds it, and all when both do."""
+    task = AlohaInsertion(near_starts=1.0, shaped=False)
+    step = jax.jit(task.step)
+    states = jax.jit(jax.vmap(task.reset, in_axes=(0, None)))(
+        jax.random.split(jax.random.key(0), 16), jnp.zeros(1)
     )
-    in_air = poses(*model.PEG_RESET, 0.12), poses(*model.SOCKET_RESET, 0.1)
-    starts = [
-        jax.jit(jax.vmap(make))(*where)
-        for make, where in ((kinematics.at_home, on_table), (kinematics.grasped, in_air))
-    ]
-    qpos, target = (np.concatenate(pair) for pair in zip(*starts, strict=True))
-    history = run_in_c(physics, qpos.astype(np.float64), target, 250)
-    for world in range(worlds):
-        assert_inserted(physics, history[-1, world])
-        assert_inserted(physics, history[99, worlds + world])
+    things = {name: task.physics.qpos_slice(name) for name in ("socket", "peg")}
+    heights = states.physics.qpos[:, things["peg"]][:, 2]
+    state = jax.tree.map(lambda x: x[int(jnp.argmax(heights))], states)  # facing each other
+    assert heights.max() > 0.1
+    closed = jnp.zeros(14).at[jnp.array([6, 13])].set(-1.0)
+    for _ in range(5):
+        state = step(state, closed)
+    assert state.metrics["final/stage"] == 2 and state.reward == 2
+    qpos = state.physics.qpos
+    where = qpos[things["socket"]][:3] + jnp.array([model.FULL_DISTANCE - 0.001, 0.0, 0.0])
+    joined = qpos.at[things["peg"]].set(jnp.concatenate([where, qpos[things["socket"]][3:]]))
+    state = step(state.replace(physics=state.physics.replace(qpos=joined)), closed)
+    assert state.metrics["final/stage"] == 0  # at the pin, but out of the right gripper
+    assert state.metrics["success"] == 0

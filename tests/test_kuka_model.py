@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from envs_mjx import physics as ph
+from envs_mjx.kuka_pick_place import KukaPickPlace
 from envs_mjx.kuka_pick_place import model as kuka
-from envs_mjx.kuka_pick_place.expert import JOINT_STEP, ExpertInput, expert
+from tests.arms import play_in_c
 
 POSES = np.array(
     [
@@ -136,55 +137,66 @@ def test_arm_in_mjx_follows_c_for_half_a_second():
     np.testing.assert_allclose(state.qpos, expected[0], atol=1e-4)
 
 
-def start_states(count: int, seed: int):
-    """Cube's position, yaw and target's position, drawn from the model's ranges."""
-    rng = np.random.default_rng(seed)
-    while count:
-        cube = np.array([rng.uniform(*kuka.X_RANGE), rng.uniform(*kuka.Y_RANGE), kuka.CUBE_HALF])
-        target = np.array(
-            [
-                rng.uniform(*kuka.X_RANGE),
-                rng.uniform(*kuka.Y_RANGE),
-                max(rng.uniform(-0.05, 0.3), kuka.CUBE_HALF),
-            ]
-        )
-        if np.linalg.norm(cube - target) >= kuka.MIN_DISTANCE:
-            count -= 1
-            yield cube, rng.uniform(-np.pi, np.pi), target
+@pytest.mark.parametrize("level", [1.0, 0.0])
+def test_expert_brings_cubes_to_targets(level):
+    """In C MuJoCo: every one of 20 cubes within 2 cm of its target, from the table and, where
+    the curriculum begins, from the closed gripper."""
+    task = KukaPickPlace(grasped_starts=1.0)
+    qpos, info = play_in_c(task, 20, 150, level=level)
+    cube = qpos[:, task.physics.qpos_slice("cube")][:, :3]
+    assert np.linalg.norm(cube - info.target, axis=1).max() < 0.02
 
 
-def test_expert_brings_cubes_to_targets(friction):
-    """In C MuJoCo, 50 Hz, 3 s: every one of 20 cubes within 2 cm of its target."""
-    model, act = friction, jax.jit(expert)
-    jacobian = np.zeros((6, model.nv))
-    first = model.joint("cube").qposadr[0]
-    for cube, yaw, target in start_states(20, seed=0):
-        data = posed(model, kuka.HOME)
-        data.qpos[7:9] = kuka.FINGER_OPENING
-        data.qpos[first : first + 7] = [*cube, np.cos(yaw / 2), 0, 0, np.sin(yaw / 2)]
-        data.mocap_pos[0] = target
-        targets = kuka.HOME.copy()
-        for _ in range(150):
-            mujoco.mj_kinematics(model, data)
-            mujoco.mj_comPos(model, data)
-            grip, box = data.site("grip"), data.body("cube")
-            mujoco.mj_jacSite(model, data, jacobian[:3], jacobian[3:], grip.id)
-            world = ExpertInput(
-                joint_targets=targets,
-                joints=data.qpos[:7],
-                grip_position=grip.xpos,
-                grip_rotation=grip.xmat.reshape(3, 3),
-                jacobian=jacobian[:, :7],
-                finger=data.qpos[7],
-                cube_position=box.xpos,
-                cube_rotation=box.xmat.reshape(3, 3),
-                target_position=target,
-            )
-            action = np.asarray(act(jax.tree.map(np.float32, world)))
-            assert np.abs(action).max() <= 1.0
-            change = targets + JOINT_STEP * action[:7]
-            targets = np.clip(change, -kuka.JOINT_LIMITS, kuka.JOINT_LIMITS)
-            data.ctrl[:7] = targets
-            data.ctrl[7] = 0.5 * (action[7] + 1) * kuka.FINGER_OPENING
-            mujoco.mj_step(model, data, 4)
-        assert np.linalg.norm(data.body("cube").xpos - target) < 0.02
+@pytest.fixture(scope="module")
+def held():
+    """The task, and one world after half a second with the cube in the gripper."""
+    task = KukaPickPlace(grasped_starts=1.0)
+    state, step = jax.jit(task.reset)(jax.random.key(1), jnp.zeros(1)), jax.jit(task.step)
+    for _ in range(25):
+        state = step(state, jnp.zeros(8).at[7].set(-1.0))
+    return task, state, step
+
+
+def test_a_grasp_is_told_by_forces_that_c_agrees_with(held):
+    task, state, _ = held
+    assert state.metrics["final/grasped"] == 1
+    data = mujoco.MjData(task.physics.model)
+    data.qpos[:], data.qvel[:] = state.physics.qpos, state.physics.qvel
+    data.ctrl[:] = state.info.controls
+    mujoco.mj_forward(task.physics.model, data)
+    sides = np.zeros(2)
+    for i, contact in enumerate(data.contact):
+        names = [task.physics.model.geom(g).name for g in contact.geom]
+        force = np.zeros(6)
+        mujoco.mj_contactForce(task.physics.model, data, i, force)
+        sides += [force[0] * any(n.startswith(side) for n in names) for side in ("left", "right")]
+    ours = np.asarray(state.physics.touch).reshape(2, -1).sum(1)
+    assert sides.min() > 1.0
+    np.testing.assert_allclose(ours, sides, rtol=0.1)
+
+
+def test_an_opened_gripper_drops_the_cube(held):
+    task, state, step = held
+    height = state.physics.qpos[task.physics.qpos_slice("cube")][2]
+    for _ in range(25):
+        state = step(state, jnp.zeros(8).at[7].set(1.0))
+    assert state.metrics["final/grasped"] == 0
+    assert state.physics.qpos[task.physics.qpos_slice("cube")][2] < height - 0.01
+
+
+def test_the_magnet_ties_near_cubes_to_a_closing_gripper():
+    task = KukaPickPlace(grasp="magnet", grasped_starts=1.0, magnet_radius=0.02)
+    step = jax.jit(task.step)
+    state = jax.jit(task.reset)(jax.random.key(1), jnp.zeros(1))
+    lift = jnp.zeros(8).at[1].set(-0.5)
+    tied = state
+    for _ in range(10):
+        tied = step(tied, lift.at[7].set(-1.0))
+    assert tied.metrics["final/grasped"] == 1
+    cube = task.physics.qpos_slice("cube")
+    assert tied.physics.qpos[cube][2] > state.physics.qpos[cube][2] + 0.02
+    loose = step(tied, lift.at[7].set(1.0))
+    assert loose.metrics["final/grasped"] == 0
+    far = state.physics.qpos.at[cube.start].add(0.05)
+    away = step(state.replace(physics=state.physics.replace(qpos=far)), lift.at[7].set(-1.0))
+    assert away.metrics["final/grasped"] == 0

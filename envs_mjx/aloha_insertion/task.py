@@ -30,12 +30,15 @@ from jaxrl.options import option
 
 STAGES = 4
 _OWN = {"q": 6, "qdot": 6, "error": 6, "finger": 1, "grip": 3, "grip_axes": 6, "held": 1}
-_OBJECT = {"position": 3, "axes": 6, "velocity": 3, "to_grip": 3}
+_OBJECT = {"position": 3, "axes": 6, "velocity": 3, "in_grip": 3, "in_grip_fine": 3}
 OBSERVATION = (
     {f"{side}_{part}": size for side in m.SIDES for part, size in _OWN.items()}
     | {f"{thing}_{part}": size for thing in ("socket", "peg") for part, size in _OBJECT.items()}
-    | {"between": 3, "aside": 1, "turned": 3}
+    | {"between": 3, "to_pin_fine": 3, "aside": 1, "turned": 3}
 )
+# Distance (m) at which the fine copies of offsets saturate: grasps and the insertion are
+# matters of millimetres, the table one of decimetres.
+FINE = 0.015
 HOLDS = {"left": "socket", "right": "peg"}
 RESET = {"socket": m.SOCKET_RESET, "peg": m.PEG_RESET}  # m
 REST_Z = {"socket": m.SOCKET_REST_Z, "peg": m.PEG_REST_Z}  # m
@@ -75,11 +78,12 @@ class AlohaInsertion(ArmTask):
     """Two ViperX arms: the left one grasps a socket, the right one a peg; both lift, and the
     peg goes 20 mm into the socket until it meets the pin inside.
 
-    Observation [98], for each arm: joint positions 6 (rad), velocities 6 (rad/s), targets
+    Observation [104], for each arm: joint positions 6 (rad), velocities 6 (rad/s), targets
     minus positions 6 (rad), finger 1 (m), gripper's position 3 (m) and two axes 6, whether it
     holds its object 1; for socket and peg: centre 3 (m), two axes 6, velocity 3 (m/s), centre
-    minus gripper 3 (m); the peg's centre in the socket's frame 3 (m), its entering end's
-    distance from the socket's axis 1 (m), cross product of the two axes 3.
+    minus gripper in the gripper's frame 3 (m) and once more, tanh of it over 15 mm, 3; the
+    peg's centre in the socket's frame 3 (m), tanh of its way to the pin over 15 mm 3, its
+    entering end's distance from the socket's axis 1 (m), cross product of the two axes 3.
 
     Action [14]: left arm's changes of joint targets as shares of `joint_step` 6 and gripper
     opening 1 (-1 closed, 1 open), then the right arm's.
@@ -304,7 +308,7 @@ class AlohaInsertion(ArmTask):
         held: dict[str, jax.Array],
         geometry: _Geometry,
     ) -> jax.Array:
-        """[98] the observation."""
+        """[104] the observation."""
         parts = []
         for i, side in enumerate(m.SIDES):
             arm, (position, axes) = self.arms[side], grips[side]
@@ -322,8 +326,12 @@ class AlohaInsertion(ArmTask):
         for side, thing in HOLDS.items():
             position, axes = poses[thing]
             velocity = physics.qvel[self.physics.qvel_slice(thing)][:3]
-            parts += [position, axes[:, 0], axes[:, 2], velocity, position - grips[side][0]]
-        parts += [geometry.between, geometry.aside[None], geometry.turned]
+            in_grip = grips[side][1].T @ (position - grips[side][0])
+            parts += [position, axes[:, 0], axes[:, 2], velocity]
+            parts += [in_grip, jnp.tanh(in_grip / FINE)]
+        to_pin = geometry.between - jnp.array([m.FULL_DISTANCE, 0.0, 0.0])
+        parts += [geometry.between, jnp.tanh(to_pin / FINE)]
+        parts += [geometry.aside[None], geometry.turned]
         return jnp.concatenate(parts)
 
     # -- baselines and pictures -------------------------------------------------------

@@ -33,8 +33,13 @@ OBSERVATION = {
     "faces": 2,
     "target": 3,
     "to_cube": 3,
+    "to_cube_fine": 3,
     "to_target": 3,
+    "to_target_fine": 3,
 }
+# Distances (m) at which the fine copies of the two offsets saturate: a grasp is a matter of
+# millimetres, the table one of decimetres.
+FINE_GRASP, FINE_PLACE = 0.015, 0.03
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,11 +75,12 @@ class KukaPickPlace(ArmTask):
     """A Kuka iiwa fetches a 5 cm cube from anywhere on the table and holds it at a target on
     the table or in the air, at least 15 cm away.
 
-    Observation [49]: joint positions 7 (rad), velocities 7 (rad/s), joint targets minus
+    Observation [55]: joint positions 7 (rad), velocities 7 (rad/s), joint targets minus
     positions 7 (rad), finger opening 1 (m), grasped 1, position of the grip 3 (m), its closing
     and pointing axes 6, position 3 (m) and velocity 3 (m/s) of the cube, cosine and sine of
-    four times the angle between its faces and the fingers 2, target 3 (m), cube minus grip 3
-    and target minus cube 3 (m).
+    four times the angle between its faces and the fingers 2, target 3 (m), cube minus grip in
+    the grip's frame 3 (m) and once more, tanh of it over 15 mm, 3; target minus cube 3 (m), and
+    tanh of it over 3 cm, 3.
 
     Action [8]: changes of the joint targets as shares of `joint_step`; opening of the
     gripper, -1 closed and 1 open.
@@ -244,7 +250,7 @@ class KukaPickPlace(ArmTask):
             self.rewards,
         )
         turn = cube_yaw(cube_axes) - jnp.arctan2(grip_axes[1, 1], grip_axes[0, 1])
-        q = physics.qpos[self.arm.qpos]
+        q, in_grip = physics.qpos[self.arm.qpos], grip_axes.T @ to_cube
         obs = jnp.concatenate(
             [
                 q,
@@ -259,8 +265,10 @@ class KukaPickPlace(ArmTask):
                 physics.qvel[self.physics.qvel_slice("cube")][:3],
                 jnp.stack([jnp.cos(4 * turn), jnp.sin(4 * turn)]),
                 info.target,
-                to_cube,
+                in_grip,
+                jnp.tanh(in_grip / FINE_GRASP),
                 to_target,
+                jnp.tanh(to_target / FINE_PLACE),
             ]
         )
         return State(
