@@ -29,6 +29,26 @@ from jaxrl.envs.rewards import weighted
 from jaxrl.options import option
 
 STAGES = 4
+# Simulation costs nearly all, so many updates a sample. The scripted controller shows what to
+# do in the states that the policy visits.
+PPO = {
+    "num_steps": 20,
+    "learning_rate": 1e-3,
+    "gamma": 0.98,
+    "num_epochs": 8,
+    "num_minibatches": 4,
+    "max_grad_norm": 1.0,
+    "normalize_reward": True,
+    "schedule": {"kind": "linear", "final": 0.05},
+    "expert": {"name": "scripted", "coef": 3.0, "until": 0.8},
+    "network": {
+        "policy_hidden": [256, 256],
+        "value_hidden": [256, 256],
+        "activation": "swish",
+        "initial_std": 0.15,
+    },
+}
+
 _OWN = {"q": 6, "qdot": 6, "error": 6, "finger": 1, "grip": 3, "grip_axes": 6, "held": 1}
 _OBJECT = {"position": 3, "axes": 6, "velocity": 3, "in_grip": 3, "in_grip_fine": 3}
 OBSERVATION = (
@@ -115,7 +135,24 @@ class AlohaInsertion(ArmTask):
         "0: some starts near the grasp or the insertion; 1: none",
     )
 
-    presets: ClassVar[dict[str, dict[str, Any]]] = {}
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "cpu": {
+            "ppo": {
+                "num_envs": 128,
+                "total_timesteps": 600_000,
+                "ppo": PPO,
+                "eval": {"every": 100_000},
+                "checkpoint": {"every": 100_000},
+            }
+        },
+        "gpu": {
+            "ppo": {
+                "num_envs": 2048,
+                "total_timesteps": 20_000_000,
+                "ppo": PPO | {"num_minibatches": 32},
+            }
+        },
+    }
     eval_overrides: ClassVar[dict[str, Any]] = {"shaped": False}
 
     @functools.cached_property

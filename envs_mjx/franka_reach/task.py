@@ -99,7 +99,14 @@ class FrankaReach(ArmTask):
     )
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "cpu": {"ppo": {"num_envs": 256, "total_timesteps": 2_000_000, "ppo": PPO}},
+        "cpu": {
+            "ppo": {
+                "num_envs": 256,
+                "total_timesteps": 1_000_000,
+                "ppo": PPO,
+                "eval": {"every": 200_000},
+            }
+        },
         "gpu": {"ppo": {"num_envs": 4096, "total_timesteps": 20_000_000, "ppo": PPO}},
     }
 

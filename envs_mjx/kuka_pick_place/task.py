@@ -20,6 +20,26 @@ from jaxrl.envs import ArraySpec, CurriculumConfig, State
 from jaxrl.envs.rewards import weighted
 from jaxrl.options import option
 
+# Simulation costs most, so many updates a sample. The scripted controller shows what to do in
+# the states that the policy visits; it fails under much noise, so there is little.
+PPO = {
+    "num_steps": 20,
+    "learning_rate": 1e-3,
+    "gamma": 0.98,
+    "num_epochs": 8,
+    "num_minibatches": 8,
+    "max_grad_norm": 1.0,
+    "normalize_reward": True,
+    "schedule": {"kind": "linear", "final": 0.05},
+    "expert": {"name": "scripted", "coef": 3.0, "until": 0.8},
+    "network": {
+        "policy_hidden": [256, 256],
+        "value_hidden": [256, 256],
+        "activation": "swish",
+        "initial_std": 0.1,
+    },
+}
+
 OBSERVATION = {
     "q": 7,
     "qdot": 7,
@@ -110,7 +130,24 @@ class KukaPickPlace(ArmTask):
         "0: some starts with the cube in the gripper; 1: none",
     )
 
-    presets: ClassVar[dict[str, dict[str, Any]]] = {}
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "cpu": {
+            "ppo": {
+                "num_envs": 256,
+                "total_timesteps": 1_000_000,
+                "ppo": PPO,
+                "eval": {"every": 200_000},
+                "checkpoint": {"every": 200_000},
+            }
+        },
+        "gpu": {
+            "ppo": {
+                "num_envs": 2048,
+                "total_timesteps": 20_000_000,
+                "ppo": PPO | {"num_minibatches": 32},
+            }
+        },
+    }
 
     @functools.cached_property
     def physics(self) -> Physics:
