@@ -12,7 +12,7 @@ from jaxrl.options import flatten
 
 USAGE = """\
 usage: python -m jaxrl.evaluate RUN_OR_CHECKPOINT [options]
-       python -m jaxrl.evaluate --baselines TASK [options]
+       python -m jaxrl.evaluate --baselines TASK_OR_RUN [options]
 
 Plays fresh episodes, compiled, with the deterministic policy, and prints what came of
 them. RUN is a run's folder (its best model is taken) or one checkpoint's.
@@ -20,10 +20,12 @@ them. RUN is a run's folder (its best model is taken) or one checkpoint's.
   --episodes N       number of episodes (100)
   --seed N           seed of the episodes (0)
   --set KEY=VALUE    change a setting, such as env.drive=omniwheel; repeatable
-  --json FILE        where the numbers go (RUN/eval/<checkpoint>-<settings>.json)
+  --json FILE        where the numbers go (RUN/eval/<checkpoint>-<settings>.json; with
+                     --baselines RUN: RUN/eval/baselines.json, which its report shows)
   --video FILE       write a video of one episode (.mp4); with --baselines of the first
                      scripted one
-  --baselines TASK   judge the task's scripted baselines instead, zero and random included
+  --baselines TASK_OR_RUN   judge a task's scripted baselines instead, zero and random
+                     included; of a run: with its settings of the task
 """
 
 FLAGS = {
@@ -81,13 +83,18 @@ def _policy(path: str, flags: dict[str, Any]) -> int:
 def _baselines(flags: dict[str, Any]) -> int:
     import jax
 
-    from jaxrl.config import resolve
+    from jaxrl.config import read_yaml, resolve
     from jaxrl.evaluation import Evaluator, format_summary, summarize
+    from jaxrl.report import BASELINES
     from jaxrl.runs import write_json
 
     episodes, seed = cli.whole(flags, "episodes", 100), cli.whole(flags, "seed", 0, least=0)
     changed = flags["set"] | {"eval_overrides": flags["set"].get("env", {})}
-    config = resolve({"env": {"name": flags["baselines"]}}, changed, platform="none")
+    run, out = Path(flags["baselines"]), flags.get("json")
+    base: dict[str, Any] = {"env": {"name": str(run)}}
+    if (run / "config.yaml").exists():
+        base, out = read_yaml(run / "config.yaml"), out or run / "eval" / BASELINES
+    config = resolve(base, changed, platform="none")
     env, results = config.eval_env, {}
     actors = baselines(env)
     for name, actor in actors.items():
@@ -96,9 +103,9 @@ def _baselines(flags: dict[str, Any]) -> int:
         results[name] = summarize(evaluator.statistics, table)
         print(f"\n{name}: {episodes} episodes")
         print(format_summary(results[name]))
-    if flags.get("json"):
+    if out:
         write_json(
-            Path(flags["json"]),
+            Path(out),
             {"task": config.task, "episodes": episodes, "seed": seed, "baselines": results},
         )
     if flags.get("video"):

@@ -26,6 +26,8 @@ from jaxrl.reporting.pages import (
     table,
 )
 
+BASELINES = "baselines.json"  # what `evaluate --baselines RUN` writes into RUN/eval
+
 USAGE = """\
 usage: python -m jaxrl.report RUN [RUN ...] [--out FILE]
 
@@ -64,14 +66,15 @@ def page(run: Path) -> str:
         raise UserError(f"{run}: progress.csv has no rows yet")
     last = rows[-1]
     steps, minutes = last[STEPS], last["time/time_elapsed"] / 60
-    facts = hardware(run)
+    facts, baselines = hardware(run), _baselines(run)
     sections = [
         f"<h1>{html.escape(run.resolve().name)}</h1>",
         f"<p>{steps:,.0f} control steps in {minutes:.1f} minutes.</p>",
         _video(run),
         "<h2>Learning curves</h2>",
-        _plots(rows),
+        _plots(rows, baselines),
         *[_evaluation(path) for path in sorted((run / "eval").glob("*.json"))],
+        _baseline_table(baselines),
         f"<h2>Hardware and versions</h2>{hardware_table(facts)}" if facts else "",
         "<h2>Configuration</h2>",
         f"<pre>{html.escape((run / 'config.yaml').read_text())}</pre>",
@@ -79,7 +82,24 @@ def page(run: Path) -> str:
     return document(run.resolve().name, sections)
 
 
-def _plots(rows: list[dict[str, float]]) -> str:
+def _baselines(run: Path) -> dict[str, dict[str, Any]]:
+    """Summaries of the task's baselines by name, where they have been judged."""
+    path = run / "eval" / BASELINES
+    return json.loads(path.read_text()).get("baselines", {}) if path.exists() else {}
+
+
+def _baseline_table(baselines: dict[str, dict[str, Any]]) -> str:
+    if not baselines:
+        return ""
+    columns = [c for c in ("return", "success", "length") if c in next(iter(baselines.values()))]
+    rows = [
+        (html.escape(name), *(f"{summary[c]['mean']:.4g}" for c in columns))
+        for name, summary in baselines.items()
+    ]
+    return "<h2>Baselines (means)</h2>" + table(["", *columns], rows)
+
+
+def _plots(rows: list[dict[str, float]], baselines: dict[str, dict[str, Any]]) -> str:
     known = [(t, [n for n in names if _points(rows, n)]) for t, names in CURVES]
     known = [(title, names) for title, names in known if names]
     if not known:
@@ -89,8 +109,13 @@ def _plots(rows: list[dict[str, float]]) -> str:
         for name in names:
             style = {"marker": "o", "ms": 3} if name.startswith("eval/") else {"alpha": 0.8}
             axis.plot(*zip(*_points(rows, name)), label=name, **style)
+        for number, (name, summary) in enumerate(baselines.items()):
+            judged = summary.get({"Return": "return", "Success rate": "success"}.get(title))
+            if judged:
+                style = {"color": "#555", "lw": 1, "ls": ("--", ":", "-.")[number % 3]}
+                axis.axhline(judged["mean"], label=name, **style)
         axis.set_title(title, fontsize=11, loc="left", fontweight="bold")
-        if len(names) > 1:
+        if axis.get_legend_handles_labels()[1][1:]:
             axis.legend(fontsize=7)
     return image(figure, "learning curves")
 

@@ -219,6 +219,17 @@ def test_curves_of_every_algorithm_have_a_place():
     }
 
 
+def test_baselines_stand_beside_the_policy(tmp_path):
+    run = write_run(tmp_path / "run")
+    judged = {"return": {"mean": 321.5}, "success": {"mean": 0.75}, "length": {"mean": 200.0}}
+    text = json.dumps({"task": "t", "baselines": {"scripted": judged}})
+    (run / "eval" / "baselines.json").write_text(text)
+    page = re.sub(r"<[^>]+>", " ", report.page(run))
+    assert re.search(
+        r"Baselines .means. +return +success +length +scripted +321.5 +0.75 +200", page
+    )
+
+
 def test_a_row_cut_short_is_left_out(tmp_path):
     path = tmp_path / "progress.csv"
     path.write_text("time/total_timesteps,train/loss,time/fps\n1,,3\n2,0.5\n")

@@ -139,7 +139,7 @@ class AlohaInsertion(ArmTask):
         "cpu": {
             "ppo": {
                 "num_envs": 128,
-                "total_timesteps": 600_000,
+                "total_timesteps": 400_000,
                 "ppo": PPO,
                 "eval": {"every": 100_000},
                 "checkpoint": {"every": 100_000},

@@ -22,6 +22,8 @@ CURVES = (
     ("Return", ("rollout/ep_rew_mean", "eval/mean_reward")),
     ("Success rate", ("rollout/success_rate", "eval/success_rate")),
     ("Episode length (steps)", ("rollout/ep_len_mean", "eval/mean_ep_length")),
+    ("Curriculum level", ("rollout/level",)),
+    ("Squared distance to the expert's actions", ("train/expert_loss",)),
     ("Approximate KL", ("train/approx_kl",)),
     ("Explained variance", ("train/explained_variance",)),
     ("Value loss", ("train/value_loss",)),
