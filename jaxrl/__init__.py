@@ -17,4 +17,8 @@ if _sys.platform == "linux" and "MUJOCO_GL" not in _os.environ:
             _os.environ["MUJOCO_GL"] = _gl
             break
 
+from jaxrl.bridge.gym_out import register_all as _register_all
+
+_register_all()
+
 __version__ = "0.1.0"

@@ -133,9 +133,9 @@ def resolve(*layers: dict[str, Any], platform: str) -> RunConfig:
     overrides = values.pop("eval_overrides", None) or {}
     if not isinstance(overrides, dict):
         raise UserError(f"eval_overrides: expected a section of the task's, got {overrides!r}")
-    env = _make_env(env_class, settings, "env.")
+    env = _build_env(env_class, settings, "env.")
     at_evaluation = merge(settings, getattr(env_class, "eval_overrides", {}), overrides)
-    eval_env = _make_env(env_class, at_evaluation, "eval_overrides.")
+    eval_env = _build_env(env_class, at_evaluation, "eval_overrides.")
     if eval_env.observation_spec != env.observation_spec:
         raise UserError("eval_overrides: they change what the policy observes")
     return RunConfig(
@@ -147,7 +147,16 @@ def resolve(*layers: dict[str, Any], platform: str) -> RunConfig:
     )
 
 
-def _make_env(env_class: type, settings: dict[str, Any], path: str) -> Env:
+def make_env(name: str, settings: dict[str, Any] | None = None) -> Env:
+    """A task by its name, with its settings.
+
+    Raises:
+      UserError: an unknown task or setting.
+    """
+    return _build_env(envs.env_class(name), settings or {}, "")
+
+
+def _build_env(env_class: type, settings: dict[str, Any], path: str) -> Env:
     """The task with its settings, behind delay, noise and history if there are any."""
     settings = dict(settings)
     wrap = build(WrapConfig, settings.pop("wrap", None) or {}, f"{path}wrap.")

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import yaml
 
-from jaxrl import report
+from jaxrl import evaluate, report
+from jaxrl.config import write_yaml
 from jaxrl.errors import UserError
 from jaxrl.reporting import overlay
 from jaxrl.reporting.members import grouped, is_population, read_members
@@ -228,6 +229,13 @@ def test_baselines_stand_beside_the_policy(tmp_path):
     assert re.search(
         r"Baselines .means. +return +success +length +scripted +321.5 +0.75 +200", page
     )
+
+
+def test_baselines_of_a_run_are_judged_with_its_settings(tmp_path, small_run):
+    write_yaml(small_run({"env": {"ends_at": 3}}), tmp_path / "config.yaml")
+    assert evaluate.main(["--baselines", str(tmp_path), "--episodes", "4"]) == 0
+    written = json.loads((tmp_path / "eval" / "baselines.json").read_text())["baselines"]
+    assert set(written) == {"zero", "random"} and written["zero"]["length"]["mean"] == 3
 
 
 def test_a_row_cut_short_is_left_out(tmp_path):

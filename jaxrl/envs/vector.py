@@ -163,16 +163,16 @@ class Vector:
           action: [N, A] in [-1, 1].
         """
         worlds = self._step_worlds(state.worlds, action)
-        finite = _finite((worlds.physics, worlds.obs, worlds.reward), self.num_envs)
+        whole = all_finite((worlds.physics, worlds.obs, worlds.reward), self.num_envs)
         metrics = jnp.zeros((self.num_envs, 0))  # a task may have none
         if self.metric_names:
             metrics = jnp.stack([worlds.metrics[name] for name in self.metric_names], axis=1)
-        metrics = jnp.where(finite[:, None], metrics, 0.0)
-        reward = jnp.where(finite, worlds.reward, 0.0)
-        final_obs = select(finite, worlds.obs, state.worlds.obs)
+        metrics = jnp.where(whole[:, None], metrics, 0.0)
+        reward = jnp.where(whole, worlds.reward, 0.0)
+        final_obs = select(whole, worlds.obs, state.worlds.obs)
 
         steps = state.steps + 1
-        terminated = worlds.terminated.astype(bool) | ~finite
+        terminated = worlds.terminated.astype(bool) | ~whole
         truncated = (steps >= self.env.episode_length) & ~terminated
         done = terminated | truncated
 
@@ -195,7 +195,7 @@ class Vector:
             terminated=terminated,
             truncated=truncated,
             final_obs=final_obs,
-            nonfinite=~finite,
+            nonfinite=~whole,
             episode=episode,
             ended=ended,
         )
@@ -234,7 +234,7 @@ def _reduction(name: str) -> int:
     return 1 if name == "success" or name.startswith("final/") else 2
 
 
-def _finite(tree: Any, n: int) -> jax.Array:
+def all_finite(tree: Any, n: int) -> jax.Array:
     """[n] bool: every float leaf [n, ...] of the tree is finite in that row."""
     leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
     flat = jnp.concatenate([x.reshape(n, -1) for x in leaves], axis=1)

@@ -1,0 +1,162 @@
+"""jaxrl's tasks as Gymnasium environments, one world and many."""
+
+import warnings
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+from gymnasium.vector import AutoresetMode
+
+import jaxrl
+from jaxrl import envs
+from jaxrl.errors import UserError
+from tests import toys
+
+envs.register("fragile", toys.Fragile)
+
+
+def many(num_envs=4, task="countdown", **settings):
+    from jaxrl.bridge.gym_out import GymVectorEnv
+
+    return GymVectorEnv(task, num_envs, **settings)
+
+
+def still(env):
+    return np.zeros(env.action_space.shape, np.float32)
+
+
+def test_every_installed_task_is_registered():
+    names = set(gymnasium.registry)
+    assert names >= {
+        "jaxrl/Ballbot-v0",
+        "jaxrl/Pendulum-v0",
+        "jaxrl/FrankaReach-v0",
+        "jaxrl/KukaPickPlace-v0",
+        "jaxrl/AlohaInsertion-v0",
+    }
+    assert jaxrl.__version__
+
+
+def test_gymnasiums_checker_passes():
+    env = gymnasium.make("jaxrl/Pendulum-v0")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", message=".*(spec|render|infinity).*")
+        check_env(env.unwrapped, skip_render_check=True)
+
+
+def test_stable_baselines_checker_passes():
+    checker = pytest.importorskip("stable_baselines3.common.env_checker")
+    checker.check_env(gymnasium.make("jaxrl/Pendulum-v0"))
+
+
+def test_settings_reach_the_task_and_wrong_ones_are_named():
+    env = gymnasium.make("jaxrl/Ballbot-v0", max_speed=0.3, wrap={"history": 2})
+    assert env.unwrapped.task.max_speed == 0.3
+    assert env.observation_space.shape == (34,)
+    with pytest.raises(UserError, match="unknown setting max_sped; did you mean max_speed"):
+        gymnasium.make("jaxrl/Ballbot-v0", max_sped=0.3)
+
+
+def test_one_world_ends_as_the_task_says():
+    from jaxrl.bridge.gym_out import GymEnv
+
+    env = GymEnv("countdown", episode_length=3)
+    with pytest.raises(gymnasium.error.ResetNeeded):
+        env.step(still(env))
+    env.reset(seed=0)
+    ends = [env.step(still(env))[2:4] for _ in range(3)]
+    assert ends == [(False, False), (False, False), (False, True)]
+    env = GymEnv("countdown", ends_at=2)
+    env.reset(seed=0)
+    env.step(still(env))
+    _, reward, terminated, truncated, info = env.step(still(env))
+    assert (reward, terminated, truncated, info["is_success"]) == (1.0, True, False, True)
+
+
+def test_seeds_repeat_and_starts_differ():
+    from jaxrl.bridge.gym_out import GymEnv
+
+    env = GymEnv("countdown")
+    first = [env.reset(seed=3)[0], env.reset()[0]]
+    again = [env.reset(seed=3)[0], env.reset()[0]]
+    np.testing.assert_array_equal(first, again)
+    assert (first[0] != first[1]).any()
+    vector = many()
+    one, two = vector.reset(seed=3)[0], vector.reset(seed=3)[0]
+    np.testing.assert_array_equal(one, two)
+    assert len(np.unique(one[:, 0])) == 4
+
+
+def test_a_world_that_diverges_terminates_with_what_was_last_seen():
+    from jaxrl.bridge.gym_out import GymEnv
+
+    env = GymEnv("fragile")
+    seed = next(s for s in range(50) if env.reset(seed=s)[0][0] < 0.5)
+    env.reset(seed=seed)
+    for _ in range(2):
+        obs = env.step(still(env))[0]
+    last, reward, terminated, _, info = env.step(still(env))
+    assert terminated and info["nonfinite"] and reward == 0
+    np.testing.assert_array_equal(last, obs)
+
+
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+def test_resets_of_many_worlds_are_gymnasiums(mode):
+    env = many(episode_length=3, autoreset_mode=mode)
+    assert env.metadata["autoreset_mode"] is mode
+    start = env.reset(seed=0)[0]
+    seen = []
+    for _ in range(3):
+        obs, rewards, terminated, truncated, infos = env.step(still(env))
+        seen.append(obs)
+        assert (rewards == 1).all() and not terminated.any()
+    assert truncated.all() and not infos["is_success"].any()
+    np.testing.assert_allclose(infos["episode"]["r"], 3.0)
+    if mode is AutoresetMode.SAME_STEP:
+        assert (obs[:, 1] == 0).all() and infos["_final_obs"].all()
+        assert [row[1] for row in infos["final_obs"]] == [3.0] * 4
+        np.testing.assert_allclose(infos["final_info"]["episode"]["l"], 3.0)
+        return
+    assert (obs[:, 1] == 3).all()  # the true final observation
+    np.testing.assert_array_equal(obs[:, 0], start[:, 0])
+    if mode is AutoresetMode.DISABLED:
+        with pytest.raises(gymnasium.error.ResetNeeded, match=r"worlds \[0, 1, 2, 3\]"):
+            env.step(still(env))
+        mask = np.array([True, False, True, False])
+        after, _ = env.reset(options={"reset_mask": mask})
+        assert after[:, 1].tolist() == [0, 3, 0, 3]
+        return
+    obs, rewards, _, truncated, _ = env.step(still(env))
+    assert (obs[:, 1] == 0).all() and (rewards == 0).all() and not truncated.any()
+    assert (obs[:, 0] != start[:, 0]).all()
+    obs, rewards, *_ = env.step(still(env))
+    assert (obs[:, 1] == 1).all() and (rewards == 1).all()
+
+
+def test_starts_stay_fresh_however_many_episodes_there_are():
+    env = many(2, ends_at=1, autoreset_mode="SameStep")
+    starts = [env.reset(seed=0)[0][:, 0]]
+    for _ in range(20):
+        starts.append(env.step(still(env))[0][:, 0])
+    assert len(np.unique(np.stack(starts))) == 42
+
+
+def test_make_vec_gives_the_compiled_vector():
+    env = gymnasium.make_vec("jaxrl/Pendulum-v0", num_envs=16)
+    obs, _ = env.reset(seed=0)
+    assert obs.shape == (16, 3) and obs.dtype == np.float32
+    obs, rewards, terminated, truncated, _ = env.step(env.action_space.sample())
+    assert env.observation_space.contains(obs) and rewards.shape == (16,)
+    assert terminated.dtype == truncated.dtype == bool
+    env.close()
+
+
+def test_stable_baselines_learns_on_it():
+    sb3 = pytest.importorskip("stable_baselines3")
+    env = gymnasium.make("jaxrl/Pendulum-v0")
+    model = sb3.PPO("MlpPolicy", env, n_steps=64, batch_size=64, n_epochs=2, seed=0)
+    before = [p.clone() for p in model.policy.parameters()]
+    model.learn(128)
+    assert any((a != b).any() for a, b in zip(before, model.policy.parameters()))
