@@ -124,6 +124,9 @@ def resolve(*layers: dict[str, Any], platform: str) -> RunConfig:
     section = {"name": section} if isinstance(section, str) else section
     if not isinstance(section, dict):
         raise UserError(f"env: expected a section or a task's name, got {section!r}")
+    if "gym" in section:
+        section = {**section, "name": f"gym:{section['gym']}"}
+        del section["gym"]
     task = str(section.get("name", DEFAULT_TASK))
     env_class = envs.env_class(task)
     presets = getattr(env_class, "presets", {}).get(platform, {})

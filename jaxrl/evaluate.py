@@ -84,7 +84,7 @@ def _baselines(flags: dict[str, Any]) -> int:
     import jax
 
     from jaxrl.config import read_yaml, resolve
-    from jaxrl.evaluation import Evaluator, format_summary, summarize
+    from jaxrl.evaluation import format_summary, make_evaluator, summarize
     from jaxrl.report import BASELINES
     from jaxrl.runs import write_json
 
@@ -98,7 +98,7 @@ def _baselines(flags: dict[str, Any]) -> int:
     env, results = config.eval_env, {}
     actors = baselines(env)
     for name, actor in actors.items():
-        evaluator = Evaluator(env, actor, episodes)
+        evaluator = make_evaluator(env, actor, episodes)
         table = evaluator(None, jax.random.key(seed))
         results[name] = summarize(evaluator.statistics, table)
         print(f"\n{name}: {episodes} episodes")

@@ -73,6 +73,15 @@ class Evaluator:
         return jax.lax.while_loop(lambda carry: ~carry[2].all(), act, start)[3]
 
 
+def make_evaluator(
+    env: Env, actor: Actor, episodes: int, *, members: int | None = None
+) -> Evaluator:
+    """The evaluator that fits the task; arguments as `Evaluator`."""
+    if hasattr(env, "make_evaluator"):
+        return env.make_evaluator(actor, episodes)
+    return Evaluator(env, actor, episodes, members=members)
+
+
 def summarize(
     statistics: tuple[str, ...], table: np.ndarray, *, resamples: int = 2000
 ) -> dict[str, dict[str, float]]:

@@ -13,6 +13,8 @@ import types
 import typing
 from typing import Any, Literal, TypeVar
 
+import yaml
+
 from jaxrl.errors import UserError
 
 T = TypeVar("T")
@@ -35,6 +37,8 @@ def option(
       least, most: inclusive bounds.
     """
     metadata = {"help": help, "above": above, "least": least, "most": most}
+    if isinstance(default, dict):
+        return dataclasses.field(default_factory=lambda: dict(default), metadata=metadata)
     if dataclasses.is_dataclass(default):
         return dataclasses.field(default_factory=lambda: default, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -101,6 +105,8 @@ def type_name(hint: Any) -> str:
         return "one of " + ", ".join(map(repr, typing.get_args(hint)))
     if typing.get_origin(hint) is tuple:
         return f"list of {type_name(typing.get_args(hint)[0])}"
+    if typing.get_origin(hint) is dict:
+        return "section"
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return " or ".join(type_name(a) for a in typing.get_args(hint))
     if hint is type(None):
@@ -124,6 +130,10 @@ def _convert(value: Any, hint: Any, path: str, default: Any = None) -> Any:
         if value not in typing.get_args(hint):
             raise wrong
         return value
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise wrong
+        return {key: yaml.safe_load(v) if isinstance(v, str) else v for key, v in value.items()}
     if origin is tuple:
         return _convert_list(value, typing.get_args(hint)[0], path, wrong)
     if hint is bool:

@@ -14,7 +14,7 @@ from jaxrl import platform
 from jaxrl.algos import ALGORITHMS
 from jaxrl.config import RunConfig, resolve
 from jaxrl.errors import UserError
-from jaxrl.evaluation import Evaluator, policy_actor
+from jaxrl.evaluation import Evaluator, make_evaluator, policy_actor
 from jaxrl.options import flatten, nest, to_dict
 from jaxrl.runs import make_algorithm
 
@@ -88,6 +88,8 @@ class Population:
     def __init__(self, config: RunConfig):
         self.members = members(config)
         self._alone = not config.is_population
+        if not self._alone and hasattr(config.env, "make_vector"):
+            raise UserError("num_seeds, sweep: a Gymnasium environment trains one run at a time")
         self.algo = make_algorithm(config, members=len(self.members))
         shapes = jax.eval_shape(self.algo.init, jax.random.key(0))
         self._check_memory(config, shapes.replay)
@@ -154,7 +156,7 @@ class Population:
 
     def evaluator(self, config: RunConfig) -> Evaluator:
         """Judges all members' policies at once."""
-        return Evaluator(
+        return make_evaluator(
             config.eval_env,
             policy_actor(self.algo.policy),
             config.train.eval.episodes,

@@ -20,7 +20,7 @@ from jaxrl.algos import ALGORITHMS, Algorithm
 from jaxrl.checkpoint import Checkpointer, DamagedError, read_meta
 from jaxrl.config import RunConfig, resolve
 from jaxrl.errors import UserError
-from jaxrl.evaluation import Evaluator, policy_actor
+from jaxrl.evaluation import make_evaluator, policy_actor
 from jaxrl.files import write_text
 
 EVAL_SEED = 0x5EED  # evaluation draws its own random numbers
@@ -168,7 +168,7 @@ def evaluate_policy(
       settings: what was changed against the run's own, for the record.
     """
     begun = time.monotonic()
-    evaluator = Evaluator(trained.config.eval_env, trained.actor, episodes)
+    evaluator = make_evaluator(trained.config.eval_env, trained.actor, episodes)
     key = jax.random.fold_in(jax.random.key(EVAL_SEED + 1), seed)
     table = evaluator(trained.params, key)
     return {

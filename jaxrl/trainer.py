@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from jaxrl import evaluation
+from jaxrl.bridge.gym_in import HostLoop, HostVector
 from jaxrl.checkpoint import Checkpointer
 from jaxrl.config import RunConfig, write_yaml
 from jaxrl.errors import UserError
@@ -79,6 +80,11 @@ class Trainer:
         self._prepare_folder()
         if resume and self.checkpoints.steps():
             self.state = self._restore(jax.eval_shape(self.population.init))
+            if isinstance(self.algo.vector, HostVector):
+                print(
+                    "resumed but for the simulators' own state: new episodes begin in all worlds",
+                    file=sys.stderr,
+                )
         else:  # new, or killed before its first checkpoint: the same seed gives the same bits
             for folder in self.folders:
                 folder.best.discard_after(-1)
@@ -171,6 +177,8 @@ class Trainer:
                 raise
             finally:
                 self.console.close()
+                if isinstance(self.algo.vector, HostVector):
+                    self.algo.vector.close()
                 for sink in [*sinks, *self._own_sinks]:
                     with contextlib.suppress(OSError):
                         sink.close()
@@ -212,6 +220,8 @@ class Trainer:
 
     def _compiled_chunk(self):
         """`chunk` iterations as one program; the state's buffers are reused."""
+        if isinstance(self.algo.vector, HostVector):
+            return HostLoop(self.algo, self.chunk, self.population.finite)
 
         def chunk(state):
             state, (metrics, sums) = jax.lax.scan(
@@ -313,6 +323,7 @@ class Trainer:
         return [self._row(*own, fps) for own in self.population.split(by_member)]
 
     def _row(self, metrics: dict, episodes: Any, fps: float) -> dict[str, float]:
+        vector = self.algo.vector
         row = {name: _mean(values) for name, values in metrics.items()}
         count = int(episodes.count.sum())
         means = episodes.sums.sum(0) / count if count else np.full(episodes.sums.shape[-1], np.nan)
@@ -321,11 +332,12 @@ class Trainer:
             "length": "rollout/ep_len_mean",
             "success": "rollout/success_rate",
         }
-        for name, mean in zip(self.algo.vector.statistics, means, strict=True):
+        for name, mean in zip(vector.statistics, means, strict=True):
             row[names.get(name, f"rollout/{name}")] = float(mean)
         return row | {
             "rollout/episodes": count,
             "rollout/nan_resets": int(episodes.nonfinite.sum()),
+            **({"rollout/restarts": vector.restarts} if isinstance(vector, HostVector) else {}),
             "time/fps": fps,
             "time/iterations": self.progress.timesteps // self.algo.batch_size,
             "time/time_elapsed": self.progress.elapsed,

@@ -154,9 +154,15 @@ class Algorithm:
         self.batch_size = config.num_steps * num_envs
         self._check()
         starts = 2 + config.num_steps // 16
-        self.vector = Vector(env, num_envs, starts=starts, members=members, training=True)
+        if hasattr(env, "make_vector"):
+            self.vector = env.make_vector(num_envs)
+        else:
+            self.vector = Vector(env, num_envs, starts=starts, members=members, training=True)
         self.network = ActorCritic(config.network, env.action_spec.shape[0])
-        self.distribution = DISTRIBUTIONS[config.network.distribution]
+        discrete = env.action_spec.discrete
+        self.distribution = DISTRIBUTIONS[
+            "categorical" if discrete else config.network.distribution
+        ]
 
     def _check(self) -> None:
         network, spec = self.config.network, self.env.observation_spec
@@ -228,13 +234,37 @@ class Algorithm:
         """One iteration. Scalars to log and episode sums come out."""
         key, key_starts, key_iterate = jax.random.split(state.key, 3)
         envs = self.vector.refill(state.envs, key_starts)
-        rate = state.hyper.learning_rate * self._rate(state)
+        rate = state.hyper.learning_rate * self.rate(state)
         state, (metrics, episodes) = self._iterate(state.replace(envs=envs), key_iterate)
         metrics["train/learning_rate"] = rate
         if envs.curriculum is not None:
             for i, level in enumerate(envs.curriculum.level):
                 metrics[f"rollout/level_{i}" if i else "rollout/level"] = level
         return state.replace(key=key, iteration=state.iteration + 1), (metrics, episodes)
+
+    # -- training where the worlds live elsewhere ----------------------------------------
+
+    @property
+    def learns_every(self) -> int:
+        """Control steps that `learn` takes at once."""
+        raise NotImplementedError
+
+    def act(self, state: TrainState, key: jax.Array) -> tuple[jax.Array, Any]:
+        """Actions [N, A] on `state.envs.obs` while training, and what `learn` will need to
+        know of them."""
+        raise NotImplementedError
+
+    def learn(
+        self,
+        state: TrainState,
+        obs: Any,
+        action: jax.Array,
+        more: Any,
+        step: Timestep,
+        key: jax.Array,
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        """The updates after `learns_every` control steps; leaves [T, N, ...]."""
+        raise NotImplementedError
 
     def _init(self, key: jax.Array, one: Any, hyper: Hyperparameters) -> tuple[Any, Any, Any]:
         """Policy parameters, learner and replay for observations such as `one`."""
@@ -246,7 +276,7 @@ class Algorithm:
         """`num_steps` control steps of all worlds, and the updates that go with them."""
         raise NotImplementedError
 
-    def _rate(self, state: TrainState) -> jax.Array:
+    def rate(self, state: TrainState) -> jax.Array:
         """Factor of the schedule now."""
         return self.config.schedule.factor(state.iteration / max(self.total_iterations, 1))
 

@@ -21,6 +21,7 @@ from jaxrl.algos.base import (
     concat_keys,
     episode_sums,
 )
+from jaxrl.envs import Timestep
 from jaxrl.errors import UserError
 from jaxrl.nets import NetworkConfig, critic_ensemble
 from jaxrl.options import option
@@ -110,13 +111,13 @@ class OffPolicy(Algorithm):
     def __init__(self, config: Any, env: Any, num_envs: int, *args: Any, **kwargs: Any):
         super().__init__(config, env, num_envs, *args, **kwargs)
         c = self.config
-        obs = jax.eval_shape(env.reset, jax.random.key(0)).obs
+        obs = self.vector.observation()
         self.replay = Replay(
             c.buffer_size // num_envs,
             num_envs,
             obs,
             self.network.action_size,
-            episode_length=env.episode_length,
+            episode_length=self.vector.least_episode,
             n_step=c.n_step,
             storage=self._storage(obs),
         )
@@ -130,6 +131,8 @@ class OffPolicy(Algorithm):
     def _check(self) -> None:
         super()._check()
         c, name = self.config, self.name
+        if self.env.action_spec.discrete:
+            raise UserError(f"algo: {name} needs continuous actions; ppo takes discrete ones")
         if c.network.shared_trunk:
             raise UserError(f"{name}.network.shared_trunk: critics see actions, policies do not")
         least = self.num_envs * max(c.n_step + 2, math.ceil(c.learning_starts / self.num_envs))
@@ -205,16 +208,40 @@ class OffPolicy(Algorithm):
 
     def _step(self, state: TrainState, key: jax.Array) -> tuple[TrainState, Any]:
         """One control step of all worlds and the updates after it."""
-        key_act, key_sample, key_learn = jax.random.split(key, 3)
-        obs = state.envs.obs
+        key_act, key_learn = jax.random.split(key)
+        obs, (action, _) = state.envs.obs, self.act(state, key_act)
+        envs, step = self.vector.step(state.envs, action)
+        state, metrics = self._absorb(state.replace(envs=envs), obs, action, step, key_learn)
+        return state, (metrics, episode_sums(step))
+
+    learns_every = 1
+
+    def act(self, state: TrainState, key: jax.Array) -> tuple[jax.Array, Any]:
+        shape = (self.num_envs, self.network.action_size)
         action = jax.lax.cond(
             state.learner.updates == 0,  # still warming up
-            lambda: jax.random.uniform(
-                key_act, (self.num_envs, self.network.action_size), minval=-1.0, maxval=1.0
-            ),
-            lambda: self._explore(state, obs, key_act),
+            lambda: jax.random.uniform(key, shape, minval=-1.0, maxval=1.0),
+            lambda: self._explore(state, state.envs.obs, key),
         )
-        envs, step = self.vector.step(state.envs, action)
+        return action, ()
+
+    def learn(
+        self,
+        state: TrainState,
+        obs: Any,
+        action: jax.Array,
+        more: Any,
+        step: Timestep,
+        key: jax.Array,
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        obs, action, step = jax.tree.map(lambda x: x[0], (obs, action, step))
+        return self._absorb(state, obs, action, step, key)
+
+    def _absorb(
+        self, state: TrainState, obs: Any, action: jax.Array, step: Timestep, key: jax.Array
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        """Keeps a step of all worlds, leaves [N, ...], and learns."""
+        key_sample, key_learn = jax.random.split(key)
         statistics, scale = state.policy.normalizer, state.return_scale
         if self.config.normalize_observation:
             statistics = normalizer.update(statistics, obs)
@@ -224,13 +251,11 @@ class OffPolicy(Algorithm):
         state = state.replace(
             policy=state.policy.replace(normalizer=statistics),
             return_scale=scale,
-            envs=envs,
             replay=self.replay.insert(state.replay, obs, action, step),
         )
         ready = state.replay.inserted >= self.start_rows
         (params, learner), metrics = self._learn(state, ready, key_sample, key_learn)
-        state = state.replace(policy=state.policy.replace(params=params), learner=learner)
-        return state, (metrics, episode_sums(step))
+        return state.replace(policy=state.policy.replace(params=params), learner=learner), metrics
 
     def _learn(
         self, state: TrainState, ready: jax.Array, key_sample: jax.Array, key_learn: jax.Array
@@ -263,7 +288,7 @@ class OffPolicy(Algorithm):
         self, state: TrainState, carry: tuple[Any, Learner], batch: Transitions, key: jax.Array
     ) -> tuple[tuple[Any, Learner], dict[str, jax.Array]]:
         """One step of the critics, and in its turn of the policy, on a batch."""
-        learner, hyper, rate = carry[1], state.hyper, self._rate(state)
+        learner, hyper, rate = carry[1], state.hyper, self.rate(state)
         key_next, key_policy = jax.random.split(key)
         target = self._critic_target(state, carry, batch, key_next)
         gradient, metrics = jax.grad(self._critic_loss, has_aux=True)(

@@ -24,7 +24,7 @@ from jaxrl.algos.base import (
     episode_sums,
     shuffled,
 )
-from jaxrl.envs import State, VectorState
+from jaxrl.envs import Timestep, VectorState
 from jaxrl.errors import UserError
 from jaxrl.options import option
 from jaxrl.rl import losses, normalizer
@@ -109,7 +109,7 @@ class PPO(Algorithm):
     @property
     def _limit_slots(self) -> int:
         """A world meets its time limit at most this often in one rollout."""
-        return -(-self.config.num_steps // self.env.episode_length)
+        return -(-self.config.num_steps // self.vector.least_episode)
 
     def _check(self) -> None:
         super()._check()
@@ -124,6 +124,8 @@ class PPO(Algorithm):
             raise UserError(
                 "ppo.network.shared_trunk: needs policy_keys and value_keys to be the same"
             )
+        if c.expert.name is not None and self.env.action_spec.discrete:
+            raise UserError("ppo.expert.name: needs continuous actions")
         experts = getattr(self.env, "baselines", dict)()
         if c.expert.name is not None and c.expert.name not in experts:
             raise UserError(
@@ -138,12 +140,12 @@ class PPO(Algorithm):
         progress = state.iteration / max(self.total_iterations, 1)
         return c.coef * jnp.maximum(1.0 - progress / c.until, 0.0)
 
-    def _advice(self, worlds: State, wanted: jax.Array) -> jax.Array | None:
+    def _advice(self, envs: VectorState, wanted: jax.Array) -> jax.Array | None:
         """[N, A] what the expert would do, zero unless `wanted`; None without one."""
         if self._expert is None:
             return None
         none = jnp.zeros((self.num_envs, self.network.action_size))
-        return jax.lax.cond(wanted, jax.vmap(self._expert), lambda _: none, worlds)
+        return jax.lax.cond(wanted, jax.vmap(self._expert), lambda _: none, envs.worlds)
 
     def _value(self, state: PolicyState, obs: Any) -> jax.Array:
         x = self._keys(state, obs, self.config.network.value_keys)
@@ -162,9 +164,16 @@ class PPO(Algorithm):
         """Collect, learn, normalise."""
         key_act, key_learn = jax.random.split(key)
         envs, rollout, episodes = self._collect(state, key_act)
+        state, metrics = self._improve(state.replace(envs=envs), rollout, key_learn)
+        return state, (metrics, episodes)
+
+    def _improve(
+        self, state: TrainState, rollout: Rollout, key: jax.Array
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        """Learn from a rollout, then normalise."""
         return_scale, reward = self._scale_reward(state, rollout)
         batch = self._batch(state, rollout.replace(reward=reward))
-        params, opt_state, metrics = self._learn(state, batch, key_learn)
+        params, opt_state, metrics = self._learn(state, batch, key)
         # Acting and learning used the same statistics; now they may move.
         statistics = state.policy.normalizer
         if self.config.normalize_observation:
@@ -173,9 +182,49 @@ class PPO(Algorithm):
             policy=PolicyState(params=params, normalizer=statistics),
             learner=opt_state,
             return_scale=return_scale,
-            envs=envs,
         )
-        return state, (metrics, episodes)
+        return state, metrics
+
+    @property
+    def learns_every(self) -> int:
+        return self.config.num_steps
+
+    def act(self, state: TrainState, key: jax.Array) -> tuple[jax.Array, Any]:
+        noise = jax.random.normal(key, (self.num_envs, self.network.action_size))
+        return self._sampled(state.policy, state.envs.obs, noise)
+
+    def _sampled(
+        self, policy: PolicyState, obs: Any, noise: jax.Array
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        """Actions [N, A], and raw actions and their log-probabilities."""
+        gaussian = self._gaussian(policy, obs)
+        raw = self.distribution.sample(gaussian, noise)
+        return self.distribution.action(raw), (raw, self.distribution.log_prob(gaussian, raw))
+
+    def learn(
+        self,
+        state: TrainState,
+        obs: Any,
+        action: jax.Array,
+        more: Any,
+        step: Timestep,
+        key: jax.Array,
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        # The steps [S, N] at which the time limit ended a world's first, second, .. episode.
+        slots = jnp.arange(self._limit_slots)[:, None, None]
+        nth = jnp.where(step.truncated, jnp.cumsum(step.truncated, axis=0) - 1, -1)
+        when, world = (nth == slots).argmax(1), jnp.arange(self.num_envs)
+        rollout = Rollout(
+            obs,
+            *more,
+            step.reward,
+            step.terminated,
+            step.truncated,
+            expert=None,
+            limit_obs=jax.tree.map(lambda x: x[when, world], step.final_obs),
+            last_obs=state.envs.obs,
+        )
+        return self._improve(state, rollout, key)
 
     def _collect(
         self, state: TrainState, key: jax.Array
@@ -192,11 +241,9 @@ class PPO(Algorithm):
 
         def act(carry, noise):
             envs, limit_obs, limits = carry
-            gaussian = self._gaussian(policy, envs.obs)
-            raw = self.distribution.sample(gaussian, noise)
-            log_prob = self.distribution.log_prob(gaussian, raw)
-            advice = self._advice(envs.worlds, learns_from_expert)
-            new, step = self.vector.step(envs, self.distribution.action(raw))
+            action, (raw, log_prob) = self._sampled(policy, envs.obs, noise)
+            advice = self._advice(envs, learns_from_expert)
+            new, step = self.vector.step(envs, action)
             here = (slots == limits) & step.truncated  # [S, N]
             limit_obs = jax.tree.map(
                 lambda kept, x: jnp.where(here.reshape(*here.shape, *[1] * (x.ndim - 1)), x, kept),
@@ -262,7 +309,7 @@ class PPO(Algorithm):
         explained = 1.0 - (batch.returns - batch.value).var() / (batch.returns.var() + 1e-8)
         packing = Packing(jax.tree.map(lambda x: x[0, 0], batch))
         packed = packing.pack(jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch))
-        rate = state.hyper.learning_rate * self._rate(state)
+        rate = state.hyper.learning_rate * self.rate(state)
 
         def take(order):
             return packing.unpack({kind: rows[order] for kind, rows in packed.items()})

@@ -15,12 +15,16 @@ from flax import struct
 
 @dataclasses.dataclass(frozen=True)
 class ArraySpec:
-    """Shape, bounds and component names of an observation or action array."""
+    """Shape, bounds and component names of an observation or action array.
+
+    A discrete action is the index of one of `shape[0]` choices.
+    """
 
     shape: tuple[int, ...]
     low: float = -float("inf")
     high: float = float("inf")
     names: tuple[str, ...] = ()
+    discrete: bool = False
 
 
 @struct.dataclass
@@ -52,6 +56,7 @@ class Env(Protocol):
 
     A task may also have `presets` (training settings by device, "cpu" and "gpu", and by
     algorithm), `baselines()` (scripted controllers by name, State -> action),
+    `make_vector(num_envs)` (worlds that are not stepped in a compiled program),
     `curriculum` (see `jaxrl.envs.curriculum`), `eval_overrides` (settings of its own that
     differ at evaluation) and `render(physics states [T, ...], stride) -> [F, H, W, 3] uint8`.
 

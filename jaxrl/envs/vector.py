@@ -98,6 +98,7 @@ class Vector:
             raise ValueError(f"Vector starts: got {starts}, must be at least 2")
         self.env = env
         self.num_envs = num_envs
+        self.least_episode = env.episode_length  # control steps between two time limits
         self.starts = starts
         self.block = max(CPU_BLOCK // members, 1)
         metrics = jax.eval_shape(env.reset, jax.random.key(0)).metrics
@@ -107,6 +108,10 @@ class Vector:
             self.curriculum = getattr(env, "curriculum", None)
         if self.curriculum:
             self.curriculum.check("env.curriculum", self.statistics)
+
+    def observation(self) -> Any:
+        """Shapes of one observation."""
+        return jax.eval_shape(self.env.reset, jax.random.key(0)).obs
 
     @property
     def statistics(self) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ log-probabilities and entropies are summed over the action's components.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -73,4 +74,36 @@ def _log_tanh_slope(x: jax.Array) -> jax.Array:
     return 2.0 * (jnp.log(2.0) - x - jax.nn.softplus(-2.0 * x))
 
 
-DISTRIBUTIONS: dict[str, type[Normal]] = {"normal": Normal, "tanh_normal": TanhNormal}
+class Categorical:
+    """One of A choices. The Gaussian's mean stands for the logits; a raw sample is the choice
+    as a one-hot vector, the task's action its index."""
+
+    @staticmethod
+    def sample(g: Gaussian, noise: jax.Array) -> jax.Array:
+        """One-hot [..., A] (the Gumbel-max trick), from standard normal noise [..., A]."""
+        uniform = jnp.clip(jax.scipy.stats.norm.cdf(noise), 1e-6, 1.0 - 1e-6)
+        gumbel = -jnp.log(-jnp.log(uniform))
+        return jax.nn.one_hot(jnp.argmax(g.mean + gumbel, -1), g.mean.shape[-1])
+
+    @staticmethod
+    def action(raw: jax.Array) -> jax.Array:
+        """[...] int32 index of the choice, or of the likeliest one by logits."""
+        return jnp.argmax(raw, -1)
+
+    @staticmethod
+    def log_prob(g: Gaussian, raw: jax.Array) -> jax.Array:
+        """[...] log-probability of a choice."""
+        return (raw * jax.nn.log_softmax(g.mean)).sum(-1)
+
+    @staticmethod
+    def entropy(g: Gaussian, key: jax.Array) -> jax.Array:
+        """[...] exact entropy (the key is not used)."""
+        log = jax.nn.log_softmax(g.mean)
+        return -(jnp.exp(log) * log).sum(-1)
+
+
+DISTRIBUTIONS: dict[str, Any] = {
+    "normal": Normal,
+    "tanh_normal": TanhNormal,
+    "categorical": Categorical,  # of discrete actions
+}

@@ -1,0 +1,422 @@
+"""Gymnasium environments as tasks: `gym:Pendulum-v1`, or a class, `gym:package.module:Class`.
+
+Such a task cannot be compiled. Its worlds step in processes of their own, the policy and the
+updates stay compiled, and `HostLoop` stands in for the compiled chunk. Learning from replay
+runs while the worlds step; PPO's updates need the whole rollout, and wait for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import sys
+from typing import Any, ClassVar
+
+import gymnasium
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode
+
+from jaxrl.algos.base import episode_sums
+from jaxrl.bridge.worker import BadObservation, Guard
+from jaxrl.envs import ArraySpec, Timestep
+from jaxrl.errors import UserError
+from jaxrl.options import option
+
+# Processes of an evaluation.
+MOST_EVALUATED = 8
+
+
+@functools.cache
+def gym_class(name: str) -> type:
+    """The task class of a Gymnasium id, or of "package.module:Class"."""
+    return type("GymTask", (GymTask,), {"id": name, "__doc__": GymTask.__doc__})
+
+
+@dataclasses.dataclass(frozen=True)
+class GymTask:
+    """A Gymnasium environment. Observations are flattened to float32; actions of a Box are
+    scaled to its bounds.
+
+    Raises:
+      UserError: it cannot be made, or has spaces that no policy here fits.
+    """
+
+    id: ClassVar[str]
+    kwargs: dict[str, Any] = option({}, "keyword arguments of the environment")
+    success: str | None = option(None, "key of `info` that tells success; none: it has no success")
+    episode_seconds: float | None = option(
+        None, "time limit (s) if the environment has none of its own", above=0
+    )
+
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "cpu": {
+            "ppo": {"num_envs": 8, "chunk": 1, "ppo": {"num_steps": 128, "learning_rate": 3e-4}},
+            "sac": {"num_envs": 4, "chunk": 1, "sac": {"num_steps": 250}},
+            "td3": {"num_envs": 4, "chunk": 1, "td3": {"num_steps": 250}},
+        }
+    }
+
+    def __post_init__(self) -> None:
+        space = self._probe["action_space"]
+        bounded = (
+            isinstance(space, gymnasium.spaces.Box) and np.isfinite([space.low, space.high]).all()
+        )
+        if not bounded and not isinstance(space, gymnasium.spaces.Discrete):
+            raise UserError(
+                f"env.name: gym:{self.id} has actions {space}; known are a bounded Box and Discrete"
+            )
+
+    @functools.cached_property
+    def _probe(self) -> dict[str, Any]:
+        """What one environment says of itself."""
+        try:
+            env = Guard(self.id, dict(self.kwargs), self.success)
+        except TypeError as error:
+            raise UserError(f"env: gym:{self.id}: {error}") from error
+        except (gymnasium.error.Error, ImportError, AttributeError) as error:
+            raise UserError(f"env.name: gym:{self.id} cannot be made: {error}") from error
+        try:
+            spec, fps = env._env.spec, env._env.metadata.get("render_fps")
+            return {
+                "observation_space": env.observation_space,
+                "action_space": env._actions,
+                "limit": spec.max_episode_steps if spec else None,
+                "control_dt": 1.0 / fps if fps else 0.02,
+            }
+        finally:
+            env.close()
+
+    @property
+    def control_dt(self) -> float:
+        """Seconds of a step, from the environment's frame rate (0.02 if it tells none)."""
+        return self._probe["control_dt"]
+
+    @property
+    def episode_length(self) -> int:
+        if self.episode_seconds is not None:
+            return max(round(self.episode_seconds / self.control_dt), 1)
+        return self._probe["limit"] or 1000
+
+    @property
+    def observation_spec(self) -> ArraySpec | dict[str, ArraySpec]:
+        return _spec(self._probe["observation_space"])
+
+    @property
+    def action_spec(self) -> ArraySpec:
+        space = self._probe["action_space"]
+        if isinstance(space, gymnasium.spaces.Discrete):
+            return ArraySpec((int(space.n),), 0, 1, discrete=True)
+        return ArraySpec((int(np.prod(space.shape)),), -1.0, 1.0)
+
+    def make_vector(self, num_envs: int) -> HostVector:
+        """What steps its worlds."""
+        return HostVector(self, num_envs)
+
+    def make_evaluator(self, actor: Any, episodes: int) -> HostEvaluator:
+        """What judges policies on it."""
+        return HostEvaluator(self, actor, episodes)
+
+
+def _spec(space: gymnasium.Space) -> ArraySpec | dict[str, ArraySpec]:
+    if isinstance(space, gymnasium.spaces.Dict):
+        return {key: _spec(part) for key, part in space.items()}
+    return ArraySpec(space.shape)
+
+
+@struct.dataclass
+class HostState:
+    """Worlds that live in other processes: what policies see of them, leaves [N, ...]."""
+
+    obs: Any
+    curriculum: None = None
+
+
+class HostVector:
+    """`num_envs` worlds of a Gymnasium environment, each in a process of its own.
+
+    A process that dies takes all down; they are started again, every episode counts as cut
+    short by a time limit, and the restart is counted.
+
+    Args:
+      task: the environment.
+      num_envs: number of worlds N.
+    """
+
+    def __init__(self, task: GymTask, num_envs: int):
+        self.task, self.num_envs = task, num_envs
+        self.least_episode = 1  # its own time limit may come at any step
+        self.statistics = ("return", "length", *(("success",) if task.success else ()))
+        self.restarts = 0
+        self.nonfinite = 0
+        self._envs: AsyncVectorEnv | None = None
+        self._totals = np.zeros((num_envs, 3))
+
+    def observation(self) -> Any:
+        """Shapes of one observation."""
+        spec = self.task.observation_spec
+        return jax.tree.map(
+            lambda part: jax.ShapeDtypeStruct(part.shape, jnp.float32),
+            spec,
+            is_leaf=lambda part: isinstance(part, ArraySpec),
+        )
+
+    def init(self, key: jax.Array, *, stagger: bool = True) -> HostState:
+        """Stands for the worlds until `start`: zeros, since no program can start processes."""
+        del key, stagger
+        return HostState(
+            obs=jax.tree.map(
+                lambda x: jnp.zeros((self.num_envs, *x.shape), x.dtype), self.observation()
+            )
+        )
+
+    def refill(self, state: HostState, key: jax.Array) -> HostState:
+        """For shapes only."""
+        return state
+
+    def step(self, state: HostState, action: jax.Array) -> tuple[HostState, Timestep]:
+        """For shapes only, so that a compiled iteration can be asked what it would yield."""
+        number, flag = jnp.zeros(self.num_envs), jnp.zeros(self.num_envs, bool)
+        episode = jnp.zeros((self.num_envs, len(self.statistics)))
+        return state, Timestep(number, flag, flag, state.obs, flag, episode, flag)
+
+    def start(self, seed: int) -> Any:
+        """Starts the processes, or new episodes in them; returns observations [N, ...].
+
+        Raises:
+          UserError: an environment cannot be made or observes what its space does not hold.
+        """
+        make = functools.partial(Guard, self.task.id, dict(self.task.kwargs), self.task.success)
+        self._totals[:] = 0.0
+        with self._told():
+            if self._envs is None:
+                self._envs = AsyncVectorEnv(
+                    [make] * self.num_envs,
+                    context="forkserver" if sys.platform == "linux" else "spawn",
+                    autoreset_mode=AutoresetMode.SAME_STEP,
+                )
+            self._seed = seed
+            self._obs = self._envs.reset(seed=seed)[0]
+        return self._obs
+
+    def send(self, actions: np.ndarray) -> None:
+        """Lets the worlds step under actions [N, A], or [N] indices; returns at once."""
+        with self._told():
+            self._envs.step_async(actions)
+
+    def receive(self) -> tuple[Any, Timestep]:
+        """Waits for the step: observations to act on next, and what came of it."""
+        try:
+            with self._told():
+                obs, reward, terminated, truncated, infos = self._envs.step_wait()
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            return self._revive()
+        done = terminated | truncated
+        final_obs = obs
+        if done.any():
+            finals = infos["final_obs"]
+            final_obs = jax.tree.map(np.copy, obs)
+            for i in np.flatnonzero(done):
+                jax.tree.map(
+                    lambda whole, own, i=i: whole.__setitem__(i, own), final_obs, finals[i]
+                )
+        told = infos.get("final_info", {}) if done.any() else {}
+        restarted = _flag(told, "restarted", self.num_envs)
+        nonfinite = _flag(told, "nonfinite", self.num_envs)
+        self.restarts += int(restarted.sum())
+        if restarted.any():
+            first = int(np.flatnonzero(restarted)[0])
+            print(
+                f"warning: world {first} was made anew after {told['error'][first]}",
+                file=sys.stderr,
+            )
+        truncated = truncated & ~terminated
+        success = np.zeros(self.num_envs)
+        for source in (infos, told):
+            success = np.maximum(success, np.asarray(source.get("success", 0.0), float))
+        step = self._timestep(reward, terminated, truncated, final_obs, nonfinite, success)
+        self._obs = obs
+        return obs, step
+
+    def _timestep(self, reward, terminated, truncated, final_obs, nonfinite, success) -> Timestep:
+        """The step, and the sums of the episodes that end with it."""
+        done = terminated | truncated
+        self._totals[:, 0] += reward
+        self._totals[:, 1] += 1.0
+        self._totals[:, 2] = success
+        episode = np.where(done[:, None], self._totals, 0.0)[:, : len(self.statistics)]
+        self._totals[done] = 0.0
+        return Timestep(
+            reward=np.asarray(reward, np.float32),
+            terminated=terminated,
+            truncated=truncated,
+            final_obs=final_obs,
+            nonfinite=nonfinite,
+            episode=episode.astype(np.float32),
+            ended=done,
+        )
+
+    def _revive(self) -> tuple[Any, Timestep]:
+        """Starts all processes again after one has died."""
+        self.restarts += self.num_envs
+        print(
+            "warning: a process that steps an environment died; all are started again",
+            file=sys.stderr,
+        )
+        before, seed = self._obs, self._seed + 1
+        self.close()
+        none, every = np.zeros(self.num_envs, bool), np.ones(self.num_envs, bool)
+        obs = self.start(seed)
+        # Nothing is known of the step: it ends where it began, as at a time limit.
+        step = self._timestep(
+            np.zeros(self.num_envs), none, every, before, none, np.zeros(self.num_envs)
+        )
+        return obs, dataclasses.replace(step, episode=step.episode * 0.0, ended=none)
+
+    def close(self) -> None:
+        """Ends the processes, whatever they are at."""
+        if self._envs is None:
+            return
+        for process in self._envs.processes:
+            process.terminate()
+            process.join()
+        self._envs.closed = True  # its own way of closing waits for those that died
+        self._envs = None
+
+    @contextlib.contextmanager
+    def _told(self):
+        """What a world complains of, as an error for the user."""
+        # Gymnasium would print a page first.
+        level, gymnasium.logger.min_level = gymnasium.logger.min_level, 1000
+        try:
+            yield
+        except (BadObservation, RuntimeError) as error:
+            raise UserError(f"gym:{self.task.id}: {error}") from error
+        finally:
+            gymnasium.logger.min_level = level
+
+
+def _flag(infos: dict[str, Any], name: str, count: int) -> np.ndarray:
+    """[count] bool of an entry of `infos`."""
+    return np.asarray(infos.get(name, np.zeros(count)), bool)
+
+
+class HostLoop:
+    """Stands in for the compiled chunk of a task whose worlds live in other processes.
+
+    Args:
+      algo: the algorithm; its vector is a `HostVector`.
+      chunk: iterations in one call.
+      finite: of the training state, as `Population.finite`.
+    """
+
+    def __init__(self, algo: Any, chunk: int, finite: Any):
+        self.algo, self.chunk = algo, chunk
+        self._act = jax.jit(algo.act)
+        self._learn = jax.jit(algo.learn, donate_argnums=0)
+        self._finite = jax.jit(finite)
+        self._sums = jax.jit(lambda step: episode_sums(step))
+        self._obs: Any = None
+
+    def __call__(self, state: Any) -> tuple[Any, Any]:
+        """`chunk` iterations: the state, and metrics, episode sums and finiteness of them."""
+        vector, rows = self.algo.vector, []
+        if self._obs is None:  # a new or a resumed run
+            self._obs = vector.start(int(jax.random.bits(state.key) >> 1))
+        for _ in range(self.chunk):
+            state, row = self._iteration(state)
+            rows.append(row)
+        metrics, sums = jax.tree.map(lambda *x: np.stack(x), *jax.device_get(rows))
+        return state, (metrics, sums, self._finite(state))
+
+    def _iteration(self, state: Any) -> tuple[Any, tuple[dict, Any]]:
+        algo, vector = self.algo, self.algo.vector
+        key, key_act, key_learn = jax.random.split(state.key, 3)
+        steps, sums, metrics = [], [], []
+        for t in range(algo.config.num_steps):
+            state = state.replace(envs=HostState(obs=self._obs))
+            action, more = self._act(state, jax.random.fold_in(key_act, t))
+            vector.send(np.asarray(action))
+            if len(steps) == algo.learns_every:  # while the worlds step
+                state, metric = self._improve(state, steps, jax.random.fold_in(key_learn, t))
+                metrics.append(metric)
+                steps = []
+            acted_on, (self._obs, step) = self._obs, vector.receive()
+            steps.append((acted_on, action, more, step))
+            sums.append(self._sums(step))
+        state = state.replace(envs=HostState(obs=self._obs))
+        state, metric = self._improve(state, steps, key_learn)
+        metrics.append(metric)
+        metrics = {name: _known_mean([m[name] for m in metrics]) for name in metrics[0]}
+        metrics["train/learning_rate"] = state.hyper.learning_rate * algo.rate(state)
+        state = state.replace(key=key, iteration=state.iteration + 1)
+        return state, (metrics, jax.tree.map(lambda *x: np.sum(x, 0), *sums))
+
+    def _improve(self, state: Any, steps: list[tuple], key: jax.Array) -> tuple[Any, dict]:
+        """The algorithm's updates on some control steps, stacked to leaves [T, N, ...]."""
+        obs, action, more, step = jax.tree.map(lambda *x: np.stack(x), *steps)
+        return self._learn(state, obs, action, more, step, key)
+
+
+class HostEvaluator:
+    """Plays `episodes` episodes in processes; as `jaxrl.evaluation.Evaluator`.
+
+    Args:
+      env: the environment.
+      actor: what acts.
+      episodes: number of episodes E.
+    """
+
+    def __init__(self, env: GymTask, actor: Any, episodes: int):
+        self.episodes = episodes
+        self.vector = HostVector(env, min(episodes, MOST_EVALUATED))
+        self._act = jax.jit(lambda params, obs, key: actor(params, _Worlds(obs), key))
+
+    @property
+    def statistics(self) -> tuple[str, ...]:
+        """Names of the columns that a call returns."""
+        return self.vector.statistics
+
+    def compile(self, params: Any) -> None:
+        """Nothing: the policy alone compiles in a moment."""
+
+    def __call__(self, params: Any, key: jax.Array) -> np.ndarray:
+        """[E, S] statistics of the episodes."""
+        vector, rows = self.vector, []
+        # Each world plays its share, so that short episodes are not preferred.
+        shares = np.full(vector.num_envs, self.episodes // vector.num_envs)
+        shares[: self.episodes % vector.num_envs] += 1
+        obs = vector.start(int(jax.random.bits(key) >> 1))
+        try:
+            step = 0
+            while (shares > 0).any():
+                key_act = jax.random.fold_in(key, step)
+                vector.send(np.asarray(self._act(params, obs, key_act)))
+                obs, seen = vector.receive()
+                rows.extend(seen.episode[seen.ended & (shares > 0)])
+                shares = shares - seen.ended
+                step += 1
+        finally:
+            vector.close()
+        return np.stack(rows)
+
+
+@struct.dataclass
+class _Worlds:
+    """As much of a task's `State` as actors read."""
+
+    obs: Any
+
+    @property
+    def reward(self) -> jax.Array:
+        return jnp.zeros(jax.tree.leaves(self.obs)[0].shape[0])
+
+
+def _known_mean(values: list[jax.Array]) -> np.ndarray:
+    """Mean of what is not NaN; NaN if all is."""
+    known = np.array(values)
+    known = known[~np.isnan(known)]
+    return known.mean() if known.size else np.float32(np.nan)

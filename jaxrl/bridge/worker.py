@@ -1,0 +1,157 @@
+"""What runs in the processes that step Gymnasium environments; imports no JAX."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+# An environment that fails again at once, so often in a row, is broken and not unlucky.
+MOST_RESTARTS = 3
+
+
+class BadObservation(Exception):
+    """An observation that does not fit the environment's own space."""
+
+
+def make(name: str, kwargs: dict[str, Any]) -> gymnasium.Env:
+    """The environment of a Gymnasium id, or of a class as "package.module:Class"."""
+    module, colon, attribute = name.partition(":")
+    if colon and "/" not in attribute and "-v" not in attribute:
+        return getattr(importlib.import_module(module), attribute)(**kwargs)
+    return gymnasium.make(name, **kwargs)
+
+
+def flat_space(space: gymnasium.Space) -> gymnasium.spaces.Box | gymnasium.spaces.Dict:
+    """The space of what policies get: float32 vectors, or a dictionary of them.
+
+    Raises:
+      TypeError: it cannot be made one.
+    """
+    if isinstance(space, gymnasium.spaces.Dict):
+        return gymnasium.spaces.Dict({key: flat_space(part) for key, part in space.items()})
+    flat = gymnasium.spaces.flatten_space(space)
+    if not isinstance(flat, gymnasium.spaces.Box):
+        raise TypeError(f"observations of {space} are no fixed number of numbers")
+    return gymnasium.spaces.Box(-np.inf, np.inf, flat.shape, np.float32)
+
+
+class Guard(gymnasium.Env):
+    """An environment that neither exceptions nor bad numbers get out of.
+
+    * An exception in `step` or `reset` is answered with a new environment; the episode counts
+      as cut short by a time limit (`info["restarted"]`).
+    * A number that is not finite ends the episode with reward 0 (`info["nonfinite"]`).
+    * An observation of another shape than the space's is a `BadObservation`.
+
+    Actions are shares of the action space, [-1, 1] for each component, or the index of a
+    discrete one. Observations are float32.
+
+    Args:
+      name, kwargs: as for `make`.
+      success: key of `info` that tells success.
+    """
+
+    def __init__(self, name: str, kwargs: dict[str, Any], success: str | None = None):
+        self._name, self._kwargs, self._success = name, kwargs, success
+        self._env = make(name, kwargs)
+        self.metadata = self._env.metadata
+        self.render_mode = self._env.render_mode
+        self.observation_space = flat_space(self._env.observation_space)
+        self._actions = self._env.action_space
+        self.action_space = self._actions
+        if isinstance(self._actions, gymnasium.spaces.Box):
+            size = int(np.prod(self._actions.shape))
+            self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (size,), np.float32)
+        self._restarts = 0  # in a row
+        self._obs: Any = None
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        while True:
+            try:
+                raw, _ = self._env.reset(seed=seed, options=options)
+                self._obs = self._checked(raw)
+                if all(np.isfinite(x).all() for x in _leaves(self._obs)):
+                    return self._obs, {}
+                raise ValueError("the first observation is not finite")
+            except BadObservation:
+                raise
+            except Exception as error:
+                self._again(error)
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        try:
+            raw, reward, terminated, truncated, info = self._env.step(self._native(action))
+            obs = self._checked(raw)
+        except BadObservation:
+            raise
+        except Exception as error:
+            self._again(error)
+            return self._obs, 0.0, False, True, {"restarted": True, "error": _line(error)}
+        self._restarts = 0
+        reward = float(np.asarray(reward))
+        if not (np.isfinite(reward) and all(np.isfinite(x).all() for x in _leaves(obs))):
+            return self._obs, 0.0, True, False, {"nonfinite": True}
+        self._obs = obs
+        told = {}
+        if self._success is not None:
+            told["success"] = float(bool(info.get(self._success, False)))
+        return obs, reward, bool(terminated), bool(truncated), told
+
+    def render(self) -> Any:
+        return self._env.render()
+
+    def close(self) -> None:
+        self._env.close()
+
+    def _again(self, error: Exception) -> None:
+        """A new environment in place of the one that failed."""
+        self._restarts += 1
+        if self._restarts > MOST_RESTARTS:
+            raise RuntimeError(
+                f"{self._name} failed {self._restarts} times in a row, last with {_line(error)}"
+            ) from error
+        with contextlib.suppress(Exception):  # it is broken; the new one counts
+            self._env.close()
+        self._env = make(self._name, self._kwargs)
+
+    def _native(self, action: Any) -> Any:
+        space = self._actions
+        if not isinstance(space, gymnasium.spaces.Box):
+            return int(action)
+        share = 0.5 * (np.clip(np.asarray(action, np.float64), -1.0, 1.0) + 1.0)
+        native = space.low.ravel() + share * (space.high.ravel() - space.low.ravel())
+        return native.reshape(space.shape).astype(space.dtype)
+
+    def _checked(self, raw: Any) -> Any:
+        return _flatten(self._env.observation_space, raw, "observation")
+
+
+def _flatten(space: gymnasium.Space, raw: Any, path: str) -> Any:
+    if isinstance(space, gymnasium.spaces.Dict):
+        if not isinstance(raw, dict) or set(raw) != set(space):
+            found = sorted(raw) if isinstance(raw, dict) else type(raw).__name__
+            raise BadObservation(f"{path}: got {found}, its space has the keys {sorted(space)}")
+        return {key: _flatten(part, raw[key], f"{path}[{key!r}]") for key, part in space.items()}
+    if isinstance(space, gymnasium.spaces.Box):
+        array = np.asarray(raw)
+        if array.shape != space.shape or array.dtype.kind not in "fiub":
+            raise BadObservation(
+                f"{path}: got {array.dtype} {array.shape}, its space says {space.dtype} "
+                f"{space.shape}"
+            )
+        return array.ravel().astype(np.float32)
+    return np.asarray(gymnasium.spaces.flatten(space, raw), np.float32)
+
+
+def _leaves(obs: Any) -> list[np.ndarray]:
+    if isinstance(obs, dict):
+        return [leaf for part in obs.values() for leaf in _leaves(part)]
+    return [obs]
+
+
+def _line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
