@@ -18,6 +18,9 @@ FACE = 0.026  # m from the last link's centre of mass to the flange's face, alon
 MOTOR_TORQUE = 300.0  # N m
 CUBE_EDGE = 0.05  # m
 CUBE_MASS = 0.1  # kg
+TABLE_TOP = 0.025  # m, so that a cube at rest lies where the originals put theirs
+TABLE_HALF = (0.4, 0.5, TABLE_TOP / 2)  # m
+TABLE_X = 0.55  # m, its centre
 MAGNET_FORCE = 200.0  # N
 APART = 0.15  # m, least distance from cube to target
 SPREAD = np.array([0.1, 0.2])  # m, half size of the regions of cube and target
@@ -57,7 +60,7 @@ VARIANTS = {
 
 
 class KukaPickPlace(BulletEnv):
-    """A Kuka iiwa, a 5 cm cube on the floor, and a target.
+    """A Kuka iiwa, a 5 cm cube on a low table, and a target.
 
     The cube sticks to the hand once the hand comes within the variant's radius of the
     cube's centre, and stays. Success, which ends the episode: it sticks and lies near the
@@ -129,6 +132,8 @@ class KukaPickPlace(BulletEnv):
         client.setAdditionalSearchPath(pybullet_data.getDataPath())
         client.loadURDF("plane.urdf")
         self.arm = client.loadURDF("kuka_iiwa/model.urdf", useFixedBase=True)
+        slab = client.createCollisionShape(pybullet().GEOM_BOX, halfExtents=TABLE_HALF)
+        client.createMultiBody(0, slab, -1, (TABLE_X, 0, TABLE_TOP / 2))
         half = [CUBE_EDGE / 2] * 3
         solid = client.createCollisionShape(pybullet().GEOM_BOX, halfExtents=half)
         skin = client.createVisualShape(
@@ -232,7 +237,7 @@ class KukaPickPlace(BulletEnv):
             cube, target = (CENTRE + SPREAD * self.np_random.uniform(-1, 1, 2) for _ in range(2))
             if np.linalg.norm(cube - target) >= APART:
                 height = self.np_random.uniform(*TARGET_HEIGHT)
-                return np.append(cube, CUBE_EDGE / 2), np.append(target, height)
+                return np.append(cube, TABLE_TOP + CUBE_EDGE / 2), np.append(target, height)
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """One control step; `action` [7] is clipped to [-1, 1]."""
