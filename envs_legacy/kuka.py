@@ -135,20 +135,16 @@ class KukaPickPlace(BulletEnv):
         slab = client.createCollisionShape(pybullet().GEOM_BOX, halfExtents=TABLE_HALF)
         client.createMultiBody(0, slab, -1, (TABLE_X, 0, TABLE_TOP / 2))
         half = [CUBE_EDGE / 2] * 3
-        solid = client.createCollisionShape(pybullet().GEOM_BOX, halfExtents=half)
-        skin = client.createVisualShape(
+        self._solid = client.createCollisionShape(pybullet().GEOM_BOX, halfExtents=half)
+        self._skin = client.createVisualShape(
             pybullet().GEOM_BOX, halfExtents=half, rgbaColor=(0.9, 0.2, 0.1, 1)
         )
         mark = client.createVisualShape(
             pybullet().GEOM_SPHERE, radius=0.02, rgbaColor=(0.1, 0.8, 0.2, 1)
         )
-        self.cube = client.createMultiBody(CUBE_MASS, solid, skin, self.numbers.cube)
+        self.cube: int | None = None
         self.mark = client.createMultiBody(0, -1, mark, self.numbers.target)
-        for joint, angle in zip(JOINTS, HOME):
-            client.resetJointState(self.arm, joint, angle)
-        self._drive(np.zeros(7))
         self._magnet: int | None = None
-        self._start = client.saveState()
 
     def _drive(self, velocity: np.ndarray) -> None:
         """Set the motors to joint velocities [7] (rad/s)."""
@@ -198,11 +194,8 @@ class KukaPickPlace(BulletEnv):
             (0, 0, 0, 1),
         )
         client.changeConstraint(self._magnet, maxForce=MAGNET_FORCE)
-        self._arm_meets_cube(False)
-
-    def _arm_meets_cube(self, yes: bool) -> None:
         for link in (-1, *JOINTS):
-            self.client.setCollisionFilterPair(self.arm, self.cube, link, -1, int(yes))
+            client.setCollisionFilterPair(self.arm, self.cube, link, -1, 0)
 
     # -- the task ---------------------------------------------------------------------
 
@@ -215,16 +208,18 @@ class KukaPickPlace(BulletEnv):
         if self._magnet is not None:
             client.removeConstraint(self._magnet)
             self._magnet = None
-            self._arm_meets_cube(True)
-        client.restoreState(self._start)
+        for joint, angle in zip(JOINTS, HOME):
+            client.resetJointState(self.arm, joint, angle)
         cube, target = self._places()
         options = options or {}
         cube, self.target = (
             np.array(options.get(name, drawn), np.float64)
             for name, drawn in (("cube", cube), ("target", target))
         )
-        client.resetBasePositionAndOrientation(self.cube, cube, (0, 0, 0, 1))
-        client.resetBaseVelocity(self.cube, (0, 0, 0), (0, 0, 0))
+        # A new cube, because an old one remembers its contacts: episodes would differ.
+        if self.cube is not None:
+            client.removeBody(self.cube)
+        self.cube = client.createMultiBody(CUBE_MASS, self._solid, self._skin, cube)
         client.resetBasePositionAndOrientation(self.mark, self.target, (0, 0, 0, 1))
         self._gaps = self._measure()
         return self._observe(), self._info(self._gaps[1])

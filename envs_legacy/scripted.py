@@ -14,7 +14,14 @@ import numpy as np
 
 import envs_legacy  # noqa: F401  registers the environments
 from envs_legacy.kuka import FACE, HAND, KukaPickPlace
-from envs_legacy.structures import BARS, CONTROL_DT, JOINT_ANGLE, SPHERES, StructureEnv
+from envs_legacy.structures import (
+    BARS,
+    CONTROL_DT,
+    JOINT_ANGLE,
+    SPHERES,
+    StructureCrush,
+    StructureEnv,
+)
 
 DOWN = (0.0, 1.0, 0.0, 0.0)  # x, y, z, w: the flange faces the floor
 CLEARANCE = 0.1  # m above the cube where the hand goes first
@@ -63,30 +70,50 @@ class KukaExpert:
 class Stand:
     """Bar robots get up by folding their bars down, fall over, spread, and get up again.
 
-    Nothing keeps a robot on its two feet, so the robots take turns: one at least should be
-    up at any time. The spheres rest. It needs the observation only.
+    Nothing keeps a robot on its two feet, so the robots get up one after another. Under a
+    press they begin when it starts. The spheres rest. It needs the observation only.
     """
 
     fold = 1.45  # rad from the bar's rest to nearly straight down
-    period, up = 2.0, 1.4  # s, of a turn and of its folded part
+    fallen = 0.2  # m, a folded robot whose hub is lower lies on its side
+    spread_time, rise_time = 0.8, 0.8  # s, least time to lie flat, and to come up
+    aim_time = 0.15  # s, while it comes up the fold is kept upright
+    turn = 1.1  # s, from one robot's first rise to the next one's
+    lead = 1.2  # s, the first rise begins `lead - spread_time` before the press starts
 
     def __init__(self, env: StructureEnv) -> None:
-        self.steps = 0
+        start = env.build_steps if isinstance(env, StructureCrush) else 0
+        # Steps since the robot began to spread or fold.
+        self.clock = -start + np.rint(
+            (self.lead - self.turn * np.arange(BARS)) / CONTROL_DT
+        ).astype(int)
+        self.folded = np.zeros(BARS, bool)
+        self.axis = np.zeros((BARS, 3))  # of the fold, in the hub's frame
 
     def __call__(self, observation: np.ndarray) -> np.ndarray:
         """Action [30]."""
         action = np.zeros(6 * BARS + 3 * SPHERES, np.float32)
-        now = self.steps * CONTROL_DT / self.period
-        self.steps += 1
         for robot in range(BARS):
-            if (now + robot / BARS) % 1.0 >= self.up / self.period:
-                continue
-            down = _down_in_body(observation[19 * robot + 3 : 19 * robot + 7])
+            self._turn(robot, observation[19 * robot : 19 * robot + 19])
+            if self.folded[robot]:
+                axis = self.axis[robot] * self.fold / JOINT_ANGLE
+                action[6 * robot : 6 * robot + 6] = [*axis, *-axis]
+        return action
+
+    def _turn(self, robot: int, seen: np.ndarray) -> None:
+        """Go from spread to folded and back where it is time."""
+        self.clock[robot] += 1
+        seconds = self.clock[robot] * CONTROL_DT
+        if self.folded[robot] and seconds > self.rise_time and seen[2] < self.fallen:
+            self.folded[robot], self.clock[robot] = False, 0
+        elif not self.folded[robot] and seconds > self.spread_time:
+            self.folded[robot], self.clock[robot] = True, 0
+            seconds = 0.0
+        if self.folded[robot] and seconds < self.aim_time:
+            down = _down_in_body(seen[3:7])
             down[0] = 0.0  # across the bars
             down /= max(float(np.linalg.norm(down)), 1e-6)
-            axis = np.cross([1.0, 0.0, 0.0], down) * self.fold / JOINT_ANGLE
-            action[6 * robot : 6 * robot + 6] = [*axis, *-axis]
-        return action
+            self.axis[robot] = np.cross([1.0, 0.0, 0.0], down)
 
 
 def _down_in_body(quat: np.ndarray) -> np.ndarray:

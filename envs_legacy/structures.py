@@ -159,7 +159,9 @@ class StructureEnv(BulletEnv):
         )
         self.client.changeDynamics(robot, -1, localInertiaDiagonal=[HUB_INERTIA] * 3)
         for link in (-1, 0, 1):
-            self.client.changeDynamics(robot, link, lateralFriction=FRICTION)
+            self.client.changeDynamics(
+                robot, link, lateralFriction=FRICTION, rollingFriction=ROLLING_FRICTION
+            )
         return robot
 
     def _layout(self) -> tuple[np.ndarray, np.ndarray]:

@@ -231,7 +231,7 @@ def test_the_guides_own_numbers_cannot_reach_the_cube(made, variant):
         assert travel == pytest.approx(0.4167, abs=1e-3)
         assert least > 5 * env.numbers.attach_radius
         # Nor could it touch: the flange meets the cube's top first.
-        assert kuka.FACE + kuka.CUBE_EDGE / 2 > env.numbers.attach_radius
+        assert env.numbers.attach_radius < kuka.FACE + kuka.CUBE_EDGE / 2
     else:
         assert least < env.numbers.attach_radius
 
