@@ -37,7 +37,9 @@ PRESS_START, PRESS_SPEED = 5.0, 0.05  # m, m/s
 PRESS_HALF = (5.0, 5.0, 0.05)  # m
 CRUSHED = 0.3  # m
 
+# Rolling friction keeps what lies still from creeping about its own axis.
 FRICTION, ROLLING_FRICTION = 0.8, 0.002  # -, m
+BAR_COLOUR, SPHERE_COLOUR = (0.9, 0.5, 0.1, 1.0), (0.2, 0.4, 0.8, 1.0)
 
 
 def rotation_vector(quat: tuple[float, ...]) -> np.ndarray:
@@ -124,6 +126,7 @@ class StructureEnv(BulletEnv):
             client.changeDynamics(
                 sphere, -1, lateralFriction=FRICTION, rollingFriction=ROLLING_FRICTION
             )
+            client.changeVisualShape(sphere, -1, rgbaColor=SPHERE_COLOUR)
             self.spheres.append(sphere)
 
     def _bar_shape(self, sign: int) -> int:
@@ -162,6 +165,7 @@ class StructureEnv(BulletEnv):
             self.client.changeDynamics(
                 robot, link, lateralFriction=FRICTION, rollingFriction=ROLLING_FRICTION
             )
+            self.client.changeVisualShape(robot, link, rgbaColor=BAR_COLOUR)
         return robot
 
     def _layout(self) -> tuple[np.ndarray, np.ndarray]:
@@ -359,6 +363,7 @@ class StructureCrush(StructureEnv):
     (m, its lower face) as well.
     """
 
+    camera = Camera(target=(0.0, 0.0, 0.5), distance=6.0, pitch=-6.0)  # below the press
     has_press = True
 
     def __init__(
