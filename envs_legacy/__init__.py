@@ -17,7 +17,12 @@ PyBullet is needed when an environment is made, not before.
 | jaxrl/StructureCrush-v0 | the same robots hold out under a press | 3000 |
 """
 
-from gymnasium.envs.registration import register
+from jaxrl.errors import UserError
+
+try:
+    from gymnasium.envs.registration import register
+except ImportError as error:
+    raise UserError("envs_legacy needs Gymnasium: pip install 'jaxrl[pybullet]'") from error
 
 _KUKA = "envs_legacy.kuka:KukaPickPlace"
 _STRUCTURES = "envs_legacy.structures"

@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 import numpy as np
 from gymnasium.spaces import Box
 
-from envs_legacy.bullet import BulletEnv, Camera, pybullet
+from envs_legacy.bullet import TIMESTEP, BulletEnv, Camera, pybullet
+from jaxrl.errors import UserError
 
 BARS, SPHERES = 4, 2  # robots of either kind
 TIPS = 2 * BARS
@@ -22,7 +23,7 @@ SPAWN_RADIUS, SPAWN_APART = 3.0, 0.4  # m
 CONNECT, RELEASE = 0.2, 0.5  # m from a bar's tip to a sphere's centre
 CONNECTION_FORCE = 100.0  # N, more than all robots weigh together
 SUBSTEPS = 4  # physics steps of 1/240 s a control step: 60 Hz
-CONTROL_DT = SUBSTEPS / 240  # s
+CONTROL_DT = SUBSTEPS * TIMESTEP  # s
 
 JOINT_ANGLE = math.pi / 2  # rad, of a rotation vector's part at |action| = 1
 JOINT_SPEED = 3.0  # rad/s, about what a joint reaches
@@ -87,6 +88,8 @@ class StructureEnv(BulletEnv):
 
     def __init__(self, episode_steps: int, render_mode: str | None = None) -> None:
         super().__init__(render_mode)
+        if episode_steps < 1:
+            raise UserError(f"episode_steps: got {episode_steps}, must be at least 1")
         self.episode_steps = episode_steps
         body = [20.0] * 3 + [1.0] * 4 + [50.0] * 3 + [200.0] * 3  # m, -, m/s, rad/s
         high = (body + [3.2] * 6) * BARS + body * SPHERES + [1.0] * (TIPS * SPHERES + 1)
@@ -374,6 +377,15 @@ class StructureCrush(StructureEnv):
         render_mode: str | None = None,
     ) -> None:
         super().__init__(episode_steps, render_mode)
+        if not 0 <= build_steps < episode_steps:
+            raise UserError(
+                f"build_steps: got {build_steps}, must be from 0 to below episode_steps, "
+                f"{episode_steps}"
+            )
+        if press_start <= 2 * SPHERE_RADIUS:
+            raise UserError(
+                f"press_start: got {press_start}, must be above a sphere, {2 * SPHERE_RADIUS} m"
+            )
         self.build_steps, self.press_start = build_steps, press_start
 
     def _fill(self, places: np.ndarray, yaws: np.ndarray) -> None:

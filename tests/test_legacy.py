@@ -176,6 +176,12 @@ def test_wrong_settings_are_told(made):
         KukaPickPlace(variant="other")
     with pytest.raises(UserError, match="render_mode"):
         StructureHeight(render_mode="ansi")
+    with pytest.raises(UserError, match="episode_steps"):
+        StructureHeight(episode_steps=0)
+    with pytest.raises(UserError, match="build_steps"):
+        StructureCrush(build_steps=3000)
+    with pytest.raises(UserError, match="press_start"):
+        StructureCrush(press_start=0.1)
 
 
 def test_without_pybullet_the_error_says_what_to_install(monkeypatch):
@@ -312,6 +318,10 @@ def test_the_published_final_task_is_a_reach(made):
     for _ in range(60):
         *_, info = env.step(np.zeros(7))
     assert info["distance"] == pytest.approx(env.success_radius, abs=1e-3)  # it lies at rest
+    expert, info = KukaExpert(env), {"attached": False}
+    while not info["attached"]:
+        _, _, terminated, _, info = env.step(expert(np.empty(0)))
+    assert terminated and info["is_success"]  # by the grasp alone
     one, _ = env.reset(seed=1)
     two, _ = env.reset(seed=2)
     np.testing.assert_array_equal(one, two)  # a fixed start
