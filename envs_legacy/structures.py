@@ -35,7 +35,7 @@ ON_FLOOR = SPHERE_RADIUS + 0.02  # m, a sphere whose centre is higher has nothin
 
 HEIGHT_STEPS, CRUSH_STEPS, BUILD_STEPS = 1000, 3000, 1800
 PRESS_START, PRESS_SPEED = 5.0, 0.05  # m, m/s
-PRESS_HALF = (5.0, 5.0, 0.05)  # m
+PRESS_HALF = (5.0, 5.0, 0.5)  # m, thick, so that nothing is squeezed out at the top
 CRUSHED = 0.3  # m
 
 # Rolling friction keeps what lies still from creeping about its own axis.
@@ -410,7 +410,9 @@ class StructureCrush(StructureEnv):
 
     def _judge(self, heights: np.ndarray, last: bool) -> tuple[float, bool]:
         pressing = self.elapsed > self.build_steps
-        over = pressing and bool((heights < CRUSHED).all())
+        # What is squeezed into the press does not count as standing.
+        lost = (heights < CRUSHED) | (heights > self.press_height)
+        over = pressing and bool(lost.all())
         self.survived += pressing and not over
         bonus = 10.0 * self.survived * CONTROL_DT if over or last else 0.0
         return 1.0 + 0.5 * float(heights.mean()) + bonus, over

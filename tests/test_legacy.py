@@ -462,11 +462,11 @@ def test_the_press_comes_down_at_5_cm_a_second(made):
         if step == 10:  # held up by force, for the press to bear down on
             env.client.resetBasePositionAndOrientation(env.spheres[0], (0, 1, 0.3), (0, 0, 0, 1))
         _, _, terminated, *_ = env.step(action)
-        heights.append(env.client.getBasePositionAndOrientation(env.press)[0][2] - 0.05)
+        heights.append(env.client.getBasePositionAndOrientation(env.press)[0][2])
         tops.append(env.heights().max())
         if terminated:
             break
-    heights = np.array(heights)
+    heights = np.array(heights) - structures.PRESS_HALF[2]
     np.testing.assert_allclose(heights[:10], 0.6, atol=1e-6)
     speed = -np.diff(heights[10:]) / structures.CONTROL_DT
     np.testing.assert_allclose(speed, structures.PRESS_SPEED, rtol=1e-3)
@@ -478,6 +478,13 @@ def test_the_published_press_never_arrives(made):
     left = (env.episode_steps - env.build_steps) * structures.CONTROL_DT
     assert left == pytest.approx(20.0)
     assert env.press_start - structures.PRESS_SPEED * left == pytest.approx(4.0)
+
+
+def test_no_robot_outlasts_a_press_that_arrives(made):
+    env = made(StructureCrush, build_steps=60, press_start=0.7, episode_steps=700)
+    for seed in range(2):
+        end = episode(env, policy_of(env, "scripted"), seed)
+        assert end["steps"] < 700 and end["press_height"] > structures.CRUSHED - 0.01
 
 
 def test_crush_is_over_when_all_are_low_under_the_press(made):
