@@ -1,1 +1,40 @@
-"""The original tasks on their first simulators, as plain Gymnasium environments."""
+"""The original tasks on their first simulators, as plain Gymnasium environments.
+
+Importing this package registers them:
+
+    import gymnasium, envs_legacy
+    env = gymnasium.make("jaxrl/KukaPickPlace-v0")
+
+PyBullet is needed when an environment is made, not before.
+
+| id | what | steps |
+|---|---|---|
+| jaxrl/KukaPickPlace-v0 | random cube and target, 2 rad/s | 200 |
+| jaxrl/KukaPickPlaceGuide-v0 | random cube and target, 0.5 rad/s, attaches within 3 cm | 300 |
+| jaxrl/KukaPickPlaceOriginal-v0 | as published (final numbers) | 1000 |
+| jaxrl/KukaPickPlaceGuideOriginal-v0 | as published (the guide's numbers) | 200 |
+| jaxrl/StructureHeight-v0 | four bar robots and two spheres build high | 1000 |
+| jaxrl/StructureCrush-v0 | the same robots hold out under a press | 3000 |
+"""
+
+from jaxrl.errors import UserError
+
+try:
+    from gymnasium.envs.registration import register
+except ImportError as error:
+    raise UserError("envs_legacy needs Gymnasium: pip install 'jaxrl[pybullet]'") from error
+
+_KUKA = "envs_legacy.kuka:KukaPickPlace"
+_STRUCTURES = "envs_legacy.structures"
+
+for _id, _entry, _steps, _settings in (
+    ("KukaPickPlace", _KUKA, 200, {"variant": "final"}),
+    ("KukaPickPlaceGuide", _KUKA, 300, {"variant": "guide"}),
+    ("KukaPickPlaceOriginal", _KUKA, 1000, {"variant": "final", "mended": False}),
+    ("KukaPickPlaceGuideOriginal", _KUKA, 200, {"variant": "guide", "mended": False}),
+    ("StructureHeight", f"{_STRUCTURES}:StructureHeight", 1000, {}),
+    ("StructureCrush", f"{_STRUCTURES}:StructureCrush", 3000, {}),
+):
+    register(
+        id=f"jaxrl/{_id}-v0", entry_point=_entry, max_episode_steps=_steps, kwargs=dict(_settings)
+    )
