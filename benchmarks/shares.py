@@ -96,7 +96,7 @@ def pieces(algo: Any) -> dict[str, Callable[[Any], Any]]:
     if algo.name == "ppo":
 
         def learning(state):
-            rollout = jax.eval_shape(lambda: algo._collect(state.policy, state.envs, state.key)[1])
+            rollout = jax.eval_shape(lambda: algo._collect(state, state.key)[1])
             rollout = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), rollout)
             return algo._learn(state, algo._batch(state, rollout), state.key)
 
