@@ -40,7 +40,7 @@ PPO = {
     "max_grad_norm": 1.0,
     "normalize_reward": True,
     "schedule": {"kind": "linear", "final": 0.05},
-    "expert": {"name": "scripted", "coef": 3.0, "until": 0.8},
+    "expert": {"name": "scripted", "coef": 3.0, "until": 1.0},
     "network": {
         "policy_hidden": [256, 256],
         "value_hidden": [256, 256],
