@@ -3,18 +3,20 @@
 Importing this package registers them:
 
     import gymnasium, envs_legacy
-    env = gymnasium.make("jaxrl/KukaPickPlace-v0")
+    env = gymnasium.make("KukaPickPlace-v0")
+
+and `python -m jaxrl.train --env.gym envs_legacy:KukaPickPlace-v0` trains on it.
 
 PyBullet is needed when an environment is made, not before.
 
 | id | what | steps |
 |---|---|---|
-| jaxrl/KukaPickPlace-v0 | random cube and target, 2 rad/s | 200 |
-| jaxrl/KukaPickPlaceGuide-v0 | random cube and target, 0.5 rad/s, attaches within 3 cm | 300 |
-| jaxrl/KukaPickPlaceOriginal-v0 | as published (final numbers) | 1000 |
-| jaxrl/KukaPickPlaceGuideOriginal-v0 | as published (the guide's numbers) | 200 |
-| jaxrl/StructureHeight-v0 | four bar robots and two spheres build high | 1000 |
-| jaxrl/StructureCrush-v0 | the same robots hold out under a press | 3000 |
+| KukaPickPlace-v0 | random cube and target, 2 rad/s | 200 |
+| KukaPickPlaceGuide-v0 | random cube and target, 0.5 rad/s, attaches within 3 cm | 300 |
+| KukaPickPlaceOriginal-v0 | as published (final numbers) | 1000 |
+| KukaPickPlaceGuideOriginal-v0 | as published (the guide's numbers) | 200 |
+| StructureHeight-v0 | four bar robots and two spheres build high | 1000 |
+| StructureCrush-v0 | the same robots hold out under a press | 3000 |
 """
 
 from jaxrl.errors import UserError
@@ -35,6 +37,4 @@ for _id, _entry, _steps, _settings in (
     ("StructureHeight", f"{_STRUCTURES}:StructureHeight", 1000, {}),
     ("StructureCrush", f"{_STRUCTURES}:StructureCrush", 3000, {}),
 ):
-    register(
-        id=f"jaxrl/{_id}-v0", entry_point=_entry, max_episode_steps=_steps, kwargs=dict(_settings)
-    )
+    register(id=f"{_id}-v0", entry_point=_entry, max_episode_steps=_steps, kwargs=dict(_settings))

@@ -1,6 +1,6 @@
 """Scripted, random and zero baselines of the PyBullet environments.
 
-python -m envs_legacy.scripted jaxrl/KukaPickPlace-v0 --policy scripted --episodes 50
+python -m envs_legacy.scripted KukaPickPlace-v0 --policy scripted --episodes 50
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ def episode(env: gym.Env[np.ndarray, np.ndarray], policy: Policy, seed: int) -> 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("id", help="such as jaxrl/KukaPickPlace-v0")
+    parser.add_argument("id", help="such as KukaPickPlace-v0")
     parser.add_argument("--policy", choices=("zero", "random", "scripted"), default="scripted")
     parser.add_argument("--episodes", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)

@@ -24,17 +24,17 @@ from envs_legacy.structures import StructureCrush, StructureHeight
 from jaxrl.errors import UserError
 
 STEPS = {
-    "jaxrl/KukaPickPlace-v0": 200,
-    "jaxrl/KukaPickPlaceGuide-v0": 300,
-    "jaxrl/KukaPickPlaceOriginal-v0": 1000,
-    "jaxrl/KukaPickPlaceGuideOriginal-v0": 200,
-    "jaxrl/StructureHeight-v0": 1000,
-    "jaxrl/StructureCrush-v0": 3000,
+    "KukaPickPlace-v0": 200,
+    "KukaPickPlaceGuide-v0": 300,
+    "KukaPickPlaceOriginal-v0": 1000,
+    "KukaPickPlaceGuideOriginal-v0": 200,
+    "StructureHeight-v0": 1000,
+    "StructureCrush-v0": 3000,
 }
 THREE = [
-    "jaxrl/KukaPickPlace-v0",
-    "jaxrl/StructureHeight-v0",
-    "jaxrl/StructureCrush-v0",
+    "KukaPickPlace-v0",
+    "StructureHeight-v0",
+    "StructureCrush-v0",
 ]
 # Robots far from each other, but for sphere 0 on tip 0 (bar 0 of robot 0 points along x).
 APART = np.array([[-2.0, -2.0], [2.0, -2.0], [-2.0, 2.0], [2.0, 2.0], [-0.8, 2.9], [2.9, 0.0]])
@@ -87,9 +87,7 @@ def test_time_limits_truncate(made, name):
     assert env.spec.max_episode_steps == STEPS[name] == env.unwrapped.episode_steps
 
 
-@pytest.mark.parametrize(
-    "name", ["jaxrl/KukaPickPlaceGuideOriginal-v0", "jaxrl/StructureHeight-v0"]
-)
+@pytest.mark.parametrize("name", ["KukaPickPlaceGuideOriginal-v0", "StructureHeight-v0"])
 def test_the_last_step_is_truncated_not_terminated(made, name):
     settings = {"episode_steps": 20} if "Structure" in name else {}
     env = made(name, **settings)
@@ -150,7 +148,7 @@ def test_pickled_environments_make_a_world_of_their_own(make):
 
 
 def test_environments_run_in_processes_of_their_own():
-    make = functools.partial(gym.make, "envs_legacy:jaxrl/StructureHeight-v0")
+    make = functools.partial(gym.make, "envs_legacy:StructureHeight-v0")
     envs = gym.vector.AsyncVectorEnv([make] * 2, context="spawn")
     try:
         first, _ = envs.reset(seed=[3, 4])
@@ -194,7 +192,7 @@ def test_without_pybullet_the_error_says_what_to_install(monkeypatch):
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(UserError, match=r"pip install 'jaxrl\[pybullet\]'"):
-        gym.make("jaxrl/StructureHeight-v0")
+        gym.make("StructureHeight-v0")
 
 
 # -- Kuka -----------------------------------------------------------------------------
@@ -244,7 +242,7 @@ def test_the_guides_own_numbers_cannot_reach_the_cube(made, variant):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_mended_task_is_solved_by_a_script(made, variant):
-    env = made("jaxrl/KukaPickPlace" + ("Guide" if variant == "guide" else "") + "-v0")
+    env = made("KukaPickPlace" + ("Guide" if variant == "guide" else "") + "-v0")
     ends = [episode(env, KukaExpert(env.unwrapped), seed) for seed in range(5)]
     assert [end["is_success"] for end in ends] == [1.0] * 5
     assert max(end["distance"] for end in ends) <= kuka.MENDED_SUCCESS
