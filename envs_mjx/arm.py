@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import mujoco
 import numpy as np
 
-from envs_mjx.physics import Data, Physics, PhysicsState
+from envs_mjx.physics import Data, Physics, PhysicsState, Simulated
 from jaxrl.envs import State
 
 
@@ -33,7 +33,7 @@ class ArmView(NamedTuple):
     jacobian: jax.Array
 
 
-class ArmTask:
+class ArmTask(Simulated):
     """What tasks with arms share; their dataclasses have the fields that it reads."""
 
     timestep: float

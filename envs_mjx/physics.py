@@ -11,12 +11,14 @@ judging a policy outside the simulator that it was trained in.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import io
+import math
 import operator
 import threading
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +34,7 @@ with contextlib.redirect_stdout(io.StringIO()):  # MJX prints that Warp is not i
     from mujoco.mjx._src import solver as _mjx_solver
 
 from jaxrl import platform
-from jaxrl.errors import no_opengl
+from jaxrl.errors import UserError, no_opengl
 
 Data = mjx.Data  # for annotations
 
@@ -620,8 +622,11 @@ class CPhysics:
         else:
             self._batch = mj_batch.Batch(physics.model, num_worlds, persistent=True)
 
-    def reset(self, qpos: np.ndarray, qvel: np.ndarray) -> None:
-        """Sets the state: qpos [num_worlds, nq], qvel [num_worlds, nv]."""
+    def reset(
+        self, qpos: np.ndarray, qvel: np.ndarray, eq_active: np.ndarray | None = None
+    ) -> None:
+        """Sets the state: qpos [num_worlds, nq], qvel [num_worlds, nv] and, of plain models,
+        which equality constraints hold [num_worlds, neq]."""
         if self.physics.rolling_geoms:
             for world, q, v in zip(self._worlds, qpos, qvel, strict=True):
                 mujoco.mj_resetData(self.physics.model, world)
@@ -630,6 +635,8 @@ class CPhysics:
             self._batch.reset()
             self._batch.bind("qpos")[:] = qpos
             self._batch.bind("qvel")[:] = qvel
+            if eq_active is not None:
+                self._batch.bind("eq_active")[:] = eq_active
 
     def step(self, ctrl: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """One control step under ctrl [num_worlds, nu]; returns qpos, qvel."""
@@ -645,6 +652,112 @@ class CPhysics:
         self._batch.bind("ctrl")[:] = ctrl
         self._batch.step(nstep=self.physics.substeps)
         return self._batch.bind("qpos").copy(), self._batch.bind("qvel").copy()
+
+
+class HostPhysics(Physics):
+    """The same model as another `Physics`, stepped outside of JAX: by C MuJoCo, or by whatever
+    `advance` is. A compiled program that steps it calls back to the host, so it is for judging
+    policies and not for training them. Worlds with a model of their own are not supported.
+
+    Args:
+      physics: the model, its substeps and what it watches.
+      advance: (qpos [N, nq], qvel [N, nv], ctrl [N, nu], eq_active [N, neq]) -> qpos, qvel
+        and the watched forces [N, K] after a control step; none: C MuJoCo.
+    """
+
+    def __init__(self, physics: Physics, advance: Any = None):
+        self.model, self.substeps = physics.model, physics.substeps
+        self.rolling_geoms, self.watch = physics.rolling_geoms, physics.watch
+        self._advance = advance or self._advance_in_c
+        self._worlds: dict[int, CPhysics] = {}
+
+    def own_model(self, fields: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        if fields:
+            raise UserError(
+                "--on: this task's worlds differ in their models; switch its randomisation off "
+                "with --set (see docs/environments.md)"
+            )
+        return fields
+
+    def step(self, state: PhysicsState, ctrl: jax.Array) -> PhysicsState:
+        shapes = [
+            jax.ShapeDtypeStruct(shape, jnp.float32)
+            for shape in (state.qpos.shape, state.qvel.shape, (len(self.watch),))
+        ]
+        eq_active = jnp.zeros(0) if state.eq_active is None else state.eq_active
+        qpos, qvel, touch = jax.pure_callback(
+            self._on_host,
+            shapes,
+            *(state.qpos, state.qvel, ctrl, eq_active),
+            vmap_method="broadcast_all",
+        )
+        return state.replace(qpos=qpos, qvel=qvel, touch=None if state.touch is None else touch)
+
+    def _on_host(self, *arrays: jax.Array) -> tuple[np.ndarray, ...]:
+        """The step of one world or of many, with as many axes as came."""
+        batch = arrays[0].shape[:-1]
+        count = math.prod(batch)
+        rows = [np.asarray(x, np.float64).reshape(count, x.shape[-1]) for x in arrays]
+        made = self._advance(*rows)
+        return tuple(np.asarray(x, np.float32).reshape(*batch, x.shape[-1]) for x in made)
+
+    def _advance_in_c(
+        self, qpos: np.ndarray, qvel: np.ndarray, ctrl: np.ndarray, eq_active: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        count = len(qpos)
+        if count not in self._worlds:
+            self._worlds[count] = CPhysics(self, count)
+        worlds = self._worlds[count]
+        worlds.reset(qpos, qvel, eq_active if eq_active.shape[1] else None)
+        qpos, qvel = worlds.step(ctrl)
+        return qpos, qvel, self._touch_in_c(qpos, qvel, ctrl)
+
+    def _touch_in_c(self, qpos: np.ndarray, qvel: np.ndarray, ctrl: np.ndarray) -> np.ndarray:
+        """[N, K] normal forces (N) at the watched pairs."""
+        touch, force = np.zeros((len(qpos), len(self.watch))), np.zeros(6)
+        if not len(self.watch):
+            return touch
+        pairs = {frozenset(pair): k for k, pair in enumerate(self.watch.tolist())}
+        data = mujoco.MjData(self.model)
+        for n in range(len(qpos)):
+            data.qpos, data.qvel, data.ctrl = qpos[n], qvel[n], ctrl[n]
+            mujoco.mj_forward(self.model, data)
+            for i, contact in enumerate(data.contact):
+                k = pairs.get(frozenset(contact.geom.tolist()))
+                if k is not None:
+                    mujoco.mj_contactForce(self.model, data, i, force)
+                    touch[n, k] += force[0]
+        return touch
+
+
+class Simulated:
+    """What tasks on a `Physics` share: they can be played in other simulators."""
+
+    physics: Physics
+    simulators: ClassVar[tuple[str, ...]] = ("mjx", "mujoco")
+
+    def on(self, simulator: str) -> Any:
+        """The same task in another simulator, to judge policies in.
+
+        Args:
+          simulator: "mjx", "mujoco" (C) or what else the task knows.
+
+        Raises:
+          UserError: the task does not know it.
+        """
+        if simulator not in self.simulators:
+            raise UserError(
+                f"--on: got {simulator!r}, this task can be played in {', '.join(self.simulators)}"
+            )
+        if simulator == "mjx":
+            return self
+        task = dataclasses.replace(self)
+        vars(task)["physics"] = self.physics_on(simulator)  # in place of the cached one
+        return task
+
+    def physics_on(self, simulator: str) -> Physics:
+        """The model in a simulator other than MJX."""
+        return HostPhysics(self.physics)
 
 
 def _c_step(physics: Physics, data: mujoco.MjData) -> None:

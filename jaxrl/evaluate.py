@@ -19,6 +19,8 @@ them. RUN is a run's folder (its best model is taken) or one checkpoint's.
 
   --episodes N       number of episodes (100)
   --seed N           seed of the episodes (0)
+  --on SIMULATORS    play in other simulators too, such as mujoco (C) or mjx,mujoco, with the
+                     same starts, and print the gap
   --set KEY=VALUE    change a setting, such as env.drive=omniwheel; repeatable
   --json FILE        where the numbers go (RUN/eval/<checkpoint>-<settings>.json; with
                      --baselines RUN: RUN/eval/baselines.json, which its report shows)
@@ -32,6 +34,7 @@ FLAGS = {
     "episodes": True,
     "seed": True,
     "set": True,
+    "on": True,
     "json": True,
     "video": True,
     "baselines": True,
@@ -59,6 +62,8 @@ def _policy(path: str, flags: dict[str, Any]) -> int:
     episodes, seed = cli.whole(flags, "episodes", 100), cli.whole(flags, "seed", 0, least=0)
     changed = flags["set"]
     trained = load_policy(path, changed | {"eval_overrides": changed.get("env", {})})
+    if flags.get("on"):
+        return _across(path, trained, flags, episodes, seed)
     result = evaluate_policy(trained, episodes, seed, changed)
     print(
         f"{path}: {result['source']}, {episodes} episodes, seed {seed}, {result['seconds']:.1f} s"
@@ -77,6 +82,40 @@ def _policy(path: str, flags: dict[str, Any]) -> int:
 
         record(trained.config.eval_env, trained.actor, trained.params, Path(flags["video"]), seed)
         print(f"video in {flags['video']}")
+    return 0
+
+
+def _across(path: str, trained: Any, flags: dict[str, Any], episodes: int, seed: int) -> int:
+    """The policy in several simulators, side by side; the first is MJX, or the first named."""
+    import dataclasses
+
+    from jaxrl.envs import Wrapped
+    from jaxrl.runs import evaluate_policy, write_json
+
+    names = list(dict.fromkeys(["mjx", *flags["on"].split(",")]))
+    env, results = trained.config.eval_env, {}
+    if not hasattr(env.task if isinstance(env, Wrapped) else env, "on"):
+        raise UserError(f"--on: {trained.config.task} knows no other simulator")
+    for name in names:
+        config = dataclasses.replace(trained.config, eval_env=env.on(name))
+        there = dataclasses.replace(trained, config=config)
+        results[name] = evaluate_policy(there, episodes, seed, flags["set"])
+    first = results[names[0]]
+    print(f"{path}: {first['source']}, {episodes} episodes, seed {seed}")
+    width = max(len(name) for name in first["summary"])
+    others = "".join(f"{name:>12}{'gap':>12}" for name in names[1:])
+    print(f"{'':{width}}{names[0]:>12}{others}")
+    for row, values in first["summary"].items():
+        line = f"{row:{width}}{values['mean']:12.4g}"
+        for name in names[1:]:
+            mean = results[name]["summary"][row]["mean"]
+            line += f"{mean:12.4g}{mean - values['mean']:+12.4g}"
+        print(line)
+    source = first["source"].replace("/", "-")
+    default = trained.source.parent.parent / "eval" / f"{source}-on-{'-'.join(names)}.json"
+    out = Path(flags.get("json") or default)
+    write_json(out, {"simulators": results})
+    print(f"written to {out}")
     return 0
 
 

@@ -21,7 +21,7 @@ from envs_mjx.ballbot.controllers import (
     pd_gain,
     to_heading,
 )
-from envs_mjx.physics import Physics, PhysicsState
+from envs_mjx.physics import Physics, PhysicsState, Simulated
 from jaxrl.envs import ArraySpec, State
 from jaxrl.errors import UserError
 from jaxrl.options import option
@@ -84,7 +84,7 @@ class Info:
 
 
 @dataclasses.dataclass(frozen=True)
-class Ballbot:
+class Ballbot(Simulated):
     """Settings of the task.
 
     Observation [17], of what the robot itself can measure, in its own heading: gravity

@@ -138,6 +138,10 @@ class Wrapped:
         )
         return new.replace(obs=_flat(frames), info=info)
 
+    def on(self, simulator: str) -> Wrapped:
+        """The same in another simulator, if the task can be played in one."""
+        return dataclasses.replace(self, task=self.task.on(simulator))
+
     def unwrapped(self, state: State) -> State:
         """The state as the task knows it."""
         return state.replace(obs=state.info.obs, info=state.info.task)
