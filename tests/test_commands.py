@@ -185,6 +185,12 @@ def test_train_evaluate_report(tmp_path, monkeypatch, capsys):
         "ci95_high",
     }
 
+    assert evaluate.main([str(run), "--episodes", "2", "--on", "mujoco"]) == 0
+    across = json.loads(next((run / "eval").glob("best-*-on-mjx-mujoco.json")).read_text())
+    mjx, c = (across["simulators"][name]["summary"]["return"]["mean"] for name in ("mjx", "mujoco"))
+    assert c == pytest.approx(mjx, abs=0.1) and c != mjx
+    assert "mujoco         gap" in capsys.readouterr().out
+
     assert report.main([str(run)]) == 0
     page = (run / "report.html").read_text()
     assert "data:image/png;base64," in page and "num_envs: 8" in page

@@ -12,6 +12,7 @@ import pytest
 from envs_mjx import physics as ph
 from envs_mjx.kuka_pick_place import KukaPickPlace
 from envs_mjx.kuka_pick_place import model as kuka
+from jaxrl.errors import UserError
 from tests.arms import play_in_c
 
 POSES = np.array(
@@ -200,3 +201,38 @@ def test_the_magnet_ties_near_cubes_to_a_closing_gripper():
     far = state.physics.qpos.at[cube.start].add(0.05)
     away = step(state.replace(physics=state.physics.replace(qpos=far)), lift.at[7].set(-1.0))
     assert away.metrics["final/grasped"] == 0
+
+
+def test_the_same_task_is_played_in_c(held):
+    """Alone and in a batch: where the cube is, that it is held, and by which forces."""
+    task, state, step = held
+    there = jax.jit(task.on("mujoco").step)
+    two = jax.tree.map(lambda x: jnp.stack([x, x]), state)
+    lift = jnp.zeros(8).at[1].set(-0.5).at[7].set(-1.0)
+    many = jax.jit(jax.vmap(task.on("mujoco").step))
+    alone = state
+    for _ in range(5):
+        state, alone = step(state, lift), there(alone, lift)
+        two = many(two, jnp.stack([lift, lift]))
+    np.testing.assert_allclose(alone.physics.qpos, state.physics.qpos, atol=1e-3)
+    np.testing.assert_allclose(two.physics.qpos[1], alone.physics.qpos, atol=1e-6)
+    assert alone.metrics["final/grasped"] == 1
+    mjx, c = (np.asarray(s.physics.touch).reshape(2, -1).sum(1) for s in (state, alone))
+    np.testing.assert_allclose(c, mjx, rtol=0.15)
+
+
+def test_the_magnet_holds_in_c_too():
+    task = KukaPickPlace(grasp="magnet", grasped_starts=1.0)
+    state = jax.jit(task.reset)(jax.random.key(1), jnp.zeros(1))
+    there, lift = jax.jit(task.on("mujoco").step), jnp.zeros(8).at[1].set(-0.5)
+    tied = loose = state
+    for _ in range(10):
+        tied, loose = there(tied, lift.at[7].set(-1.0)), there(loose, lift.at[7].set(1.0))
+    cube = task.physics.qpos_slice("cube")
+    assert tied.physics.qpos[cube][2] > state.physics.qpos[cube][2] + 0.02
+    assert loose.physics.qpos[cube][2] < state.physics.qpos[cube][2] - 0.02
+
+
+def test_an_unknown_simulator_is_named():
+    with pytest.raises(UserError, match="got 'gazebo', this task can be played in mjx, mujoco"):
+        KukaPickPlace().on("gazebo")
