@@ -138,7 +138,9 @@ def resolve(*layers: dict[str, Any], platform: str) -> RunConfig:
         raise UserError(f"eval_overrides: expected a section of the task's, got {overrides!r}")
     env = _build_env(env_class, settings, "env.")
     at_evaluation = merge(settings, getattr(env_class, "eval_overrides", {}), overrides)
-    eval_env = _build_env(env_class, at_evaluation, "eval_overrides.")
+    eval_env = env
+    if at_evaluation != settings:
+        eval_env = _build_env(env_class, at_evaluation, "eval_overrides.")
     if eval_env.observation_spec != env.observation_spec:
         raise UserError("eval_overrides: they change what the policy observes")
     return RunConfig(

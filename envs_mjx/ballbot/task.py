@@ -161,9 +161,9 @@ class Ballbot(Simulated):
 
     @property
     def observation_spec(self) -> ArraySpec:
-        parts = {"gravity": 3, "gyro": 3, "velocity": 3, "wheel": 3, "last_action": 3, "command": 2}
-        names = tuple(f"{part}_{i}" for part, size in parts.items() for i in range(size))
-        return ArraySpec((len(names),), names=names)
+        return ArraySpec.of_parts(
+            {"gravity": 3, "gyro": 3, "velocity": 3, "wheel": 3, "last_action": 3, "command": 2}
+        )
 
     @property
     def action_spec(self) -> ArraySpec:

@@ -120,9 +120,9 @@ class FrankaReach(ArmTask):
 
     @property
     def observation_spec(self) -> ArraySpec:
-        parts = {"q": 7, "qdot": 7, "error": 7, "grip": 3, "target": 3, "to_target": 3}
-        names = tuple(f"{part}_{i}" for part, size in parts.items() for i in range(size))
-        return ArraySpec((len(names),), names=names)
+        return ArraySpec.of_parts(
+            {"q": 7, "qdot": 7, "error": 7, "grip": 3, "target": 3, "to_target": 3}
+        )
 
     @property
     def action_spec(self) -> ArraySpec:

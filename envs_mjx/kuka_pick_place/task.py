@@ -164,8 +164,7 @@ class KukaPickPlace(ArmTask):
 
     @property
     def observation_spec(self) -> ArraySpec:
-        names = tuple(f"{part}_{i}" for part, size in OBSERVATION.items() for i in range(size))
-        return ArraySpec((len(names),), names=names)
+        return ArraySpec.of_parts(OBSERVATION)
 
     @property
     def action_spec(self) -> ArraySpec:

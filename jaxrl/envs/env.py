@@ -26,6 +26,12 @@ class ArraySpec:
     names: tuple[str, ...] = ()
     discrete: bool = False
 
+    @classmethod
+    def of_parts(cls, parts: dict[str, int]) -> ArraySpec:
+        """A vector of named parts, each of so many components."""
+        names = tuple(f"{part}_{i}" for part, size in parts.items() for i in range(size))
+        return cls((len(names),), names=names)
+
 
 @struct.dataclass
 class State:
