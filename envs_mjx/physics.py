@@ -340,22 +340,22 @@ class Physics:
         return np.stack(frames)
 
     def _data(self, state: PhysicsState, ctrl: jax.Array | None = None) -> mjx.Data:
-        known = {
-            name: value
-            for name, value in vars(state).items()
-            if value is not None and name not in ("model", "touch")
-        }
+        known = self._carried(state)
         if ctrl is not None:
             known["ctrl"] = ctrl
         return self._blank.replace(**known)
 
-    def _lean(self, state: PhysicsState, data: mjx.Data) -> PhysicsState:
-        """The fields of `data` that `state` carries."""
-        carried = {
-            name: getattr(data, name)
+    def _carried(self, state: PhysicsState) -> dict[str, jax.Array]:
+        """The fields of a state that MJX's `Data` has too."""
+        return {
+            name: value
             for name, value in vars(state).items()
             if value is not None and name not in ("model", "touch")
         }
+
+    def _lean(self, state: PhysicsState, data: mjx.Data) -> PhysicsState:
+        """The fields of `data` that `state` carries."""
+        carried = {name: getattr(data, name) for name in self._carried(state)}
         if state.touch is not None:
             carried["touch"] = self._touch(data)
         return state.replace(**carried)

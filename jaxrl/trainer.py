@@ -22,7 +22,7 @@ from jaxrl.checkpoint import Checkpointer
 from jaxrl.config import RunConfig, write_yaml
 from jaxrl.errors import UserError
 from jaxrl.evaluation import Evaluator
-from jaxrl.logs import STEP, Console, CSVSink, Sink, TensorBoardSink, WandbSink
+from jaxrl.logs import STEP, Console, CSVSink, Sink, TensorBoardSink, WandbSink, known_mean
 from jaxrl.population import Member, Population, spread
 from jaxrl.runs import EVAL_SEED, MEMBERS, hardware
 
@@ -324,7 +324,7 @@ class Trainer:
 
     def _row(self, metrics: dict, episodes: Any, fps: float) -> dict[str, float]:
         vector = self.algo.vector
-        row = {name: _mean(values) for name, values in metrics.items()}
+        row = {name: known_mean(values) for name, values in metrics.items()}
         count = int(episodes.count.sum())
         means = episodes.sums.sum(0) / count if count else np.full(episodes.sums.shape[-1], np.nan)
         names = {
@@ -441,9 +441,3 @@ class _SignalGuard:
 def _crossed(before: int, now: int, every: int) -> bool:
     """A multiple of `every` lies in (before, now]."""
     return bool(every) and now // every > before // every
-
-
-def _mean(values: np.ndarray) -> float:
-    """Mean of what is known; NaN if nothing is."""
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if known.size else math.nan

@@ -84,8 +84,8 @@ WATCHED = {
     "cube_table": (("table", "cube"),),
 }
 
-CAMERA = {"distance": 1.5, "azimuth": 140.0, "elevation": -22.0}  # m, deg, deg
-CAMERA_LOOKAT = (0.35, 0.0, 0.33)  # m
+# The view of a free camera (m, deg).
+VIEW = {"lookat": (0.35, 0.0, 0.33), "distance": 1.5, "azimuth": 140.0, "elevation": -22.0}
 
 _WHITE, _GREY, _DARK = ".9 .91 .92 1", ".55 .57 .6 1", ".13 .13 .15 1"
 _ORANGE = ".96 .45 .06 1"

@@ -353,4 +353,4 @@ class KukaPickPlace(ArmTask):
 
     def render(self, states: PhysicsState, stride: int) -> np.ndarray:
         """[F, H, W, 3] pictures of every `stride`-th of the physics states [T, ...]."""
-        return self.physics.render(states, stride=stride, lookat=m.CAMERA_LOOKAT, **m.CAMERA)
+        return self.physics.render(states, stride=stride, **m.VIEW)

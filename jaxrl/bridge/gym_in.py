@@ -24,6 +24,7 @@ from jaxrl.algos.base import episode_sums
 from jaxrl.bridge.worker import BadObservation, Guard
 from jaxrl.envs import ArraySpec, Timestep
 from jaxrl.errors import UserError
+from jaxrl.logs import known_mean
 from jaxrl.options import option
 
 # Processes of an evaluation.
@@ -151,7 +152,6 @@ class HostVector:
         self.least_episode = 1  # its own time limit may come at any step
         self.statistics = ("return", "length", *(("success",) if task.success else ()))
         self.restarts = 0
-        self.nonfinite = 0
         self._envs: AsyncVectorEnv | None = None
         self._totals = np.zeros((num_envs, 3))
 
@@ -318,7 +318,7 @@ class HostLoop:
         self._act = jax.jit(algo.act)
         self._learn = jax.jit(algo.learn, donate_argnums=0)
         self._finite = jax.jit(finite)
-        self._sums = jax.jit(lambda step: episode_sums(step))
+        self._sums = jax.jit(episode_sums)
         self._obs: Any = None
 
     def __call__(self, state: Any) -> tuple[Any, Any]:
@@ -350,7 +350,7 @@ class HostLoop:
         state = state.replace(envs=HostState(obs=self._obs))
         state, metric = self._improve(state, steps, key_learn)
         metrics.append(metric)
-        metrics = {name: _known_mean([m[name] for m in metrics]) for name in metrics[0]}
+        metrics = {name: known_mean(np.array([m[name] for m in metrics])) for name in metrics[0]}
         metrics["train/learning_rate"] = state.hyper.learning_rate * algo.rate(state)
         state = state.replace(key=key, iteration=state.iteration + 1)
         return state, (metrics, jax.tree.map(lambda *x: np.sum(x, 0), *sums))
@@ -413,10 +413,3 @@ class _Worlds:
     @property
     def reward(self) -> jax.Array:
         return jnp.zeros(jax.tree.leaves(self.obs)[0].shape[0])
-
-
-def _known_mean(values: list[jax.Array]) -> np.ndarray:
-    """Mean of what is not NaN; NaN if all is."""
-    known = np.array(values)
-    known = known[~np.isnan(known)]
-    return known.mean() if known.size else np.float32(np.nan)

@@ -192,7 +192,7 @@ class GymVectorEnv(VectorEnv):
         self.single_action_space = space(self.task.action_spec)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
-        self._programs = _many(self.task, num_envs)
+        self._init, self._step, self._renew, self._statistics = _many(self.task, num_envs)
         self._key: Any = None
         self._state: Any = None
         self._obs: Any = None  # what was returned last
@@ -211,8 +211,10 @@ class GymVectorEnv(VectorEnv):
         self._key, start = jax.random.split(self._key)
         if mask is None or self._state is None:
             mask = np.ones(self.num_envs, bool)
-        init, _, renew = self._programs
-        self._state = init(start) if self._state is None else renew(self._state, start, mask)
+        if self._state is None:
+            self._state = self._init(start)
+        else:
+            self._state = self._renew(self._state, start, mask)
         obs = _numpy(self._state[0].obs)
         self._obs = obs if mask.all() else _where(mask, obs, self._obs)
         self._over = self._over & ~mask
@@ -231,7 +233,7 @@ class GymVectorEnv(VectorEnv):
             )
         waits = self._over  # of next-step resets: these worlds start anew instead of stepping
         actions = np.asarray(actions, np.float32)
-        self._state, step = self._programs[1](self._state, actions, waits)
+        self._state, step = self._step(self._state, actions, waits)
         obs, step = _numpy(self._state[0].obs), _numpy(step)
         done = step.terminated | step.truncated
         infos = self._infos(step, done)
@@ -252,8 +254,7 @@ class GymVectorEnv(VectorEnv):
     def _infos(self, step: Any, done: np.ndarray) -> dict[str, Any]:
         infos: dict[str, Any] = {"nonfinite": step.nonfinite, "_nonfinite": step.nonfinite}
         if done.any():
-            names = _names(self.task)
-            columns = dict(zip(names, step.episode.T, strict=True))
+            columns = dict(zip(self._statistics, step.episode.T, strict=True))
             episode = {"r": columns.pop("return"), "l": columns.pop("length")}
             infos |= {"episode": episode, "_episode": done}
             infos |= {"statistics": columns, "_statistics": done}
@@ -278,15 +279,9 @@ class GymVectorEnv(VectorEnv):
 
 
 @functools.cache
-def _names(env: Any) -> tuple[str, ...]:
-    from jaxrl.envs import Vector
-
-    return Vector(env, 1).statistics
-
-
-@functools.cache
-def _many(env: Any, num_envs: int) -> tuple[Any, Any, Any]:
-    """Compiled start, step and new start of `num_envs` worlds of a task."""
+def _many(env: Any, num_envs: int) -> tuple[Any, Any, Any, tuple[str, ...]]:
+    """Compiled start, step and new start of `num_envs` worlds of a task, and the names of
+    their episodes' statistics."""
     import jax
     import jax.numpy as jnp
 
@@ -318,7 +313,7 @@ def _many(env: Any, num_envs: int) -> tuple[Any, Any, Any]:
         envs, key = init(key)
         return keep(~mask, state[0], envs), key
 
-    return jax.jit(init), jax.jit(step), jax.jit(renew)
+    return jax.jit(init), jax.jit(step), jax.jit(renew), vector.statistics
 
 
 def _numpy(tree: Any) -> Any:

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+
 from jaxrl.errors import UserError
 from jaxrl.files import write_text
 
@@ -133,3 +135,9 @@ class WandbSink:
 
     def close(self) -> None:
         self._run.finish()
+
+
+def known_mean(values: np.ndarray) -> float:
+    """Mean of what is known; NaN if nothing is."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if known.size else math.nan
