@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import dataclasses
+import os
+import sys
 from types import ModuleType
 from typing import Any, ClassVar
 
@@ -19,10 +22,38 @@ TIMESTEP = 1 / 240  # s, of every original
 def pybullet() -> ModuleType:
     """The simulator, or a plain word on how to get it."""
     try:
-        import pybullet as module
+        with _silent():
+            import pybullet as module
     except ImportError as error:
         raise UserError("this environment needs PyBullet: pip install 'jaxrl[pybullet]'") from error
     return module
+
+
+def connect(mode: int) -> Any:
+    """A new `BulletClient`: a world of its own."""
+    from pybullet_utils.bullet_client import BulletClient
+
+    with _silent():
+        return BulletClient(connection_mode=mode)
+
+
+@contextlib.contextmanager
+def _silent():
+    """PyBullet tells its build time and a program's arguments, from C, in every process."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = os.dup(1), os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        for stream in (1, 2):
+            os.dup2(nowhere.fileno(), stream)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(Exception):  # where the C library cannot be asked
+            ctypes.CDLL(None).fflush(None)
+        for stream, was in enumerate(kept, 1):
+            os.dup2(was, stream)
+            os.close(was)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,10 +95,7 @@ class BulletEnv(gym.Env[np.ndarray, np.ndarray]):
         """The world's own `BulletClient`, made and filled by `_build` when first asked for."""
         if self._client is None:
             bullet = pybullet()
-            from pybullet_utils.bullet_client import BulletClient
-
-            mode = bullet.GUI if self.render_mode == "human" else bullet.DIRECT
-            self._client = BulletClient(connection_mode=mode)
+            self._client = connect(bullet.GUI if self.render_mode == "human" else bullet.DIRECT)
             self._build()
         return self._client
 

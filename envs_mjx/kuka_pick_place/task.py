@@ -15,9 +15,10 @@ from flax import struct
 from envs_mjx.arm import Arm, ArmTask
 from envs_mjx.kuka_pick_place import model as m
 from envs_mjx.kuka_pick_place.expert import ExpertInput, cube_yaw, expert
-from envs_mjx.physics import Physics, PhysicsState
+from envs_mjx.physics import HostPhysics, Physics, PhysicsState
 from jaxrl.envs import ArraySpec, CurriculumConfig, State
 from jaxrl.envs.rewards import weighted
+from jaxrl.errors import UserError
 from jaxrl.options import option
 
 # Simulation costs most, so many updates a sample. The scripted controller shows what to do in
@@ -149,6 +150,8 @@ class KukaPickPlace(ArmTask):
         },
     }
 
+    simulators: ClassVar[tuple[str, ...]] = ("mjx", "mujoco", "pybullet")
+
     @functools.cached_property
     def physics(self) -> Physics:
         watched = m.WATCHED["left_pad_cube"] + m.WATCHED["right_pad_cube"]
@@ -157,6 +160,18 @@ class KukaPickPlace(ArmTask):
             substeps=self.substeps,
             watch=watched if self.grasp == "friction" else (),
         )
+
+    def physics_on(self, simulator: str) -> Physics:
+        if simulator != "pybullet":
+            return super().physics_on(simulator)
+        if self.grasp != "magnet":
+            raise UserError(
+                "--on: in PyBullet the cube is held by the magnet; add --set env.grasp=magnet, or "
+                "judge a policy that was trained so"
+            )
+        from envs_mjx.kuka_pick_place.bullet import BulletWorlds
+
+        return HostPhysics(self.physics, BulletWorlds(self.physics))
 
     @functools.cached_property
     def arm(self) -> Arm:
