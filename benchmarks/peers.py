@@ -81,6 +81,12 @@ def peer_python(folder: Path, module: str, *packages: str) -> str:
     return str(python)
 
 
+def worker_environment() -> dict[str, str]:
+    """The environment variables of trainers' processes."""
+    # On two cores, XLA's batched library Choleskys can wait for each other for ever.
+    return {"PJRT_NPROC": "8", **os.environ, "PYTHONPATH": str(REPOSITORY)}
+
+
 class Worker:
     """A trainer in its own process, which goes on when it is told to.
 
@@ -92,14 +98,12 @@ class Worker:
 
     def __init__(self, python: str, name: str, *more: str):
         self.name = name
-        # On two cores, XLA's batched library Choleskys can wait for each other for ever.
-        env = {"PJRT_NPROC": "8", **os.environ, "PYTHONPATH": str(REPOSITORY)}
         self._process = subprocess.Popen(
             [python, *sys.argv, *more, "--worker", name],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=env,
+            env=worker_environment(),
         )
 
     def report(self) -> dict[str, Any]:

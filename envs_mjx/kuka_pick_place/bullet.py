@@ -174,9 +174,7 @@ class _World:
         for link in range(-1, count):
             on_table = link in tips | {self.hand}
             client.setCollisionFilterPair(self.arm, self.table, link, -1, int(on_table))
-            client.setCollisionFilterPair(
-                self.arm, self.cube, link, -1, int(link == links["palm"])
-            )
+            client.setCollisionFilterPair(self.arm, self.cube, link, -1, int(link == links["palm"]))
         # A first-order velocity servo: time constant step / gain, MuJoCo's is kv / kp.
         gains = [m.SERVO_KP / m.SERVO_KV] * 7
         gains += [m.FINGER_KP / (m.FINGER_KV + m.FINGER_DAMPING)] * 2

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import os
 import sys
 from typing import Any, ClassVar
 
@@ -21,14 +22,14 @@ from flax import struct
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 
 from jaxrl.algos.base import episode_sums
-from jaxrl.bridge.worker import BadObservation, Guard
+from jaxrl.bridge.worker import BadObservation, Group, Guard
 from jaxrl.envs import ArraySpec, Timestep
 from jaxrl.errors import UserError
 from jaxrl.logs import known_mean
 from jaxrl.options import option
 
-# Processes of an evaluation.
-MOST_EVALUATED = 8
+# Worlds of an evaluation.
+MOST_EVALUATED = 16
 
 
 @functools.cache
@@ -51,6 +52,10 @@ class GymTask:
     success: str | None = option(None, "key of `info` that tells success; none: it has no success")
     episode_seconds: float | None = option(
         None, "time limit (s) if the environment has none of its own", above=0
+    )
+
+    processes: int | None = option(
+        None, "most processes that step the worlds; none: one a core", least=1
     )
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
@@ -137,7 +142,7 @@ class HostState:
 
 
 class HostVector:
-    """`num_envs` worlds of a Gymnasium environment, each in a process of its own.
+    """`num_envs` worlds of a Gymnasium environment, in processes that step as many each.
 
     A process that dies takes all down; they are started again, every episode counts as cut
     short by a time limit, and the restart is counted.
@@ -152,6 +157,8 @@ class HostVector:
         self.least_episode = 1  # its own time limit may come at any step
         self.statistics = ("return", "length", *(("success",) if task.success else ()))
         self.restarts = 0
+        most = task.processes or (os.cpu_count() or 1)
+        self.processes = max(p for p in range(1, most + 1) if num_envs % p == 0)
         self._envs: AsyncVectorEnv | None = None
         self._totals = np.zeros((num_envs, 3))
 
@@ -189,54 +196,58 @@ class HostVector:
         Raises:
           UserError: an environment cannot be made or observes what its space does not hold.
         """
-        make = functools.partial(Guard, self.task.id, dict(self.task.kwargs), self.task.success)
+        each = self.num_envs // self.processes
+        make = functools.partial(
+            Group, each, self.task.id, dict(self.task.kwargs), self.task.success
+        )
         self._totals[:] = 0.0
         with self._told():
             if self._envs is None:
                 self._envs = AsyncVectorEnv(
-                    [make] * self.num_envs,
+                    [make] * self.processes,
                     context="forkserver" if sys.platform == "linux" else "spawn",
-                    autoreset_mode=AutoresetMode.SAME_STEP,
+                    autoreset_mode=AutoresetMode.DISABLED,  # a group resets its own worlds
                 )
             self._seed = seed
-            self._obs = self._envs.reset(seed=seed)[0]
+            obs = self._envs.reset(seed=[seed + each * i for i in range(self.processes)])[0]
+        self._obs = self._flat(obs)
         return self._obs
+
+    def _flat(self, tree: Any) -> Any:
+        """Leaves [N, ...] from [processes, N / processes, ...]."""
+        return jax.tree.map(lambda x: x.reshape(self.num_envs, *x.shape[2:]), tree)
 
     def send(self, actions: np.ndarray) -> None:
         """Lets the worlds step under actions [N, A], or [N] indices; returns at once."""
         with self._told():
-            self._envs.step_async(actions)
+            self._envs.step_async(actions.reshape(self.processes, -1, *actions.shape[1:]))
 
     def receive(self) -> tuple[Any, Timestep]:
         """Waits for the step: observations to act on next, and what came of it."""
         try:
             with self._told():
-                obs, reward, terminated, truncated, infos = self._envs.step_wait()
+                obs, *numbers, infos = self._envs.step_wait()
         except (EOFError, BrokenPipeError, ConnectionResetError):
             return self._revive()
-        done = terminated | truncated
+        obs, reward, terminated, truncated = self._flat((obs, *numbers))
         final_obs = obs
-        if done.any():
-            finals = infos["final_obs"]
-            final_obs = jax.tree.map(np.copy, obs)
-            for i in np.flatnonzero(done):
-                jax.tree.map(
-                    lambda whole, own, i=i: whole.__setitem__(i, own), final_obs, finals[i]
-                )
-        told = infos.get("final_info", {}) if done.any() else {}
-        restarted = _flag(told, "restarted", self.num_envs)
-        nonfinite = _flag(told, "nonfinite", self.num_envs)
-        self.restarts += int(restarted.sum())
-        if restarted.any():
-            first = int(np.flatnonzero(restarted)[0])
-            print(
-                f"warning: world {first} was made anew after {told['error'][first]}",
-                file=sys.stderr,
-            )
-        truncated = truncated & ~terminated
         success = np.zeros(self.num_envs)
-        for source in (infos, told):
-            success = np.maximum(success, np.asarray(source.get("success", 0.0), float))
+        nonfinite = np.zeros(self.num_envs, bool)
+        each = self.num_envs // self.processes
+        ended = [
+            (each * process + i, final, told)
+            for process, group in enumerate(infos.get("ended", ()))
+            for i, final, told in group or ()
+        ]
+        if ended:
+            final_obs = jax.tree.map(np.copy, obs)
+        for i, final, told in ended:
+            jax.tree.map(lambda whole, own, i=i: whole.__setitem__(i, own), final_obs, final)
+            success[i], nonfinite[i] = told.get("success", 0.0), told.get("nonfinite", False)
+            if told.get("restarted"):
+                self.restarts += 1
+                print(f"warning: world {i} was made anew after {told['error']}", file=sys.stderr)
+        truncated = truncated & ~terminated
         step = self._timestep(reward, terminated, truncated, final_obs, nonfinite, success)
         self._obs = obs
         return obs, step
@@ -299,11 +310,6 @@ class HostVector:
             gymnasium.logger.min_level = level
 
 
-def _flag(infos: dict[str, Any], name: str, count: int) -> np.ndarray:
-    """[count] bool of an entry of `infos`."""
-    return np.asarray(infos.get(name, np.zeros(count)), bool)
-
-
 class HostLoop:
     """Stands in for the compiled chunk of a task whose worlds live in other processes.
 
@@ -315,10 +321,19 @@ class HostLoop:
 
     def __init__(self, algo: Any, chunk: int, finite: Any):
         self.algo, self.chunk = algo, chunk
-        self._act = jax.jit(algo.act)
-        self._learn = jax.jit(algo.learn, donate_argnums=0)
+
+        # Whatever is done once a control step is compiled whole: alone, each small operation of
+        # JAX costs as much as an environment's step.
+        def act(state, obs, key, t):
+            return algo.act(state.replace(envs=HostState(obs=obs)), jax.random.fold_in(key, t))
+
+        def learn(state, next_obs, steps, key, t):
+            state = state.replace(envs=HostState(obs=next_obs))
+            return algo.learn(state, *steps, jax.random.fold_in(key, t))
+
+        self._act = jax.jit(act)
+        self._learn = jax.jit(learn, donate_argnums=0)
         self._finite = jax.jit(finite)
-        self._sums = jax.jit(episode_sums)
         self._obs: Any = None
 
     def __call__(self, state: Any) -> tuple[Any, Any]:
@@ -337,28 +352,26 @@ class HostLoop:
         key, key_act, key_learn = jax.random.split(state.key, 3)
         steps, sums, metrics = [], [], []
         for t in range(algo.config.num_steps):
-            state = state.replace(envs=HostState(obs=self._obs))
-            action, more = self._act(state, jax.random.fold_in(key_act, t))
+            action, more = self._act(state, self._obs, key_act, t)
             vector.send(np.asarray(action))
             if len(steps) == algo.learns_every:  # while the worlds step
-                state, metric = self._improve(state, steps, jax.random.fold_in(key_learn, t))
+                state, metric = self._improve(state, steps, key_learn, t)
                 metrics.append(metric)
                 steps = []
             acted_on, (self._obs, step) = self._obs, vector.receive()
             steps.append((acted_on, action, more, step))
-            sums.append(self._sums(step))
-        state = state.replace(envs=HostState(obs=self._obs))
-        state, metric = self._improve(state, steps, key_learn)
-        metrics.append(metric)
+            sums.append(episode_sums(step))
+        state, metric = self._improve(state, steps, key_learn, algo.config.num_steps)
+        metrics = jax.device_get([*metrics, metric])
         metrics = {name: known_mean(np.array([m[name] for m in metrics])) for name in metrics[0]}
         metrics["train/learning_rate"] = state.hyper.learning_rate * algo.rate(state)
         state = state.replace(key=key, iteration=state.iteration + 1)
         return state, (metrics, jax.tree.map(lambda *x: np.sum(x, 0), *sums))
 
-    def _improve(self, state: Any, steps: list[tuple], key: jax.Array) -> tuple[Any, dict]:
+    def _improve(self, state: Any, steps: list[tuple], key: jax.Array, t: int) -> tuple[Any, dict]:
         """The algorithm's updates on some control steps, stacked to leaves [T, N, ...]."""
-        obs, action, more, step = jax.tree.map(lambda *x: np.stack(x), *steps)
-        return self._learn(state, obs, action, more, step, key)
+        stacked = jax.tree.map(lambda *x: np.stack(x), *steps)
+        return self._learn(state, self._obs, stacked, key, t)
 
 
 class HostEvaluator:

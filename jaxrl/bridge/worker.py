@@ -8,6 +8,7 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+from gymnasium.vector.utils import batch_space, concatenate, create_empty_array
 
 # An environment that fails again at once, so often in a row, is broken and not unlucky.
 MOST_RESTARTS = 3
@@ -128,6 +129,52 @@ class Guard(gymnasium.Env):
 
     def _checked(self, raw: Any) -> Any:
         return _flatten(self._env.observation_space, raw, "observation")
+
+
+class Group(gymnasium.Env):
+    """Worlds that one process steps, each in its turn, presented as one environment: spaces,
+    actions, observations, rewards and flags have a leading axis [K]. A world whose episode
+    ends begins the next in the same step; `info["ended"]` then has (index, final observation,
+    info) of each such world.
+
+    Args:
+      count: number of worlds K.
+      name, kwargs, success: as for `Guard`.
+    """
+
+    def __init__(self, count: int, name: str, kwargs: dict[str, Any], success: str | None = None):
+        self.worlds = [Guard(name, kwargs, success) for _ in range(count)]
+        first = self.worlds[0]
+        self.metadata, self.render_mode = first.metadata, first.render_mode
+        self._one = first.observation_space
+        self.observation_space = batch_space(self._one, count)
+        self.action_space = batch_space(first.action_space, count)
+
+    def reset(self, *, seed: int, options: dict[str, Any] | None = None) -> Any:
+        """World i has the seed + i."""
+        obs = [world.reset(seed=seed + i)[0] for i, world in enumerate(self.worlds)]
+        return self._stacked(obs), {}
+
+    def step(self, actions: np.ndarray) -> tuple[Any, ...]:
+        obs, ended = [], []
+        reward = np.zeros(len(self.worlds))
+        terminated, truncated = np.zeros((2, len(self.worlds)), bool)
+        for i, (world, action) in enumerate(zip(self.worlds, actions, strict=True)):
+            seen, reward[i], terminated[i], truncated[i], told = world.step(action)
+            if terminated[i] or truncated[i]:
+                ended.append((i, seen, told))
+                seen = world.reset()[0]
+            obs.append(seen)
+        # A list, so that Gymnasium hands it on as it is.
+        return self._stacked(obs), reward, terminated, truncated, {"ended": ended} if ended else {}
+
+    def close(self) -> None:
+        for world in self.worlds:
+            world.close()
+
+    def _stacked(self, obs: list[Any]) -> Any:
+        count = len(obs)
+        return concatenate(self._one, obs, create_empty_array(self._one, count))
 
 
 def _flatten(space: gymnasium.Space, raw: Any, path: str) -> Any:
