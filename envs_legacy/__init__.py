@@ -7,7 +7,7 @@ Importing this package registers them:
 
 and `python -m jaxrl.train --env.gym envs_legacy:KukaPickPlace-v0` trains on it.
 
-PyBullet is needed when an environment is made, not before.
+PyBullet (for ALOHA gym-aloha) is needed when an environment is made, not before.
 
 | id | what | steps |
 |---|---|---|
@@ -15,6 +15,7 @@ PyBullet is needed when an environment is made, not before.
 | KukaPickPlaceGuide-v0 | random cube and target, 0.5 rad/s, attaches within 3 cm | 300 |
 | KukaPickPlaceOriginal-v0 | as published (final numbers) | 1000 |
 | KukaPickPlaceGuideOriginal-v0 | as published (the guide's numbers) | 200 |
+| AlohaInsertion-v0 | gym-aloha's, with an action box that fits | 300 |
 | StructureHeight-v0 | four bar robots and two spheres build high | 1000 |
 | StructureCrush-v0 | the same robots hold out under a press | 3000 |
 """
@@ -34,6 +35,7 @@ for _id, _entry, _steps, _settings in (
     ("KukaPickPlaceGuide", _KUKA, 300, {"variant": "guide"}),
     ("KukaPickPlaceOriginal", _KUKA, 1000, {"variant": "final", "mended": False}),
     ("KukaPickPlaceGuideOriginal", _KUKA, 200, {"variant": "guide", "mended": False}),
+    ("AlohaInsertion", "envs_legacy.aloha:AlohaInsertion", 300, {}),
     ("StructureHeight", f"{_STRUCTURES}:StructureHeight", 1000, {}),
     ("StructureCrush", f"{_STRUCTURES}:StructureCrush", 3000, {}),
 ):

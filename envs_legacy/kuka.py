@@ -118,6 +118,11 @@ class KukaPickPlace(BulletEnv):
         return self.numbers.mended_steps if self.mended else self.numbers.steps
 
     @property
+    def success_criterion(self) -> str:
+        """What success means."""
+        return f"the cube sticks to the hand and is within {self.success_radius:g} m of the target"
+
+    @property
     def control_dt(self) -> float:
         """Seconds a control step."""
         return self.substeps * TIMESTEP

@@ -34,6 +34,7 @@ SPHERE_TORQUE = 0.5  # N m, about the vertical
 ON_FLOOR = SPHERE_RADIUS + 0.02  # m, a sphere whose centre is higher has nothing to roll on
 
 HEIGHT_STEPS, CRUSH_STEPS, BUILD_STEPS = 1000, 3000, 1800
+HEIGHT_GOAL = 1.0  # m, twice what the script reaches
 PRESS_START, PRESS_SPEED = 5.0, 0.05  # m, m/s
 PRESS_HALF = (5.0, 5.0, 0.5)  # m, thick, so that nothing is squeezed out at the top
 CRUSHED = 0.3  # m
@@ -80,7 +81,7 @@ class StructureEnv(BulletEnv):
     The height of a robot is that of its hub or sphere centre. The environment ends itself
     (truncated) after `episode_steps`, because rewards are due then.
 
-    info: `best_z` (m, highest so far), `connections` (how many hold).
+    info: `best_z` (m, highest so far), `connections` (how many hold), `is_success`.
     """
 
     camera: ClassVar[Camera] = Camera(target=(0.0, 0.0, 0.3), distance=6.0)
@@ -344,10 +345,25 @@ class StructureEnv(BulletEnv):
 
 class StructureHeight(StructureEnv):
     """Build high. Reward: .1 times the highest robot's height (m) a step, and at the end 10
-    times the best height of the episode. What robots do and see: `StructureEnv`."""
+    times the best height of the episode. Success: a robot was `goal` (m) high. What robots do
+    and see: `StructureEnv`."""
 
-    def __init__(self, episode_steps: int = HEIGHT_STEPS, render_mode: str | None = None) -> None:
+    def __init__(
+        self,
+        episode_steps: int = HEIGHT_STEPS,
+        goal: float = HEIGHT_GOAL,
+        render_mode: str | None = None,
+    ) -> None:
         super().__init__(episode_steps, render_mode)
+        self.goal = goal
+
+    @property
+    def success_criterion(self) -> str:
+        """What success means."""
+        return f"a robot was {self.goal:g} m high"
+
+    def _info(self) -> dict[str, Any]:
+        return super()._info() | {"is_success": self.best_z >= self.goal}
 
     def _judge(self, heights: np.ndarray, last: bool) -> tuple[float, bool]:
         return 0.1 * float(heights.max()) + 10.0 * self.best_z * last, False
@@ -362,10 +378,13 @@ class StructureCrush(StructureEnv):
     The published press starts at 5 m and in the 20 s left comes down to 4 m: it never
     touches anything, and the task is to hold a robot above .3 m. `press_start` lowers it.
 
+    Success: the episode's last step is survived, too.
+
     What robots do and see: `StructureEnv`. info has `survival_seconds` and `press_height`
     (m, its lower face) as well.
     """
 
+    success_criterion = "a robot is still up at the end, under the press"
     camera = Camera(target=(0.0, 0.0, 0.5), distance=6.0, pitch=-6.0)  # below the press
     has_press = True
 
@@ -420,6 +439,7 @@ class StructureCrush(StructureEnv):
     def _info(self) -> dict[str, Any]:
         return super()._info() | {
             "survival_seconds": self.survived * CONTROL_DT,
+            "is_success": self.survived >= self.episode_steps - self.build_steps,
             "press_height": self.press_height,
         }
 

@@ -68,7 +68,7 @@ def _policy(path: str, flags: dict[str, Any]) -> int:
     print(
         f"{path}: {result['source']}, {episodes} episodes, seed {seed}, {result['seconds']:.1f} s"
     )
-    print(format_summary(result["summary"]))
+    print(format_summary(result["summary"], trained.config.eval_env))
     suffix = "".join(f"-{key}={value}" for key, value in flatten(changed).items())
     name = result["source"].replace("/", "-") + suffix + ".json"
     out = Path(flags.get("json") or trained.source.parent.parent / "eval" / name)
@@ -111,6 +111,8 @@ def _across(path: str, trained: Any, flags: dict[str, Any], episodes: int, seed:
             mean = results[name]["summary"][row]["mean"]
             line += f"{mean:12.4g}{mean - values['mean']:+12.4g}"
         print(line)
+    if criterion := getattr(env, "success_criterion", None):
+        print(f"success: {criterion}")
     source = first["source"].replace("/", "-")
     default = trained.source.parent.parent / "eval" / f"{source}-on-{'-'.join(names)}.json"
     out = Path(flags.get("json") or default)
@@ -141,7 +143,7 @@ def _baselines(flags: dict[str, Any]) -> int:
         table = evaluator(None, jax.random.key(seed))
         results[name] = summarize(evaluator.statistics, table)
         print(f"\n{name}: {episodes} episodes")
-        print(format_summary(results[name]))
+        print(format_summary(results[name], env))
     if out:
         write_json(
             Path(out),

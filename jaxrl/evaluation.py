@@ -120,8 +120,8 @@ def scalars(statistics: tuple[str, ...], table: np.ndarray) -> dict[str, float]:
     return row
 
 
-def format_summary(summary: dict[str, dict[str, float]]) -> str:
-    """The summary as a table of plain text."""
+def format_summary(summary: dict[str, dict[str, float]], env: Any) -> str:
+    """The summary as a table of plain text, and what success means on the task."""
     columns = ("mean", "std", "min", "max")
     width = max(len(name) for name in summary)
     lines = [f"{'':{width}}" + "".join(f"{c:>11}" for c in columns) + f"{'95 % interval':>24}"]
@@ -129,4 +129,5 @@ def format_summary(summary: dict[str, dict[str, float]]) -> str:
         interval = f"[{values['ci95_low']:.4g}, {values['ci95_high']:.4g}]"
         numbers = "".join(f"{values[c]:11.4g}" for c in columns)
         lines.append(f"{name:{width}}{numbers}{interval:>24}")
-    return "\n".join(lines)
+    criterion = getattr(env, "success_criterion", None)
+    return "\n".join([*lines, *([f"success: {criterion}"] if criterion else [])])

@@ -130,7 +130,7 @@ def _finish(config, folder: Path, trainer) -> None:
         result = evaluate_policy(trained, episodes, own.member.config.train.seed)
         write_json(own.path / "eval" / "final.json", result)
         print(f"\n{own.member.name or folder} {result['source']} over {episodes} episodes:")
-        print(format_summary(result["summary"]))
+        print(format_summary(result["summary"], config.eval_env))
     minutes = trainer.progress.elapsed / 60
     best = trainer.best_folder()
     video = f" --video {best}/videos/best.mp4" if hasattr(config.env, "render") else ""

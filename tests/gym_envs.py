@@ -44,7 +44,13 @@ class Walk(gymnasium.Env):
             if self.trouble == "dies":
                 os._exit(1)
         over = self.steps >= self.limit
-        return obs, reward, False, over, {"high": self.place > 3}
+        return (
+            obs,
+            reward,
+            False,
+            over,
+            {"high": self.place > 3, "place": self.place, "name": "walk"},
+        )
 
 
 class Choices(gymnasium.Env):

@@ -20,13 +20,14 @@ WALK, CHOICES = "tests.gym_envs:Walk", "tests.gym_envs:Choices"
 
 
 def test_actions_are_scaled_to_the_box_and_observations_are_float32():
-    env = Guard(WALK, {"limit": 2}, "high")
+    env = Guard(WALK, {"limit": 2}, ["high", "place"])
     obs, _ = env.reset(seed=0)
     assert obs.dtype == np.float32 and obs.shape == (2,)
     after, reward, terminated, truncated, info = env.step(np.array([-1.0]))
-    assert reward == -2.0 and after[0] == pytest.approx(obs[0] - 2.0) and info["success"] == 0
+    assert reward == -2.0 and after[0] == pytest.approx(obs[0] - 2.0)
+    assert info["last"] == [0.0, pytest.approx(after[0])]
     _, reward, terminated, truncated, info = env.step(np.array([1.0]))
-    assert (reward, terminated, truncated, info["success"]) == (6.0, False, True, 1.0)
+    assert (reward, terminated, truncated, info["last"][0]) == (6.0, False, True, 1.0)
 
 
 def test_dictionaries_are_flattened_part_by_part():
@@ -74,42 +75,73 @@ def test_an_observation_that_does_not_fit_its_space_is_refused(trouble, said):
         env.step(np.zeros(1))
 
 
+@pytest.mark.parametrize(
+    ("key", "said"), [("hihg", "has no 'hihg' .* 'high', 'place', 'name'"), ("name", "got 'walk'")]
+)
+def test_a_wrong_key_of_info_is_named(key, said):
+    env = Guard(WALK, {"limit": 2}, [key])
+    env.reset(seed=0)
+    with pytest.raises(BadObservation, match=said):
+        for _ in range(2):
+            env.step(np.zeros(1))
+
+
 # -- many worlds ---------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def vector(request):
-    made = HostVector(gym_class(WALK)(kwargs=request.param, success="high"), 2)
+    settings = {"success": "high", "metrics": ("place",), "processes": 2}
+    made = HostVector(gym_class(WALK)(kwargs=request.param, **settings), 4)
     yield made
     made.close()
 
 
 @pytest.mark.parametrize("vector", [{"limit": 3}], indirect=True)
 def test_final_observations_and_statistics_are_the_episodes_own(vector):
+    assert vector.processes == 2  # of two worlds each
     start = vector.start(seed=0)
+    assert len(np.unique(start[:, 0])) == 4
+    shares = np.array([[0.0], [0.25], [0.5], [1.0]], np.float32)
+    moves = 2.0 + 4.0 * shares[:, 0]
     for _ in range(3):
-        vector.send(np.ones((2, 1), np.float32))
+        vector.send(shares)
         obs, step = vector.receive()
     assert step.truncated.all() and not step.terminated.any() and step.ended.all()
-    np.testing.assert_allclose(step.final_obs[:, 0], start[:, 0] + 18.0, rtol=1e-5)
+    np.testing.assert_allclose(step.final_obs[:, 0], start[:, 0] + 3 * moves, rtol=1e-5)
     assert (step.final_obs[:, 1] == 3).all() and (obs[:, 1] == 0).all()
-    assert vector.statistics == ("return", "length", "success")
-    np.testing.assert_allclose(step.episode, [[18.0, 3.0, 1.0]] * 2)
-    vector.send(np.ones((2, 1), np.float32))
+    assert vector.statistics == ("return", "length", "success", "final/place")
+    expected = np.stack([3 * moves, [3.0] * 4, [1.0] * 4, start[:, 0] + 3 * moves], axis=1)
+    np.testing.assert_allclose(step.episode, expected, rtol=1e-5)
+    vector.send(shares)
     _, step = vector.receive()
     assert not step.ended.any() and (step.episode == 0).all()
+
+
+def test_worlds_step_the_same_in_any_number_of_processes():
+    seen = []
+    for processes in (0, 1, 4):
+        vector = HostVector(gym_class(WALK)(kwargs={"limit": 3}, processes=processes), 4)
+        seen.append([vector.start(seed=7)])
+        for _ in range(4):
+            vector.send(np.linspace(-1, 1, 4, dtype=np.float32)[:, None])
+            obs, step = vector.receive()
+            seen[-1] += [obs, step.final_obs, step.reward, step.episode]
+        vector.close()
+    jax.tree.map(np.testing.assert_array_equal, seen[0], seen[1])
+    jax.tree.map(np.testing.assert_array_equal, seen[0], seen[2])
 
 
 @pytest.mark.parametrize("vector", [{"trouble": "dies"}], indirect=True)
 def test_a_process_that_dies_is_started_again_and_counted(vector, capfd):
     vector.start(seed=0)
     for _ in range(3):
-        vector.send(np.zeros((2, 1), np.float32))
+        vector.send(np.zeros((4, 1), np.float32))
         obs, step = vector.receive()
     assert step.truncated.all() and not step.ended.any() and (step.reward == 0).all()
     assert (step.final_obs[:, 1] == 2).all() and (obs[:, 1] == 0).all()
-    assert vector.restarts == 2 and "died" in capfd.readouterr().err
-    vector.send(np.zeros((2, 1), np.float32))
+    assert vector.restarts == 4 and "died" in capfd.readouterr().err
+    vector.send(np.zeros((4, 1), np.float32))
     assert (vector.receive()[0][:, 1] == 1).all()
 
 
@@ -120,7 +152,7 @@ def test_a_bad_observation_is_one_clear_error(vector):
         UserError, match=r"gym:tests.gym_envs:Walk: observation: got float64 \(1,\)"
     ):
         for _ in range(3):
-            vector.send(np.zeros((2, 1), np.float32))
+            vector.send(np.zeros((4, 1), np.float32))
             vector.receive()
 
 

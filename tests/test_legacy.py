@@ -448,6 +448,9 @@ def test_the_height_reward_and_its_bonus(made):
         bonus = 10 * best if step == 39 else 0.0
         assert reward == pytest.approx(0.1 * env.heights().max() + bonus)
     assert truncated and not terminated and best > 0.4
+    assert not info["is_success"]
+    env.goal = 0.4
+    assert env._info()["is_success"]
 
 
 def test_the_press_comes_down_at_5_cm_a_second(made):
@@ -505,6 +508,13 @@ def test_crush_is_over_when_all_are_low_under_the_press(made):
     survived = (steps - 1 - 30) / 60
     assert info["survival_seconds"] == pytest.approx(survived) and survived > 0.4
     assert reward == pytest.approx(1 + 0.5 * env.heights().mean() + 10 * survived)
+    assert not info["is_success"]
+
+    env = made(StructureCrush, build_steps=30, episode_steps=60)
+    env.reset(seed=0, options={"places": APART, "yaws": np.zeros(6)})
+    action[:6] = [0, 0.92, 0, 0, -0.92, 0]
+    *_, truncated, info = [env.step(action) for _ in range(60)][-1]
+    assert truncated and info["survival_seconds"] == 0.5 and info["is_success"]
 
 
 def test_getting_up_in_turns_outlasts_doing_nothing(made):

@@ -173,6 +173,11 @@ class AlohaInsertion(ArmTask):
         }
 
     @property
+    def success_criterion(self) -> str:
+        """What success means."""
+        return "the peg touched the pin inside the socket, both held (stage 4)"
+
+    @property
     def observation_spec(self) -> ArraySpec:
         return ArraySpec.of_parts(OBSERVATION)
 

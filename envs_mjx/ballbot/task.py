@@ -160,6 +160,11 @@ class Ballbot(Simulated):
         return round(self.episode_seconds / self.control_dt)
 
     @property
+    def success_criterion(self) -> str:
+        """What success means."""
+        return f"upright to the end, never beyond {self.max_tilt:g} deg"
+
+    @property
     def observation_spec(self) -> ArraySpec:
         return ArraySpec.of_parts(
             {"gravity": 3, "gyro": 3, "velocity": 3, "wheel": 3, "last_action": 3, "command": 2}

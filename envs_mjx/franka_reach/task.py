@@ -119,6 +119,11 @@ class FrankaReach(ArmTask):
         return Arm(self.physics, m.JOINTS, "grip", self.joint_step)
 
     @property
+    def success_criterion(self) -> str:
+        """What success means."""
+        return f"within {self.tolerance:g} m for the last {self.hold_seconds:g} s"
+
+    @property
     def observation_spec(self) -> ArraySpec:
         return ArraySpec.of_parts(
             {"q": 7, "qdot": 7, "error": 7, "grip": 3, "target": 3, "to_target": 3}

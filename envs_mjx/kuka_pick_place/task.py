@@ -178,6 +178,11 @@ class KukaPickPlace(ArmTask):
         return Arm(self.physics, m.ARM_JOINTS, "grip", self.joint_step)
 
     @property
+    def success_criterion(self) -> str:
+        """What success means."""
+        return f"at the end the cube is within {self.tolerance:g} m of the target"
+
+    @property
     def observation_spec(self) -> ArraySpec:
         return ArraySpec.of_parts(OBSERVATION)
 

@@ -50,12 +50,18 @@ class GymTask:
     id: ClassVar[str]
     kwargs: dict[str, Any] = option({}, "keyword arguments of the environment")
     success: str | None = option(None, "key of `info` that tells success; none: it has no success")
+    metrics: tuple[str, ...] = option(
+        (), "keys of `info` whose values at the end of an episode are reported"
+    )
     episode_seconds: float | None = option(
         None, "time limit (s) if the environment has none of its own", above=0
     )
 
     processes: int | None = option(
-        None, "most processes that step the worlds; none: one a core", least=1
+        None,
+        "most processes that step the worlds; none: one a core; 0: in the training's own, fastest "
+        "for steps of microseconds, but what crashes there ends the training",
+        least=0,
     )
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
@@ -80,7 +86,7 @@ class GymTask:
     def _probe(self) -> dict[str, Any]:
         """What one environment says of itself."""
         try:
-            env = Guard(self.id, dict(self.kwargs), self.success)
+            env = Guard(self.id, dict(self.kwargs))
         except TypeError as error:
             raise UserError(f"env: gym:{self.id}: {error}") from error
         except (gymnasium.error.Error, ImportError, AttributeError) as error:
@@ -92,6 +98,7 @@ class GymTask:
                 "action_space": env._actions,
                 "limit": spec.max_episode_steps if spec else None,
                 "control_dt": 1.0 / fps if fps else 0.02,
+                "criterion": getattr(env._env.unwrapped, "success_criterion", None),
             }
         finally:
             env.close()
@@ -117,6 +124,11 @@ class GymTask:
         if isinstance(space, gymnasium.spaces.Discrete):
             return ArraySpec((int(space.n),), 0, 1, discrete=True)
         return ArraySpec((int(np.prod(space.shape)),), -1.0, 1.0)
+
+    @property
+    def success_criterion(self) -> str | None:
+        """What success means; None if there is none."""
+        return self.success and (self._probe["criterion"] or f"info[{self.success!r}] at the end")
 
     def make_vector(self, num_envs: int) -> HostVector:
         """What steps its worlds."""
@@ -155,12 +167,17 @@ class HostVector:
     def __init__(self, task: GymTask, num_envs: int):
         self.task, self.num_envs = task, num_envs
         self.least_episode = 1  # its own time limit may come at any step
-        self.statistics = ("return", "length", *(("success",) if task.success else ()))
+        success = (task.success,) if task.success else ()
+        self._keys = (*success, *task.metrics)
+        self.statistics = (
+            *("return", "length", *("success" for _ in success)),
+            *(f"final/{key}" for key in task.metrics),
+        )
         self.restarts = 0
-        most = task.processes or (os.cpu_count() or 1)
+        most = (os.cpu_count() or 1) if task.processes is None else max(task.processes, 1)
         self.processes = max(p for p in range(1, most + 1) if num_envs % p == 0)
-        self._envs: AsyncVectorEnv | None = None
-        self._totals = np.zeros((num_envs, 3))
+        self._envs: AsyncVectorEnv | _Here | None = None
+        self._totals = np.zeros((num_envs, 2))  # return and length so far
 
     def observation(self) -> Any:
         """Shapes of one observation."""
@@ -197,16 +214,18 @@ class HostVector:
           UserError: an environment cannot be made or observes what its space does not hold.
         """
         each = self.num_envs // self.processes
-        make = functools.partial(
-            Group, each, self.task.id, dict(self.task.kwargs), self.task.success
-        )
+        make = functools.partial(Group, each, self.task.id, dict(self.task.kwargs), self._keys)
         self._totals[:] = 0.0
         with self._told():
             if self._envs is None:
-                self._envs = AsyncVectorEnv(
-                    [make] * self.processes,
-                    context="forkserver" if sys.platform == "linux" else "spawn",
-                    autoreset_mode=AutoresetMode.DISABLED,  # a group resets its own worlds
+                self._envs = (
+                    _Here(make())
+                    if self.task.processes == 0
+                    else AsyncVectorEnv(
+                        [make] * self.processes,
+                        context="forkserver" if sys.platform == "linux" else "spawn",
+                        autoreset_mode=AutoresetMode.DISABLED,  # a group resets its own worlds
+                    )
                 )
             self._seed = seed
             obs = self._envs.reset(seed=[seed + each * i for i in range(self.processes)])[0]
@@ -231,7 +250,7 @@ class HostVector:
             return self._revive()
         obs, reward, terminated, truncated = self._flat((obs, *numbers))
         final_obs = obs
-        success = np.zeros(self.num_envs)
+        last = np.zeros((self.num_envs, len(self._keys)))
         nonfinite = np.zeros(self.num_envs, bool)
         each = self.num_envs // self.processes
         ended = [
@@ -243,22 +262,21 @@ class HostVector:
             final_obs = jax.tree.map(np.copy, obs)
         for i, final, told in ended:
             jax.tree.map(lambda whole, own, i=i: whole.__setitem__(i, own), final_obs, final)
-            success[i], nonfinite[i] = told.get("success", 0.0), told.get("nonfinite", False)
+            last[i], nonfinite[i] = told["last"], told.get("nonfinite", False)
             if told.get("restarted"):
                 self.restarts += 1
                 print(f"warning: world {i} was made anew after {told['error']}", file=sys.stderr)
         truncated = truncated & ~terminated
-        step = self._timestep(reward, terminated, truncated, final_obs, nonfinite, success)
+        step = self._timestep(reward, terminated, truncated, final_obs, nonfinite, last)
         self._obs = obs
         return obs, step
 
-    def _timestep(self, reward, terminated, truncated, final_obs, nonfinite, success) -> Timestep:
+    def _timestep(self, reward, terminated, truncated, final_obs, nonfinite, last) -> Timestep:
         """The step, and the sums of the episodes that end with it."""
         done = terminated | truncated
         self._totals[:, 0] += reward
         self._totals[:, 1] += 1.0
-        self._totals[:, 2] = success
-        episode = np.where(done[:, None], self._totals, 0.0)[:, : len(self.statistics)]
+        episode = np.where(done[:, None], np.hstack([self._totals, last]), 0.0)
         self._totals[done] = 0.0
         return Timestep(
             reward=np.asarray(reward, np.float32),
@@ -282,19 +300,21 @@ class HostVector:
         none, every = np.zeros(self.num_envs, bool), np.ones(self.num_envs, bool)
         obs = self.start(seed)
         # Nothing is known of the step: it ends where it began, as at a time limit.
-        step = self._timestep(
-            np.zeros(self.num_envs), none, every, before, none, np.zeros(self.num_envs)
-        )
+        unknown = np.zeros((self.num_envs, len(self._keys)))
+        step = self._timestep(np.zeros(self.num_envs), none, every, before, none, unknown)
         return obs, dataclasses.replace(step, episode=step.episode * 0.0, ended=none)
 
     def close(self) -> None:
         """Ends the processes, whatever they are at."""
         if self._envs is None:
             return
-        for process in self._envs.processes:
-            process.terminate()
-            process.join()
-        self._envs.closed = True  # its own way of closing waits for those that died
+        if isinstance(self._envs, _Here):
+            self._envs.close()
+        else:
+            for process in self._envs.processes:
+                process.terminate()
+                process.join()
+            self._envs.closed = True  # its own way of closing waits for those that died
         self._envs = None
 
     @contextlib.contextmanager
@@ -308,6 +328,30 @@ class HostVector:
             raise UserError(f"gym:{self.task.id}: {error}") from error
         finally:
             gymnasium.logger.min_level = level
+
+
+class _Here:
+    """A group of worlds in this process, as an `AsyncVectorEnv` of one.
+
+    Args:
+      group: the worlds.
+    """
+
+    def __init__(self, group: Group):
+        self._group = group
+
+    def reset(self, *, seed: list[int]) -> tuple[Any, dict[str, Any]]:
+        return jax.tree.map(lambda x: x[None], self._group.reset(seed=seed[0]))
+
+    def step_async(self, actions: np.ndarray) -> None:
+        self._actions = actions[0]
+
+    def step_wait(self) -> tuple[Any, ...]:
+        *arrays, info = self._group.step(self._actions)
+        return *jax.tree.map(lambda x: x[None], arrays), {k: [v] for k, v in info.items()}
+
+    def close(self) -> None:
+        self._group.close()
 
 
 class HostLoop:

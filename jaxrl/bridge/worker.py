@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium
@@ -15,7 +16,7 @@ MOST_RESTARTS = 3
 
 
 class BadObservation(Exception):
-    """An observation that does not fit the environment's own space."""
+    """What an environment told that does not fit its own space, or the user's settings."""
 
 
 def make(name: str, kwargs: dict[str, Any]) -> gymnasium.Env:
@@ -51,13 +52,15 @@ class Guard(gymnasium.Env):
     Actions are shares of the action space, [-1, 1] for each component, or the index of a
     discrete one. Observations are float32.
 
+    `info["last"]` has the last known values of some entries of the environment's `info`.
+
     Args:
       name, kwargs: as for `make`.
-      success: key of `info` that tells success.
+      keys: of those entries; flags count 0 or 1.
     """
 
-    def __init__(self, name: str, kwargs: dict[str, Any], success: str | None = None):
-        self._name, self._kwargs, self._success = name, kwargs, success
+    def __init__(self, name: str, kwargs: dict[str, Any], keys: Sequence[str] = ()):
+        self._name, self._kwargs, self._keys = name, kwargs, keys
         self._env = make(name, kwargs)
         self.metadata = self._env.metadata
         self.render_mode = self._env.render_mode
@@ -71,6 +74,7 @@ class Guard(gymnasium.Env):
         self._obs: Any = None
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        self._last = [0.0] * len(self._keys)
         while True:
             try:
                 raw, _ = self._env.reset(seed=seed, options=options)
@@ -91,16 +95,15 @@ class Guard(gymnasium.Env):
             raise
         except Exception as error:
             self._again(error)
-            return self._obs, 0.0, False, True, {"restarted": True, "error": _line(error)}
+            told = {"restarted": True, "error": _line(error), "last": self._last}
+            return self._obs, 0.0, False, True, told
         self._restarts = 0
         reward = float(np.asarray(reward))
         if not (np.isfinite(reward) and all(np.isfinite(x).all() for x in _leaves(obs))):
-            return self._obs, 0.0, True, False, {"nonfinite": True}
+            return self._obs, 0.0, True, False, {"nonfinite": True, "last": self._last}
         self._obs = obs
-        told = {}
-        if self._success is not None:
-            told["success"] = float(bool(info.get(self._success, False)))
-        return obs, reward, bool(terminated), bool(truncated), told
+        self._read(info, bool(terminated or truncated))
+        return obs, reward, bool(terminated), bool(truncated), {"last": self._last}
 
     def render(self) -> Any:
         return self._env.render()
@@ -118,6 +121,22 @@ class Guard(gymnasium.Env):
         with contextlib.suppress(Exception):  # it is broken; the new one counts
             self._env.close()
         self._env = make(self._name, self._kwargs)
+
+    def _read(self, info: dict[str, Any], last: bool) -> None:
+        """Takes note of the wanted entries; those that are there may differ until the last."""
+        for i, key in enumerate(self._keys):
+            if key in info:
+                try:
+                    self._last[i] = float(info[key])
+                except (TypeError, ValueError) as error:
+                    raise BadObservation(
+                        f"info[{key!r}]: got {info[key]!r}, expected a number or a flag"
+                    ) from error
+            elif last:
+                raise BadObservation(
+                    f"info has no {key!r} at the end of an episode, it has: "
+                    f"{', '.join(map(repr, info)) or 'nothing'}"
+                )
 
     def _native(self, action: Any) -> Any:
         space = self._actions
@@ -139,11 +158,11 @@ class Group(gymnasium.Env):
 
     Args:
       count: number of worlds K.
-      name, kwargs, success: as for `Guard`.
+      name, kwargs, keys: as for `Guard`.
     """
 
-    def __init__(self, count: int, name: str, kwargs: dict[str, Any], success: str | None = None):
-        self.worlds = [Guard(name, kwargs, success) for _ in range(count)]
+    def __init__(self, count: int, name: str, kwargs: dict[str, Any], keys: Sequence[str] = ()):
+        self.worlds = [Guard(name, kwargs, keys) for _ in range(count)]
         first = self.worlds[0]
         self.metadata, self.render_mode = first.metadata, first.render_mode
         self._one = first.observation_space
