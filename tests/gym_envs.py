@@ -1,6 +1,7 @@
 """Small Gymnasium environments, some of which misbehave. Imported by worker processes."""
 
 import os
+import time
 
 import gymnasium
 import numpy as np
@@ -13,8 +14,8 @@ class Walk(gymnasium.Env):
 
     metadata = {"render_fps": 10}
 
-    def __init__(self, limit: int = 5, trouble: str = "", at: int = 3):
-        self.limit, self.trouble, self.at = limit, trouble, at
+    def __init__(self, limit: int = 5, trouble: str = "", at: int = 3, pause: float = 0.0):
+        self.limit, self.trouble, self.at, self.pause = limit, trouble, at, pause
         self.observation_space = Box(-np.inf, np.inf, (2,), np.float64)
         self.action_space = Box(-2.0, 6.0, (1,), np.float32)
         self.place, self.steps = 0.0, 0
@@ -32,6 +33,8 @@ class Walk(gymnasium.Env):
     def step(self, action):
         self.place, self.steps = self.place + float(action[0]), self.steps + 1
         obs, reward = self._obs(), float(action[0])
+        if self.pause:
+            time.sleep(self.pause)
         if self.steps == self.at:
             if self.trouble == "raises":
                 raise ZeroDivisionError("lost contact\nwith the robot")

@@ -118,6 +118,16 @@ def test_final_observations_and_statistics_are_the_episodes_own(vector):
     assert not step.ended.any() and (step.episode == 0).all()
 
 
+def test_short_steps_are_taken_here_and_long_or_dangerous_ones_elsewhere():
+    def here(**kwargs):
+        vector = HostVector(gym_class(WALK)(kwargs=kwargs), 4)
+        assert vector.processes == 1 or not vector.here
+        return vector.here
+
+    assert here()
+    assert not here(pause=0.002) and not here(trouble="dies") and not here(trouble="shape")
+
+
 def test_worlds_step_the_same_in_any_number_of_processes():
     seen = []
     for processes in (0, 1, 4):

@@ -10,8 +10,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import math
+import multiprocessing
 import os
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any, ClassVar
 
 import gymnasium
@@ -22,7 +25,7 @@ from flax import struct
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 
 from jaxrl.algos.base import episode_sums
-from jaxrl.bridge.worker import BadObservation, Group, Guard
+from jaxrl.bridge.worker import BadObservation, Group, Guard, step_seconds
 from jaxrl.envs import ArraySpec, Timestep
 from jaxrl.errors import UserError
 from jaxrl.logs import known_mean
@@ -30,6 +33,10 @@ from jaxrl.options import option
 
 # Worlds of an evaluation.
 MOST_EVALUATED = 16
+# How processes start: not as copies of this one, whose threads would be missing in them.
+CONTEXT = "forkserver" if sys.platform == "linux" else "spawn"
+# What it costs to have other processes take a step (s).
+PROCESSES_COST = 2e-4
 
 
 @functools.cache
@@ -59,8 +66,8 @@ class GymTask:
 
     processes: int | None = option(
         None,
-        "most processes that step the worlds; none: one a core; 0: in the training's own, fastest "
-        "for steps of microseconds, but what crashes there ends the training",
+        "most processes that step the worlds; 0: they step in the training's own, and what kills "
+        "it ends the training; none: one a core, or 0 where steps are too short to be worth it",
         least=0,
     )
 
@@ -107,6 +114,15 @@ class GymTask:
     def control_dt(self) -> float:
         """Seconds of a step, from the environment's frame rate (0.02 if it tells none)."""
         return self._probe["control_dt"]
+
+    @functools.cached_property
+    def step_seconds(self) -> float:
+        """Seconds that one world takes for a step; infinite where it fails."""
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context(CONTEXT)) as pool:
+            try:
+                return pool.submit(step_seconds, self.id, dict(self.kwargs)).result()
+            except (BadObservation, RuntimeError):  # told when training starts
+                return math.inf
 
     @property
     def episode_length(self) -> int:
@@ -174,8 +190,13 @@ class HostVector:
             *(f"final/{key}" for key in task.metrics),
         )
         self.restarts = 0
-        most = (os.cpu_count() or 1) if task.processes is None else max(task.processes, 1)
-        self.processes = max(p for p in range(1, most + 1) if num_envs % p == 0)
+        most = task.processes if task.processes is not None else os.cpu_count() or 1
+        groups = max(p for p in range(1, max(most, 1) + 1) if num_envs % p == 0)
+        self.here = most == 0
+        if task.processes is None:
+            saved = task.step_seconds * (num_envs - num_envs / groups)
+            self.here = saved < PROCESSES_COST
+        self.processes = 1 if self.here else groups
         self._envs: AsyncVectorEnv | _Here | None = None
         self._totals = np.zeros((num_envs, 2))  # return and length so far
 
@@ -220,10 +241,10 @@ class HostVector:
             if self._envs is None:
                 self._envs = (
                     _Here(make())
-                    if self.task.processes == 0
+                    if self.here
                     else AsyncVectorEnv(
                         [make] * self.processes,
-                        context="forkserver" if sys.platform == "linux" else "spawn",
+                        context=CONTEXT,
                         autoreset_mode=AutoresetMode.DISABLED,  # a group resets its own worlds
                     )
                 )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import statistics
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -148,6 +150,21 @@ class Guard(gymnasium.Env):
 
     def _checked(self, raw: Any) -> Any:
         return _flatten(self._env.observation_space, raw, "observation")
+
+
+def step_seconds(name: str, kwargs: dict[str, Any], steps: int = 20) -> float:
+    """Median seconds of some random steps of an environment; arguments as for `make`."""
+    env, taken = Guard(name, kwargs), []
+    env.reset(seed=0)
+    env.action_space.seed(0)
+    for _ in range(steps):
+        begun = time.perf_counter()
+        _, _, terminated, truncated, _ = env.step(env.action_space.sample())
+        taken.append(time.perf_counter() - begun)
+        if terminated or truncated:
+            env.reset()
+    env.close()
+    return statistics.median(taken)
 
 
 class Group(gymnasium.Env):
