@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import jax
@@ -281,8 +282,7 @@ class OffPolicy(Algorithm):
             )
             return carry, jax.tree.map(jnp.nanmean, metrics)
 
-        carry = (state.policy.params, state.learner)
-        return jax.lax.cond(ready, learn, lambda carry: (carry, _unknown(learn, carry)), carry)
+        return perhaps(ready, learn, (state.policy.params, state.learner))
 
     def _update(
         self, state: TrainState, carry: tuple[Any, Learner], batch: Transitions, key: jax.Array
@@ -315,12 +315,10 @@ class OffPolicy(Algorithm):
             return (params, learner.replace(policy_opt=policy_opt, own=own)), metrics | more
 
         turn = learner.updates % self.config.policy_delay == 0
-        (params, learner), more = jax.lax.cond(
-            turn,
-            policy_step,
-            lambda carry: (carry, _unknown(policy_step, carry)),
-            (carry[0], learner),
-        )
+        if self.config.policy_delay == 1:
+            (params, learner), more = policy_step((carry[0], learner))
+        else:
+            (params, learner), more = perhaps(turn, policy_step, (carry[0], learner))
         tau = jnp.where(turn, hyper.tau, 0.0) if self.delayed_targets else hyper.tau
         target = follow(learner.critic, learner.target, tau)
         return (params, learner.replace(target=target)), metrics | more
@@ -397,7 +395,15 @@ def follow(fast: Any, slow: Any, tau: jax.Array) -> Any:
     return optax.incremental_update(fast, slow, tau)
 
 
-def _unknown(update: Any, carry: Any) -> dict[str, jax.Array]:
-    """The metrics that `update` of a carry would give, all NaN."""
+def perhaps(
+    flag: jax.Array, update: Callable[[Any], tuple[Any, dict[str, jax.Array]]], carry: Any
+) -> tuple[Any, dict[str, jax.Array]]:
+    """`update(carry)` where the flag is set; else the carry as it is, and metrics that are NaN.
+
+    A loop of one round or none, which changes the carry in place; a conditional would copy it.
+    """
     metrics = jax.eval_shape(update, carry)[1]
-    return jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), metrics)
+    unknown = jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), metrics)
+    return jax.lax.fori_loop(
+        0, flag.astype(jnp.int32), lambda _, both: update(both[0]), (carry, unknown)
+    )
