@@ -51,6 +51,17 @@ def test_stable_baselines_checker_passes():
     checker.check_env(gymnasium.make("jaxrl/Pendulum-v0"))
 
 
+def test_a_window_shows_the_picture(monkeypatch):
+    pygame = pytest.importorskip("pygame")
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    env = gymnasium.make("jaxrl/Ballbot-v0", render_mode="human")
+    env.reset(seed=0)
+    shown = pygame.surfarray.array3d(pygame.display.get_surface())
+    assert shown.shape == (640, 480, 3) and shown.std() > 10
+    env.close()
+    assert not pygame.display.get_init()
+
+
 def test_settings_reach_the_task_and_wrong_ones_are_named():
     env = gymnasium.make("jaxrl/Ballbot-v0", max_speed=0.3, wrap={"history": 2})
     assert env.unwrapped.task.max_speed == 0.3

@@ -76,7 +76,7 @@ class GymEnv(gymnasium.Env):
 
     Args:
       task: name of the task.
-      render_mode: "rgb_array", "human" (a window; needs pygame) or None.
+      render_mode: "rgb_array", "human" (a window; extra `window`) or None.
       settings: of the task.
 
     Raises:
@@ -359,7 +359,7 @@ class _Window:
             import pygame
         except ImportError as error:
             raise gymnasium.error.DependencyNotInstalled(
-                'render_mode="human" needs `pip install pygame`'
+                "render_mode=\"human\" needs a window: pip install 'jaxrl[window]'"
             ) from error
         self._pygame = pygame
         pygame.display.init()
