@@ -163,14 +163,17 @@ def baselines(env: Any) -> dict[str, Any]:
     import jax
     import jax.numpy as jnp
 
-    size = env.action_spec.shape[0]
+    size, discrete = env.action_spec.shape[0], env.action_spec.discrete
 
     def zero(params, worlds, key):
-        return jnp.zeros((worlds.reward.shape[0], size))
+        count = worlds.reward.shape[0]
+        return jnp.zeros(count, int) if discrete else jnp.zeros((count, size))
 
     def uniform(params, worlds, key):
-        shape = (worlds.reward.shape[0], size)
-        return jax.random.uniform(key, shape, minval=-1.0, maxval=1.0)
+        count = worlds.reward.shape[0]
+        if discrete:
+            return jax.random.randint(key, (count,), 0, size)
+        return jax.random.uniform(key, (count, size), minval=-1.0, maxval=1.0)
 
     own = getattr(env, "baselines", dict)()
     scripted = {

@@ -9,6 +9,7 @@ from jaxrl.bridge.gym_in import HostVector, gym_class
 from jaxrl.bridge.worker import BadObservation, Guard
 from jaxrl.config import resolve
 from jaxrl.errors import UserError
+from jaxrl.evaluate import baselines
 from jaxrl.rl.distributions import Categorical, Gaussian
 from jaxrl.trainer import Trainer
 from tests.gym_envs import Choices
@@ -226,6 +227,13 @@ def test_training_goes_on_when_an_environment_raises(tmp_path, capfd):
     assert trainer.run() == 0
     assert trainer.algo.vector.restarts > 10
     assert "was made anew after ZeroDivisionError: lost contact" in capfd.readouterr().err
+
+
+def test_baselines_of_choices_are_choices():
+    env = run_config(CHOICES).env
+    for name in ("zero", "random"):
+        table = env.make_evaluator(baselines(env)[name], 20)(None, jax.random.key(0))
+        assert 2 < table[:, 0].mean() < 5  # one choice in three pays, of ten
 
 
 def test_ppo_learns_choices_from_a_dictionary(tmp_path):

@@ -136,8 +136,8 @@ class Guard(gymnasium.Env):
                     ) from error
             elif last:
                 raise BadObservation(
-                    f"info has no {key!r} at the end of an episode, it has: "
-                    f"{', '.join(map(repr, info)) or 'nothing'}"
+                    f"info has no {key!r} (env.success or env.metrics) at the end of an episode, "
+                    f"it has: {', '.join(map(repr, info)) or 'nothing'}"
                 )
 
     def _native(self, action: Any) -> Any:
