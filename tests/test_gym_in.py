@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxrl.bridge import gym_in
 from jaxrl.bridge.gym_in import HostVector, gym_class
 from jaxrl.bridge.worker import BadObservation, Guard
 from jaxrl.config import resolve
@@ -227,6 +228,18 @@ def test_training_goes_on_when_an_environment_raises(tmp_path, capfd):
     assert trainer.run() == 0
     assert trainer.algo.vector.restarts > 10
     assert "was made anew after ZeroDivisionError: lost contact" in capfd.readouterr().err
+
+
+def test_episodes_end_at_the_users_limit_and_evaluations_do_not_wait_for_ever(monkeypatch):
+    env = run_config(WALK, kwargs={"limit": 10**9}, episode_seconds=0.7).env
+    assert env.episode_length == 7  # at 10 Hz
+    table = env.make_evaluator(baselines(env)["zero"], 4)(None, jax.random.key(0))
+    assert (table[:, 1] == 7).all()
+
+    monkeypatch.setattr(gym_in, "LONGEST_EPISODE", 50)
+    env = run_config(WALK, kwargs={"limit": 10**9}).env
+    with pytest.raises(UserError, match="no episode has ended in 50 steps; give them a time limit"):
+        env.make_evaluator(baselines(env)["zero"], 4)(None, jax.random.key(0))
 
 
 def test_baselines_of_choices_are_choices():

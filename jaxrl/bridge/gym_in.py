@@ -33,6 +33,8 @@ from jaxrl.options import option
 
 # Worlds of an evaluation.
 MOST_EVALUATED = 16
+# Steps after which an evaluation no longer believes that episodes end.
+LONGEST_EPISODE = 100_000
 # How processes start: not as copies of this one, whose threads would be missing in them.
 CONTEXT = "forkserver" if sys.platform == "linux" else "spawn"
 # What it costs to have other processes take a step (s).
@@ -61,9 +63,8 @@ class GymTask:
         (), "keys of `info` whose values at the end of an episode are reported"
     )
     episode_seconds: float | None = option(
-        None, "time limit (s) if the environment has none of its own", above=0
+        None, "time limit (s); none: the environment's own", above=0
     )
-
     processes: int | None = option(
         None,
         "most processes that step the worlds; 0: they step in the training's own, and what kills "
@@ -125,10 +126,11 @@ class GymTask:
                 return math.inf
 
     @property
-    def episode_length(self) -> int:
+    def episode_length(self) -> int | None:
+        """Steps of an episode at most; None: it ends when the environment says so."""
         if self.episode_seconds is not None:
             return max(round(self.episode_seconds / self.control_dt), 1)
-        return self._probe["limit"] or 1000
+        return self._probe["limit"]
 
     @property
     def observation_spec(self) -> ArraySpec | dict[str, ArraySpec]:
@@ -235,7 +237,10 @@ class HostVector:
           UserError: an environment cannot be made or observes what its space does not hold.
         """
         each = self.num_envs // self.processes
-        make = functools.partial(Group, each, self.task.id, dict(self.task.kwargs), self._keys)
+        task = self.task
+        make = functools.partial(
+            Group, each, task.id, dict(task.kwargs), self._keys, task.episode_length
+        )
         self._totals[:] = 0.0
         with self._told():
             if self._envs is None:
@@ -316,7 +321,7 @@ class HostVector:
             "warning: a process that steps an environment died; all are started again",
             file=sys.stderr,
         )
-        before, seed = self._obs, self._seed + 1
+        before, seed = self._obs, self._seed + self.num_envs
         self.close()
         none, every = np.zeros(self.num_envs, bool), np.ones(self.num_envs, bool)
         obs = self.start(seed)
@@ -467,10 +472,16 @@ class HostEvaluator:
         # Each world plays its share, so that short episodes are not preferred.
         shares = np.full(vector.num_envs, self.episodes // vector.num_envs)
         shares[: self.episodes % vector.num_envs] += 1
+        at_first = shares
         obs = vector.start(int(jax.random.bits(key) >> 1))
         try:
             step = 0
             while (shares > 0).any():
+                if step == LONGEST_EPISODE and (shares == at_first).all():
+                    raise UserError(
+                        f"gym:{vector.task.id}: no episode has ended in {step} steps; give them a "
+                        "time limit with env.episode_seconds"
+                    )
                 key_act = jax.random.fold_in(key, step)
                 vector.send(np.asarray(self._act(params, obs, key_act)))
                 obs, seen = vector.receive()

@@ -59,10 +59,18 @@ class Guard(gymnasium.Env):
     Args:
       name, kwargs: as for `make`.
       keys: of those entries; flags count 0 or 1.
+      limit: steps after which an episode is cut short; None: when the environment says so.
     """
 
-    def __init__(self, name: str, kwargs: dict[str, Any], keys: Sequence[str] = ()):
+    def __init__(
+        self,
+        name: str,
+        kwargs: dict[str, Any],
+        keys: Sequence[str] = (),
+        limit: int | None = None,
+    ):
         self._name, self._kwargs, self._keys = name, kwargs, keys
+        self._limit, self._steps = limit, 0
         self._env = make(name, kwargs)
         self.metadata = self._env.metadata
         self.render_mode = self._env.render_mode
@@ -76,7 +84,7 @@ class Guard(gymnasium.Env):
         self._obs: Any = None
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
-        self._last = [0.0] * len(self._keys)
+        self._last, self._steps = [0.0] * len(self._keys), 0
         while True:
             try:
                 raw, _ = self._env.reset(seed=seed, options=options)
@@ -99,7 +107,8 @@ class Guard(gymnasium.Env):
             self._again(error)
             told = {"restarted": True, "error": _line(error), "last": self._last}
             return self._obs, 0.0, False, True, told
-        self._restarts = 0
+        self._restarts, self._steps = 0, self._steps + 1
+        truncated = truncated or self._steps == self._limit
         reward = float(np.asarray(reward))
         if not (np.isfinite(reward) and all(np.isfinite(x).all() for x in _leaves(obs))):
             return self._obs, 0.0, True, False, {"nonfinite": True, "last": self._last}
@@ -175,11 +184,11 @@ class Group(gymnasium.Env):
 
     Args:
       count: number of worlds K.
-      name, kwargs, keys: as for `Guard`.
+      settings: as for `Guard`.
     """
 
-    def __init__(self, count: int, name: str, kwargs: dict[str, Any], keys: Sequence[str] = ()):
-        self.worlds = [Guard(name, kwargs, keys) for _ in range(count)]
+    def __init__(self, count: int, *settings: Any):
+        self.worlds = [Guard(*settings) for _ in range(count)]
         first = self.worlds[0]
         self.metadata, self.render_mode = first.metadata, first.render_mode
         self._one = first.observation_space
