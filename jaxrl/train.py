@@ -120,6 +120,7 @@ def _finish(config, folder: Path, trainer) -> None:
     """Evaluates the best models and says where everything lies."""
     from jaxrl.evaluation import format_summary
     from jaxrl.runs import evaluate_policy, load_policy, write_json
+    from jaxrl.video import can_be_drawn
 
     episodes = config.train.eval.final_episodes
     for own in trainer.folders if episodes else ():
@@ -133,7 +134,7 @@ def _finish(config, folder: Path, trainer) -> None:
         print(format_summary(result["summary"], config.eval_env))
     minutes = trainer.progress.elapsed / 60
     best = trainer.best_folder()
-    video = f" --video {best}/videos/best.mp4" if hasattr(config.env, "render") else ""
+    video = f" --video {best}/videos/best.mp4" if can_be_drawn(config.env) else ""
     print(f"""
 {trainer.progress.timesteps:,} control steps in {minutes:.1f} min, all in {folder}/
   evaluate   python -m jaxrl.evaluate {best}{video}

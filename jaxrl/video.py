@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 from pathlib import Path
@@ -20,7 +21,8 @@ def record(env: Env, actor: Actor, params: Any, path: Path, seed: int = 0) -> No
     """Plays one episode and writes it as a video, at the task's own speed.
 
     Args:
-      env: the task; it must have `render(states, stride) -> frames [F, H, W, 3] uint8`.
+      env: the task; it must have `render(states, stride) -> frames [F, H, W, 3] uint8`, or
+        `film(actor, params, seed, stride) -> frames`, which plays, too.
       actor: what acts.
       params: what the actor takes.
       path: .mp4 file.
@@ -31,13 +33,34 @@ def record(env: Env, actor: Actor, params: Any, path: Path, seed: int = 0) -> No
     """
     if path.suffix != ".mp4":
         raise UserError(f"--video: got {path}, expected a file that ends in .mp4")
-    if not hasattr(env, "render"):
+    if not can_be_drawn(env):
         raise UserError(f"--video: {type(env).__name__} cannot be drawn: it has no render()")
     try:
         import imageio.v3 as imageio
         import imageio_ffmpeg  # noqa: F401
     except ImportError as error:
         raise UserError("--video: needs `pip install 'jaxrl[video]'`") from error
+
+    stride = max(1, math.ceil(1 / (50 * env.control_dt) - 1e-9))  # at most 50 frames a second
+    film = getattr(env, "film", functools.partial(_film, env))
+    frames = film(actor, params, seed, stride)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with warnings.catch_warnings():  # the encoder is another program: forking is harmless
+            warnings.simplefilter("ignore", RuntimeWarning)
+            fps = 1 / (stride * env.control_dt)
+            imageio.imwrite(path, frames, fps=fps, macro_block_size=8)
+    except (OSError, ValueError) as error:
+        raise UserError(f"--video: cannot write {path}: {error}") from error
+
+
+def can_be_drawn(env: Env) -> bool:
+    """Whether there can be pictures of the task."""
+    return hasattr(env, "render") or hasattr(env, "film")
+
+
+def _film(env: Env, actor: Actor, params: Any, seed: int, stride: int) -> np.ndarray:
+    """[F, H, W, 3] pictures of one compiled episode."""
 
     def play(params, key):
         key, start = jax.random.split(key)
@@ -54,13 +77,4 @@ def record(env: Env, actor: Actor, params: Any, path: Path, seed: int = 0) -> No
 
     physics, over = jax.device_get(jax.jit(play)(params, jax.random.key(seed)))
     length = int(np.argmax(over)) + 1 if over.any() else len(over)
-    stride = max(1, math.ceil(1 / (50 * env.control_dt) - 1e-9))  # at most 50 frames a second
-    frames = env.render(jax.tree.map(lambda x: x[:length, 0], physics), stride)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with warnings.catch_warnings():  # the encoder is another program: forking is harmless
-            warnings.simplefilter("ignore", RuntimeWarning)
-            fps = 1 / (stride * env.control_dt)
-            imageio.imwrite(path, frames, fps=fps, macro_block_size=8)
-    except (OSError, ValueError) as error:
-        raise UserError(f"--video: cannot write {path}: {error}") from error
+    return env.render(jax.tree.map(lambda x: x[:length, 0], physics), stride)

@@ -242,6 +242,11 @@ def test_episodes_end_at_the_users_limit_and_evaluations_do_not_wait_for_ever(mo
         env.make_evaluator(baselines(env)["zero"], 4)(None, jax.random.key(0))
 
 
+def test_what_draws_no_pictures_is_named():
+    with pytest.raises(UserError, match=r"draws no pictures: .* 'render_mode'"):
+        run_config(WALK).env.film(lambda *_: np.zeros((1, 1)), None, 0, 1)
+
+
 def test_baselines_of_choices_are_choices():
     env = run_config(CHOICES).env
     for name in ("zero", "random"):

@@ -7,6 +7,7 @@ import functools
 import pickle
 import warnings
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -21,6 +22,7 @@ from envs_legacy import kuka, structures
 from envs_legacy.kuka import VARIANTS, KukaPickPlace
 from envs_legacy.scripted import KukaExpert, episode, policy_of
 from envs_legacy.structures import StructureCrush, StructureHeight
+from jaxrl.bridge.gym_in import gym_class
 from jaxrl.errors import UserError
 
 STEPS = {
@@ -167,6 +169,15 @@ def test_pictures_show_something(made, make):
     assert picture.dtype == np.uint8
     assert picture.shape == (env.camera.height, env.camera.width, 3)
     assert picture.std() > 5
+
+
+def test_the_bridge_films_an_episode():
+    task = gym_class("envs_legacy:KukaPickPlace-v0")()
+    frames = task.film(lambda params, worlds, key: jnp.zeros((1, 7)), None, 0, 50)
+    assert frames.shape == (4, 360, 480, 3) and frames.dtype == np.uint8
+    assert task.success_criterion is None
+    task = gym_class("envs_legacy:KukaPickPlace-v0")(success="is_success")
+    assert "within 0.05 m of the target" in task.success_criterion
 
 
 def test_wrong_settings_are_told(made):

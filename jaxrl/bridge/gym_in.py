@@ -152,6 +152,32 @@ class GymTask:
         """What steps its worlds."""
         return HostVector(self, num_envs)
 
+    def film(self, actor: Any, params: Any, seed: int, stride: int) -> np.ndarray:
+        """[F, H, W, 3] uint8 pictures, of every `stride`-th step of an episode.
+
+        Raises:
+          UserError: the environment draws none.
+        """
+        try:
+            env = Guard(
+                self.id, {**self.kwargs, "render_mode": "rgb_array"}, (), self.episode_length
+            )
+        except (TypeError, gymnasium.error.Error) as error:
+            raise UserError(f"--video: gym:{self.id} draws no pictures: {error}") from error
+        act = jax.jit(lambda params, obs, key: actor(params, _Worlds(obs), key))
+        frames, over, step = [], False, 0
+        obs, _ = env.reset(seed=seed)
+        while not over:
+            if step % stride == 0:
+                frames.append(env.render())
+            one = jax.tree.map(lambda x: x[None], obs)
+            key = jax.random.fold_in(jax.random.key(seed), step)
+            action = np.asarray(act(params, one, key))[0]
+            obs, _, terminated, truncated, _ = env.step(action)
+            over, step = terminated or truncated or step == LONGEST_EPISODE, step + 1
+        env.close()
+        return np.stack(frames)
+
     def make_evaluator(self, actor: Any, episodes: int) -> HostEvaluator:
         """What judges policies on it."""
         return HostEvaluator(self, actor, episodes)
