@@ -2,10 +2,10 @@
 
     python benchmarks/bridge.py --json bridge.json
 
-For each environment and number of worlds, in turns: the bare environment in a loop of its own, the
-worlds as training steps them with actions made beforehand, and the whole of collecting, policy
-included. What a simulator needs at least is its bare step over the processes that work at once;
-the share outside it is the rest of the whole.
+For each environment and number of worlds, in turns: the bare environment in loops of its own, as
+many side by side as there are processes; the worlds as training steps them, with actions made
+beforehand; and the whole of collecting, policy included. All act at random. The share outside the
+simulator is what the whole takes longer than the bare loops.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
 import statistics
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -40,20 +41,23 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-class Bare:
-    """The environment alone, under random actions."""
-
-    def __init__(self, name: str):
-        self.env = make(name, {})
-        self.env.action_space.seed(0)
-        self.actions = itertools.cycle([self.env.action_space.sample() for _ in range(100)])
-        self.env.reset(seed=0)
-
-    def __call__(self) -> int:
-        _, _, terminated, truncated, _ = self.env.step(next(self.actions))
+def bare(name: str, seconds: float) -> float:
+    """Steps a second of the environment alone, under random actions."""
+    if name not in _environments:
+        env = make(name, {})
+        env.action_space.seed(0)
+        env.reset(seed=0)
+        _environments[name] = env, [env.action_space.sample() for _ in range(100)]
+    (env, actions), steps, begun = _environments[name], 0, time.perf_counter()
+    while time.perf_counter() - begun < seconds:
+        _, _, terminated, truncated, _ = env.step(actions[steps % 100])
         if terminated or truncated:
-            self.env.reset()
-        return 1
+            env.reset()
+        steps += 1
+    return steps / (time.perf_counter() - begun)
+
+
+_environments: dict[str, tuple[Any, list]] = {}  # of this process, and actions for them
 
 
 class Worlds:
@@ -78,26 +82,29 @@ class Worlds:
             )
         )
         self.obs = self.vector.start(0)
-        self.actions = np.asarray(self._act(self.state, self.obs, self.state.key, 0)[0])
+        self.t = 0
+        shape = np.asarray(self._action()).shape
+        self.random = itertools.cycle(np.random.default_rng(0).uniform(-1, 1, (100, *shape)))
+
+    def _action(self) -> Any:
+        self.t += 1
+        return self._act(self.state, self.obs, self.state.key, self.t)[0]
 
     def step(self) -> int:
-        """Under an action made beforehand."""
-        self.vector.send(self.actions)
+        """Under actions made beforehand."""
+        self.vector.send(next(self.random))
         self.vector.receive()
         return self.vector.num_envs
 
     def collect(self) -> int:
-        """With the policy."""
-        action, _ = self._act(self.state, self.obs, self.state.key, 1)
-        self.vector.send(np.asarray(action))
+        """With the policy, which is still random."""
+        self.vector.send(np.asarray(self._action()))
         self.obs, _ = self.vector.receive()
         return self.vector.num_envs
 
 
 def microseconds(step: Any, seconds: float) -> float:
     """Of one step of one world."""
-    for _ in range(3):
-        step()
     steps, begun = 0, time.perf_counter()
     while time.perf_counter() - begun < seconds:
         steps += step()
@@ -113,16 +120,19 @@ def main() -> None:
     for name, count, processes in itertools.product(
         args.envs, args.worlds, [None, *args.processes]
     ):
-        bare, worlds = Bare(name), Worlds(name, count, processes)
+        worlds = Worlds(name, count, processes)
+        at_once = worlds.vector.processes
         measured: dict[str, list[float]] = {"bare": [], "worlds": [], "whole": []}
-        for _ in range(args.rounds):
-            for what, step in zip(measured, (bare, worlds.step, worlds.collect)):
-                measured[what].append(microseconds(step, args.seconds))
+        with ProcessPoolExecutor(at_once, mp_context=get_context("spawn")) as pool:
+            for _ in range(args.rounds + 1):
+                rates = pool.map(bare, [name] * at_once, [args.seconds] * at_once)
+                measured["bare"].append(1e6 / sum(rates))
+                measured["worlds"].append(microseconds(worlds.step, args.seconds))
+                measured["whole"].append(microseconds(worlds.collect, args.seconds))
         worlds.vector.close()
-        bare.env.close()
-        row = {what: statistics.median(values) for what, values in measured.items()}
-        at_once = min(worlds.vector.processes, os.cpu_count() or 1)
-        outside = 1 - row["bare"] / at_once / row["whole"]
+        # The first round warms up.
+        row = {what: statistics.median(values[1:]) for what, values in measured.items()}
+        outside = 1 - row["bare"] / row["whole"]
         layout = "0" if worlds.vector.here else str(worlds.vector.processes)
         rows.append(
             {"env": name, "worlds": count, "processes": layout, **row, "share_outside": outside}
