@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
+import functools
 import os
 import sys
 from types import ModuleType
@@ -19,6 +20,7 @@ GRAVITY = 9.81  # m/s^2
 TIMESTEP = 1 / 240  # s, of every original
 
 
+@functools.cache
 def pybullet() -> ModuleType:
     """The simulator, or a plain word on how to get it."""
     try:

@@ -19,6 +19,7 @@ from scipy.optimize import minimize
 
 import envs_legacy  # noqa: F401  registers the environments
 from envs_legacy import kuka, structures
+from envs_legacy.bullet import pybullet
 from envs_legacy.kuka import VARIANTS, KukaPickPlace
 from envs_legacy.scripted import KukaExpert, episode, policy_of
 from envs_legacy.structures import StructureCrush, StructureHeight
@@ -202,6 +203,7 @@ def test_without_pybullet_the_error_says_what_to_install(monkeypatch):
         return real(name, *args, **settings)
 
     monkeypatch.setattr(builtins, "__import__", without)
+    pybullet.cache_clear()
     with pytest.raises(UserError, match=r"pip install 'jaxrl\[pybullet\]'"):
         gym.make("StructureHeight-v0")
 
