@@ -60,8 +60,8 @@ def test_the_arm_follows_its_targets_as_in_mujoco():
     assert max(behind) > 0.03
     np.testing.assert_allclose(bullet.qpos, qpos, atol=2e-4)
     # PyBullet's arm is the one that it ships; the hand is where our model has it.
-    world = bullet.worlds._worlds[0]
-    place = world.client.getLinkState(world.arm, world.hand, computeForwardKinematics=1)[4]
+    scene = bullet.worlds.scenes[1]
+    place = scene.client.getLinkState(scene.arms[0], scene.hand, computeForwardKinematics=1)[4]
     data = mujoco.MjData(PHYSICS.model)
     data.qpos = bullet.qpos
     mujoco.mj_kinematics(PHYSICS.model, data)
@@ -94,6 +94,21 @@ def test_a_new_episode_begins_where_it_is_told():
         again.step(CONTROLS + 0.1)
         fresh.step(CONTROLS + 0.1)
     np.testing.assert_allclose(again.qpos, fresh.qpos, atol=1e-4)
+
+
+def test_worlds_side_by_side_do_not_disturb_each_other():
+    worlds, alone = BulletWorlds(PHYSICS), [World((0.5, y, m.CUBE_HALF)) for y in (0.1, -0.2, 0.3)]
+    qpos, qvel = (np.stack([getattr(w, name) for w in alone]) for name in ("qpos", "qvel"))
+    ctrl = CONTROLS + 0.1 * np.arange(3)[:, None]
+    ties = np.array([[1.0, 0.0], [1.0, 1.0], [1.0, 0.0]])
+    for _ in range(10):
+        made = worlds(*(np.float64(x) for x in (qpos, qvel, ctrl, ties)))
+        qpos, qvel = np.float32(made[0]), np.float32(made[1])
+        for world, u, tie in zip(alone, ctrl, ties, strict=True):
+            world.step(u, tie[1])
+    # They share the solver's rounds, which end when the slowest of them has converged.
+    np.testing.assert_allclose(qpos, [world.qpos for world in alone], atol=3e-3)
+    assert np.abs(np.diff(qpos, axis=0)).max() > 0.1
 
 
 def test_spin_is_told_in_the_cubes_own_frame():

@@ -26,6 +26,8 @@ GRAVITY = 9.81  # m/s^2
 SLIDING = 0.6  # friction coefficient of all pairs that touch
 FINGER_FORCE = 100.0  # N, more than the finger's servo asks for
 MAGNET_FORCE = 500.0  # N
+HAND_CENTRE = 0.035  # m, the hand's centre of mass along its axis
+APART = 10.0  # m, between worlds
 
 
 def _link(name: str, mass: float, centre: str, inertia: str, shapes: str = "") -> str:
@@ -51,7 +53,7 @@ def _gripper(least: float) -> str:
         '<geometry><capsule length=".09" radius=".022"/></geometry></collision>'
     )
     parts = [
-        _link("hand", m.HAND_MASS, "0 0 .035", "6e-4 4e-4 6e-4", hand),
+        _link("hand", m.HAND_MASS, f"0 0 {HAND_CENTRE}", "6e-4 4e-4 6e-4", hand),
         f"""
   <joint name="flange" type="fixed"><parent link="lbr_iiwa_link_7"/><child link="hand"/>
     <origin xyz="0 0 {m.FLANGE}"/></joint>""",
@@ -74,7 +76,7 @@ def _gripper(least: float) -> str:
 
 
 class BulletWorlds:
-    """Worlds in PyBullet, one client each, as `HostPhysics` advances them.
+    """Worlds in PyBullet, as `HostPhysics` advances them.
 
     A world that does not come back as it was left (a new episode) is set anew.
 
@@ -84,97 +86,99 @@ class BulletWorlds:
 
     def __init__(self, physics: Physics):
         self.physics = physics
-        self.substeps = physics.substeps
-        model = physics.model
-        self.joints = np.array(
-            [physics.qpos_slice(name).start for name in m.ARM_JOINTS + m.FINGER_JOINTS]
-        )
-        self.dofs = np.array(
-            [physics.qvel_slice(name).start for name in m.ARM_JOINTS + m.FINGER_JOINTS]
-        )
+        names = m.ARM_JOINTS + m.FINGER_JOINTS
+        self.joints = np.array([physics.qpos_slice(name).start for name in names])
+        self.dofs = np.array([physics.qvel_slice(name).start for name in names])
         self.place, self.turn = physics.qpos_slice("cube"), physics.qvel_slice("cube")
-        self.tie = model.equality("magnet").id
-        self._worlds: list[_World] = []
+        self.tie = physics.model.equality("magnet").id
+        # As many worlds are stepped together as come together; and how each was left.
+        self.scenes: dict[int, _Scene] = {}
+        self._left: dict[int, np.ndarray] = {}
 
     def __call__(
         self, qpos: np.ndarray, qvel: np.ndarray, ctrl: np.ndarray, eq_active: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        while len(self._worlds) < len(qpos):
-            self._worlds.append(_World(self.physics.model))
-        qpos, qvel = qpos.copy(), qvel.copy()
-        for n, world in enumerate(self._worlds[: len(qpos)]):
-            self._advance(world, qpos[n], qvel[n], ctrl[n], bool(eq_active[n, self.tie]))
-        return qpos, qvel, np.zeros((len(qpos), 0))
-
-    def _advance(self, world: _World, qpos, qvel, ctrl, tied: bool) -> None:
-        """A control step of one world; `qpos` and `qvel` change in place."""
-        was = np.float32([*qpos, *qvel])
-        if world.left is None or not np.array_equal(was, world.left):
-            x, y, z, w = qpos[self.place][[4, 5, 6, 3]]
-            rotation = world.rotation((x, y, z, w))
-            world.set(
-                qpos[self.joints],
-                qvel[self.dofs],
-                (qpos[self.place][:3], (x, y, z, w)),
-                (qvel[self.turn][:3], rotation @ qvel[self.turn][3:]),
+        count = len(qpos)
+        if count not in self.scenes:
+            self.scenes[count] = _Scene(self.physics.model, count)
+            self._left[count] = np.full((count, qpos.shape[1] + qvel.shape[1]), np.nan, np.float32)
+        scene, left = self.scenes[count], self._left[count]
+        came = np.float32(np.hstack([qpos, qvel]))
+        for n in np.flatnonzero((came != left).any(1)):
+            x, y, z, w = qpos[n, self.place][[4, 5, 6, 3]]
+            spin = scene.rotation((x, y, z, w)) @ qvel[n, self.turn][3:]
+            scene.set(
+                n,
+                qpos[n, self.joints],
+                qvel[n, self.dofs],
+                (qpos[n, self.place][:3], (x, y, z, w)),
+                (qvel[n, self.turn][:3], spin),
             )
-        world.tie(tied)
-        world.drive(ctrl[:7], ctrl[7])
-        for _ in range(self.substeps):
-            world.step()
-        angles, speeds, (place, quat), (velocity, spin) = world.state()
-        qpos[self.joints], qvel[self.dofs] = angles, speeds
-        qpos[self.place] = [*place, quat[3], *quat[:3]]
-        # PyBullet tells angular velocity in the world, MuJoCo in the body.
-        qvel[self.turn] = [*velocity, *(world.rotation(quat).T @ spin)]
-        world.left = np.float32([*qpos, *qvel])
+        for n in range(count):
+            scene.tie(n, bool(eq_active[n, self.tie]))
+            scene.drive(n, ctrl[n, :7], ctrl[n, 7])
+        for _ in range(self.physics.substeps):
+            scene.step()
+        qpos, qvel = qpos.copy(), qvel.copy()
+        for n in range(count):
+            qpos[n, self.joints], qvel[n, self.dofs], (place, quat), (velocity, spin) = scene.get(n)
+            qpos[n, self.place] = [*place, quat[3], *quat[:3]]
+            # PyBullet tells angular velocity in the world, MuJoCo in the body.
+            qvel[n, self.turn] = [*velocity, *(scene.rotation(quat).T @ spin)]
+        self._left[count] = np.float32(np.hstack([qpos, qvel]))
+        return qpos, qvel, np.zeros((count, 0))
 
 
-class _World:
-    """One client with the arm and the cube."""
+class _Scene:
+    """`count` arms, each with a cube, side by side in one client: a client takes 35 MB."""
 
-    def __init__(self, model: Any):
+    def __init__(self, model: Any, count: int):
         import pybullet_data
 
         bullet = pybullet()
         self.client = client = connect(bullet.DIRECT)
-        self.left: np.ndarray | None = None  # what it was at last, as the caller knows it
-        self._tied: int | None = None
         step = model.opt.timestep
         client.setTimeStep(step)
-        client.setGravity(0, 0, 0)  # the arm's weight is balanced; the cube's is a force
+        client.setGravity(0, 0, 0)  # the arms' weight is balanced; the cubes' is a force
+        self.offsets = [np.array([0.0, APART * n, 0.0]) for n in range(count)]
         folder = Path(pybullet_data.getDataPath()) / "kuka_iiwa"
         least = model.joint(m.FINGER_JOINTS[0]).range[0]
         # The arm's own shapes touch nothing, as in our model.
         text = re.sub(
             r"<(visual|collision)>.*?</\1>", "", (folder / "model.urdf").read_text(), flags=re.S
         )
+        table = client.createMultiBody(0, client.createCollisionShape(bullet.GEOM_PLANE))
+        box = client.createCollisionShape(bullet.GEOM_BOX, halfExtents=[m.CUBE_HALF] * 3)
         with tempfile.TemporaryDirectory() as scratch:
             urdf = Path(scratch) / "kuka.urdf"
             urdf.write_text(text.replace("</robot>", _gripper(least) + "</robot>"))
-            self.arm = client.loadURDF(str(urdf), useFixedBase=True)
-        count = client.getNumJoints(self.arm)
-        names = [client.getJointInfo(self.arm, j) for j in range(count)]
-        links = {info[12].decode(): info[0] for info in names}
-        joints = {info[1].decode(): info[0] for info in names}
-        arm = [f"lbr_iiwa_joint_{i}" for i in range(1, 8)]
-        self.joints = [joints[name] for name in (*arm, *m.FINGER_JOINTS)]
-        self.hand = links["hand"]
-        self.table = client.createMultiBody(0, client.createCollisionShape(bullet.GEOM_PLANE))
-        box = client.createCollisionShape(bullet.GEOM_BOX, halfExtents=[m.CUBE_HALF] * 3)
-        self.cube = client.createMultiBody(m.CUBE_MASS, box, -1, (0.5, 0, m.CUBE_HALF))
-        for body, link in [(self.table, -1), (self.cube, -1)] + [
-            (self.arm, j) for j in range(-1, count)
-        ]:
+            self.arms = [
+                client.loadURDF(str(urdf), list(offset), useFixedBase=True)
+                for offset in self.offsets
+            ]
+        self.cubes = [
+            client.createMultiBody(m.CUBE_MASS, box, -1, offset + [0.5, 0.0, m.CUBE_HALF])
+            for offset in self.offsets
+        ]
+        links = range(-1, client.getNumJoints(self.arms[0]))
+        infos = [client.getJointInfo(self.arms[0], j) for j in links[1:]]
+        link = {info[12].decode(): info[0] for info in infos}
+        joint = {info[1].decode(): info[0] for info in infos}
+        arm_joints = [f"lbr_iiwa_joint_{i}" for i in range(1, 8)]
+        self.joints = [joint[name] for name in (*arm_joints, *m.FINGER_JOINTS)]
+        self.hand = link["hand"]
+        on_table = {link["hand"], *(link[f"{name}_link"] for name in m.FINGER_JOINTS)}
+        parts = [(arm, j) for arm in self.arms for j in links]
+        for body, j in [(table, -1), *((cube, -1) for cube in self.cubes), *parts]:
             client.changeDynamics(
-                body, link, lateralFriction=SLIDING**0.5, linearDamping=0, angularDamping=0
+                body, j, lateralFriction=SLIDING**0.5, linearDamping=0, angularDamping=0
             )
         # As the model's pairs: nothing else touches.
-        tips = {links[f"{name}_link"] for name in m.FINGER_JOINTS}
-        for link in range(-1, count):
-            on_table = link in tips | {self.hand}
-            client.setCollisionFilterPair(self.arm, self.table, link, -1, int(on_table))
-            client.setCollisionFilterPair(self.arm, self.cube, link, -1, int(link == links["palm"]))
+        for arm, cube in zip(self.arms, self.cubes, strict=True):
+            for j in links:
+                client.setCollisionFilterPair(arm, table, j, -1, int(j in on_table))
+                client.setCollisionFilterPair(arm, cube, j, -1, int(j == link["palm"]))
+        self._ties: list[int | None] = [None] * count
         # A first-order velocity servo: time constant step / gain, MuJoCo's is kv / kp.
         gains = [m.SERVO_KP / m.SERVO_KV] * 7
         gains += [m.FINGER_KP / (m.FINGER_KV + m.FINGER_DAMPING)] * 2
@@ -185,39 +189,40 @@ class _World:
         """[3, 3] of a quaternion x, y, z, w."""
         return np.array(self.client.getMatrixFromQuaternion(quat)).reshape(3, 3)
 
-    def set(self, angles: Any, speeds: Any, pose: Any, velocities: Any) -> None:
-        """Joints [9] (rad, m) and their speeds [9]; the cube's pose and velocities."""
+    def set(self, n: int, angles: Any, speeds: Any, pose: Any, velocities: Any) -> None:
+        """World `n`: joints [9] (rad, m) and their speeds [9]; the cube's pose and velocities."""
         client = self.client
-        self.tie(False)
+        self.tie(n, False)
         for joint, angle, speed in zip(self.joints, angles, speeds, strict=True):
-            client.resetJointState(self.arm, joint, angle, speed)
-        client.resetBasePositionAndOrientation(self.cube, *pose)
-        client.resetBaseVelocity(self.cube, *velocities)
+            client.resetJointState(self.arms[n], joint, angle, speed)
+        place, quat = pose
+        client.resetBasePositionAndOrientation(self.cubes[n], place + self.offsets[n], quat)
+        client.resetBaseVelocity(self.cubes[n], *velocities)
 
-    def tie(self, tied: bool) -> None:
+    def tie(self, n: int, tied: bool) -> None:
         """Holds the cube's centre at the grip, or lets it go."""
         client = self.client
-        if tied and self._tied is None:
-            self._tied = client.createConstraint(
-                self.arm,
+        if tied and self._ties[n] is None:
+            self._ties[n] = client.createConstraint(
+                self.arms[n],
                 self.hand,
-                self.cube,
+                self.cubes[n],
                 -1,
                 pybullet().JOINT_POINT2POINT,
                 (0, 0, 0),
                 # From the link's centre of mass.
-                (0, 0, m.GRIP - 0.035),
+                (0, 0, m.GRIP - HAND_CENTRE),
                 (0, 0, 0),
             )
-            client.changeConstraint(self._tied, maxForce=MAGNET_FORCE)
-        elif not tied and self._tied is not None:
-            client.removeConstraint(self._tied)
-            self._tied = None
+            client.changeConstraint(self._ties[n], maxForce=MAGNET_FORCE)
+        elif not tied and self._ties[n] is not None:
+            client.removeConstraint(self._ties[n])
+            self._ties[n] = None
 
-    def drive(self, angles: np.ndarray, finger: float) -> None:
+    def drive(self, n: int, angles: np.ndarray, finger: float) -> None:
         """The servos' targets: joints [7] (rad), and of both fingers (m)."""
         self.client.setJointMotorControlArray(
-            self.arm,
+            self.arms[n],
             self.joints,
             pybullet().POSITION_CONTROL,
             targetPositions=[*angles, finger, finger],
@@ -227,21 +232,21 @@ class _World:
         )
 
     def step(self) -> None:
-        """One physics step."""
-        place = self.client.getBasePositionAndOrientation(self.cube)[0]
-        weight = (0, 0, -GRAVITY * m.CUBE_MASS)
-        self.client.applyExternalForce(self.cube, -1, weight, place, pybullet().WORLD_FRAME)
-        self.client.stepSimulation()
+        """One physics step of all worlds."""
+        client, frame = self.client, pybullet().WORLD_FRAME
+        for cube in self.cubes:
+            place = client.getBasePositionAndOrientation(cube)[0]
+            client.applyExternalForce(cube, -1, (0, 0, -GRAVITY * m.CUBE_MASS), place, frame)
+        client.stepSimulation()
 
-    def state(self) -> tuple[Any, Any, Any, Any]:
+    def get(self, n: int) -> tuple[Any, Any, Any, Any]:
         """As the arguments of `set`."""
-        states = self.client.getJointStates(self.arm, self.joints)
-        return (
-            [s[0] for s in states],
-            [s[1] for s in states],
-            self.client.getBasePositionAndOrientation(self.cube),
-            tuple(np.array(v) for v in self.client.getBaseVelocity(self.cube)),
-        )
+        client, cube = self.client, self.cubes[n]
+        states = client.getJointStates(self.arms[n], self.joints)
+        place, quat = client.getBasePositionAndOrientation(cube)
+        velocity, spin = client.getBaseVelocity(cube)
+        angles, speeds = [s[0] for s in states], [s[1] for s in states]
+        return angles, speeds, (np.array(place) - self.offsets[n], quat), (velocity, spin)
 
     def __del__(self) -> None:
         with contextlib.suppress(Exception):  # the interpreter may be going down
