@@ -1,5 +1,8 @@
 """Gymnasium environments as tasks: what comes of them, and of those that misbehave."""
 
+import os
+import signal
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -155,6 +158,17 @@ def test_a_process_that_dies_is_started_again_and_counted(vector, capfd):
     assert vector.restarts == 4 and "died" in capfd.readouterr().err
     vector.send(np.zeros((4, 1), np.float32))
     assert (vector.receive()[0][:, 1] == 1).all()
+
+
+@pytest.mark.parametrize("vector", [{}], indirect=True)
+def test_ctrl_c_does_not_reach_the_worlds(vector):
+    vector.start(seed=0)
+    for process in vector._envs.processes:
+        os.kill(process.pid, signal.SIGINT)
+    for step in range(1, 4):
+        vector.send(np.zeros((4, 1), np.float32))
+        assert (vector.receive()[0][:, 1] == step).all()
+    assert vector.restarts == 0
 
 
 @pytest.mark.parametrize("vector", [{"trouble": "shape"}], indirect=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import multiprocessing
+import signal
 import statistics
 import time
 from collections.abc import Sequence
@@ -188,6 +190,8 @@ class Group(gymnasium.Env):
     """
 
     def __init__(self, count: int, *settings: Any):
+        if multiprocessing.parent_process() is not None:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the trainer to answer
         self.worlds = [Guard(*settings) for _ in range(count)]
         first = self.worlds[0]
         self.metadata, self.render_mode = first.metadata, first.render_mode
