@@ -35,15 +35,15 @@ def connect(mode: int) -> Any:
     """A new `BulletClient`: a world of its own."""
     from pybullet_utils.bullet_client import BulletClient
 
-    with _silent():
+    # Without a screen a window ends the program; then PyBullet's last words must be heard.
+    with _silent() if mode == pybullet().DIRECT else contextlib.nullcontext():
         return BulletClient(connection_mode=mode)
 
 
 @contextlib.contextmanager
 def _silent():
     """PyBullet tells its build time and a program's arguments, from C, in every process."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    _flush()
     kept = os.dup(1), os.dup(2)
     with open(os.devnull, "w") as nowhere:
         for stream in (1, 2):
@@ -51,11 +51,19 @@ def _silent():
     try:
         yield
     finally:
-        with contextlib.suppress(Exception):  # where the C library cannot be asked
-            ctypes.CDLL(None).fflush(None)
+        _flush()
         for stream, was in enumerate(kept, 1):
             os.dup2(was, stream)
             os.close(was)
+
+
+def _flush() -> None:
+    """Writes what Python and C still hold back."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, ValueError):  # there is none, or it is closed
+            stream.flush()
+    with contextlib.suppress(Exception):  # where the C library cannot be asked
+        ctypes.CDLL(None).fflush(None)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -96,8 +96,9 @@ def _across(path: str, trained: Any, flags: dict[str, Any], episodes: int, seed:
     env, results = trained.config.eval_env, {}
     if not hasattr(env.task if isinstance(env, Wrapped) else env, "on"):
         raise UserError(f"--on: {trained.config.task} knows no other simulator")
-    for name in names:
-        config = dataclasses.replace(trained.config, eval_env=env.on(name))
+    elsewhere = {name: env.on(name) for name in names}  # complaints first, work after
+    for name, other in elsewhere.items():
+        config = dataclasses.replace(trained.config, eval_env=other)
         there = dataclasses.replace(trained, config=config)
         results[name] = evaluate_policy(there, episodes, seed, flags["set"])
     first = results[names[0]]

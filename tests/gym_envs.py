@@ -56,6 +56,15 @@ class Walk(gymnasium.Env):
         )
 
 
+class Shared(Walk):
+    """All worlds of a process are at one place, as with a simulator that has one world."""
+
+    place = property(lambda self: _places[0], lambda self, place: _places.__setitem__(0, place))
+
+
+_places = [0.0]
+
+
 class Choices(gymnasium.Env):
     """Pays 1 for the choice that its observation shows."""
 

@@ -80,6 +80,14 @@ def test_an_observation_that_does_not_fit_its_space_is_refused(trouble, said):
         env.step(np.zeros(1))
 
 
+def test_a_key_told_at_the_environments_own_end_may_be_missing_at_the_users():
+    env = Guard(WALK, {"limit": 9}, ["end"], limit=2)
+    env.reset(seed=0)
+    env.step(np.zeros(1))
+    _, _, terminated, truncated, info = env.step(np.zeros(1))
+    assert truncated and not terminated and info["last"] == [0.0]
+
+
 @pytest.mark.parametrize(
     ("key", "said"), [("hihg", "has no 'hihg' .* 'high', 'place', 'name'"), ("name", "got 'walk'")]
 )
@@ -133,6 +141,21 @@ def test_short_steps_are_taken_here_and_long_or_dangerous_ones_elsewhere():
     assert not here(pause=0.002) and not here(trouble="dies") and not here(trouble="shape")
 
 
+@pytest.mark.parametrize(
+    ("worlds", "layout"), [(1, (False, 1)), (6, (False, 3)), (7, (False, 7)), (8, (False, 4))]
+)
+def test_slow_worlds_are_spread_over_the_cores(monkeypatch, worlds, layout):
+    monkeypatch.setitem(gym_in._trials, (WALK, "{}"), (0.01, True))
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(4)))
+    vector = HostVector(gym_class(WALK)(), worlds)
+    assert (vector.here, vector.processes) == layout
+
+
+def test_worlds_that_disturb_each_other_get_a_process_each():
+    vector = HostVector(gym_class("tests.gym_envs:Shared")(), 4)
+    assert (vector.here, vector.processes) == (False, 4)
+
+
 def test_worlds_step_the_same_in_any_number_of_processes():
     seen = []
     for processes in (0, 1, 4):
@@ -158,6 +181,24 @@ def test_a_process_that_dies_is_started_again_and_counted(vector, capfd):
     assert vector.restarts == 4 and "died" in capfd.readouterr().err
     vector.send(np.zeros((4, 1), np.float32))
     assert (vector.receive()[0][:, 1] == 1).all()
+
+
+@pytest.mark.parametrize("vector", [{}], indirect=True)
+def test_processes_that_died_between_two_steps_are_started_again(vector):
+    vector.start(seed=0)
+    for times in range(1, gym_in.MOST_REVIVALS + 1):
+        for process in vector._envs.processes:
+            process.kill()
+            process.join()
+        vector.send(np.zeros((4, 1), np.float32))
+        obs, step = vector.receive()
+        assert step.truncated.all() and not step.ended.any() and vector.restarts == 4 * times
+        assert (obs[:, 1] == 0).all()
+    vector._envs.processes[0].kill()
+    vector._envs.processes[0].join()
+    with pytest.raises(UserError, match="died 6 times, and no episode ended in between"):
+        vector.send(np.zeros((4, 1), np.float32))
+        vector.receive()
 
 
 @pytest.mark.parametrize("vector", [{}], indirect=True)
@@ -252,7 +293,7 @@ def test_episodes_end_at_the_users_limit_and_evaluations_do_not_wait_for_ever(mo
 
     monkeypatch.setattr(gym_in, "LONGEST_EPISODE", 50)
     env = run_config(WALK, kwargs={"limit": 10**9}).env
-    with pytest.raises(UserError, match="no episode has ended in 50 steps; give them a time limit"):
+    with pytest.raises(UserError, match="an episode has not ended in 50 steps; give them"):
         env.make_evaluator(baselines(env)["zero"], 4)(None, jax.random.key(0))
 
 

@@ -85,6 +85,7 @@ class BulletWorlds:
     """
 
     def __init__(self, physics: Physics):
+        pybullet()  # fails here, where the user can still see why
         self.physics = physics
         names = m.ARM_JOINTS + m.FINGER_JOINTS
         self.joints = np.array([physics.qpos_slice(name).start for name in names])

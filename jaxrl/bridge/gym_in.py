@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import json
 import math
 import multiprocessing
 import os
@@ -25,7 +26,7 @@ from flax import struct
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 
 from jaxrl.algos.base import episode_sums
-from jaxrl.bridge.worker import BadObservation, Group, Guard, step_seconds
+from jaxrl.bridge.worker import BadObservation, Group, Guard, trial
 from jaxrl.envs import ArraySpec, Timestep
 from jaxrl.errors import UserError
 from jaxrl.logs import known_mean
@@ -37,8 +38,13 @@ MOST_EVALUATED = 16
 LONGEST_EPISODE = 100_000
 # How processes start: not as copies of this one, whose threads would be missing in them.
 CONTEXT = "forkserver" if sys.platform == "linux" else "spawn"
-# What it costs to have other processes take a step (s).
-PROCESSES_COST = 2e-4
+# A step of all worlds, one after the other, that is not worth handing to other processes (s).
+SHORT_STEP = 5e-4
+# Deaths of processes with no end of an episode in between, after which training gives up.
+MOST_REVIVALS = 5
+MOST_FILMED = 60.0  # s
+# What the pipes to a process that has died raise.
+LOST = (EOFError, BrokenPipeError, ConnectionResetError)
 
 
 @functools.cache
@@ -63,12 +69,13 @@ class GymTask:
         (), "keys of `info` whose values at the end of an episode are reported"
     )
     episode_seconds: float | None = option(
-        None, "time limit (s); none: the environment's own", above=0
+        None, "time limit (s) if it is less than the environment's own", above=0
     )
     processes: int | None = option(
         None,
         "most processes that step the worlds; 0: they step in the training's own, and what kills "
-        "it ends the training; none: one a core, or 0 where steps are too short to be worth it",
+        "it ends the training; none: one a core, or 0 where steps are too short to be worth it, or "
+        "one a world where worlds in one process disturb each other",
         least=0,
     )
 
@@ -116,15 +123,6 @@ class GymTask:
         """Seconds of a step, from the environment's frame rate (0.02 if it tells none)."""
         return self._probe["control_dt"]
 
-    @functools.cached_property
-    def step_seconds(self) -> float:
-        """Seconds that one world takes for a step; infinite where it fails."""
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context(CONTEXT)) as pool:
-            try:
-                return pool.submit(step_seconds, self.id, dict(self.kwargs)).result()
-            except (BadObservation, RuntimeError):  # told when training starts
-                return math.inf
-
     @property
     def episode_length(self) -> int | None:
         """Steps of an episode at most; None: it ends when the environment says so."""
@@ -153,29 +151,28 @@ class GymTask:
         return HostVector(self, num_envs)
 
     def film(self, actor: Any, params: Any, seed: int, stride: int) -> np.ndarray:
-        """[F, H, W, 3] uint8 pictures, of every `stride`-th step of an episode.
+        """[F, H, W, 3] uint8 pictures of an episode's first minute, each `stride`-th step.
 
         Raises:
           UserError: the environment draws none.
         """
-        try:
-            env = Guard(
-                self.id, {**self.kwargs, "render_mode": "rgb_array"}, (), self.episode_length
-            )
-        except (TypeError, gymnasium.error.Error) as error:
-            raise UserError(f"--video: gym:{self.id} draws no pictures: {error}") from error
         act = jax.jit(lambda params, obs, key: actor(params, _Worlds(obs), key))
         frames, over, step = [], False, 0
-        obs, _ = env.reset(seed=seed)
-        while not over:
-            if step % stride == 0:
-                frames.append(env.render())
-            one = jax.tree.map(lambda x: x[None], obs)
-            key = jax.random.fold_in(jax.random.key(seed), step)
-            action = np.asarray(act(params, one, key))[0]
-            obs, _, terminated, truncated, _ = env.step(action)
-            over, step = terminated or truncated or step == LONGEST_EPISODE, step + 1
-        env.close()
+        settings = {**self.kwargs, "render_mode": "rgb_array"}
+        with contextlib.ExitStack() as stack:
+            try:
+                env = Guard(self.id, settings, (), self.episode_length)
+                stack.callback(env.close)
+                obs, _ = env.reset(seed=seed)
+                while not over and step * self.control_dt < MOST_FILMED:
+                    if step % stride == 0:
+                        frames.append(np.asarray(env.render(), np.uint8))
+                    key = jax.random.fold_in(jax.random.key(seed), step)
+                    action = act(params, jax.tree.map(lambda x: x[None], obs), key)
+                    obs, _, terminated, truncated, _ = env.step(np.asarray(action)[0])
+                    over, step = terminated or truncated, step + 1
+            except (gymnasium.error.Error, TypeError, ValueError, AssertionError) as error:
+                raise UserError(f"--video: gym:{self.id} draws no pictures: {error}") from error
         return np.stack(frames)
 
     def make_evaluator(self, actor: Any, episodes: int) -> HostEvaluator:
@@ -195,6 +192,21 @@ class HostState:
 
     obs: Any
     curriculum: None = None
+
+
+_trials: dict[tuple[str, str], tuple[float, bool]] = {}
+
+
+def _trial(name: str, settings: str, task: GymTask) -> tuple[float, bool]:
+    """`worker.trial` in a process of its own, once; of what fails, that steps take for ever."""
+    if (name, settings) not in _trials:
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context(CONTEXT)) as pool:
+            try:
+                result = pool.submit(trial, name, dict(task.kwargs)).result()
+            except Exception:  # whatever it is, it is told when training starts
+                result = (math.inf, True)
+        _trials[name, settings] = result
+    return _trials[name, settings]
 
 
 class HostVector:
@@ -218,15 +230,28 @@ class HostVector:
             *(f"final/{key}" for key in task.metrics),
         )
         self.restarts = 0
-        most = task.processes if task.processes is not None else os.cpu_count() or 1
-        groups = max(p for p in range(1, max(most, 1) + 1) if num_envs % p == 0)
-        self.here = most == 0
-        if task.processes is None:
-            saved = task.step_seconds * (num_envs - num_envs / groups)
-            self.here = saved < PROCESSES_COST
-        self.processes = 1 if self.here else groups
+        self.here, self.processes = self._layout()
+        self._revivals, self._lost = 0, False
         self._envs: AsyncVectorEnv | _Here | None = None
         self._totals = np.zeros((num_envs, 2))  # return and length so far
+
+    def _layout(self) -> tuple[bool, int]:
+        """Whether the worlds step in this process, and else in how many."""
+        task, count = self.task, self.num_envs
+        even = [p for p in range(1, count + 1) if count % p == 0]
+        if task.processes is not None:
+            few = [p for p in even if p <= task.processes]
+            return not few, max(few, default=1)
+        seconds, independent = _trial(task.id, json.dumps(task.kwargs, default=repr), task)
+        if not independent and count > 1:
+            return False, count
+        if independent and count * seconds < SHORT_STEP:
+            return True, 1
+        cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+        fewer = max(p for p in even if p <= cores)
+        # Seven worlds on four cores: rather seven processes than one.
+        more = min((p for p in even if p >= cores), default=count)
+        return False, fewer if 2 * fewer >= cores else more
 
     def observation(self) -> Any:
         """Shapes of one observation."""
@@ -268,19 +293,24 @@ class HostVector:
             Group, each, task.id, dict(task.kwargs), self._keys, task.episode_length
         )
         self._totals[:] = 0.0
-        with self._told():
-            if self._envs is None:
-                self._envs = (
-                    _Here(make())
-                    if self.here
-                    else AsyncVectorEnv(
+        self._seed, self._lost = seed, False
+        try:
+            with self._told():
+                if self._envs is None and self.here:
+                    self._envs = _Here(make())
+                elif self._envs is None:
+                    # A group resets its own worlds.
+                    self._envs = AsyncVectorEnv(
                         [make] * self.processes,
                         context=CONTEXT,
-                        autoreset_mode=AutoresetMode.DISABLED,  # a group resets its own worlds
+                        autoreset_mode=AutoresetMode.DISABLED,
                     )
-                )
-            self._seed = seed
-            obs = self._envs.reset(seed=[seed + each * i for i in range(self.processes)])[0]
+                obs = self._envs.reset(seed=[seed + each * i for i in range(self.processes)])[0]
+        except LOST as error:
+            self.close()
+            raise UserError(
+                f"gym:{task.id}: a process died while it made or reset the environment"
+            ) from error
         self._obs = self._flat(obs)
         return self._obs
 
@@ -290,15 +320,20 @@ class HostVector:
 
     def send(self, actions: np.ndarray) -> None:
         """Lets the worlds step under actions [N, A], or [N] indices; returns at once."""
-        with self._told():
-            self._envs.step_async(actions.reshape(self.processes, -1, *actions.shape[1:]))
+        try:
+            with self._told():
+                self._envs.step_async(actions.reshape(self.processes, -1, *actions.shape[1:]))
+        except LOST:
+            self._lost = True
 
     def receive(self) -> tuple[Any, Timestep]:
         """Waits for the step: observations to act on next, and what came of it."""
+        if self._lost:
+            return self._revive()
         try:
             with self._told():
                 obs, *numbers, infos = self._envs.step_wait()
-        except (EOFError, BrokenPipeError, ConnectionResetError):
+        except LOST:
             return self._revive()
         obs, reward, terminated, truncated = self._flat((obs, *numbers))
         final_obs = obs
@@ -311,6 +346,7 @@ class HostVector:
             for i, final, told in group or ()
         ]
         if ended:
+            self._revivals = 0
             final_obs = jax.tree.map(np.copy, obs)
         for i, final, told in ended:
             jax.tree.map(lambda whole, own, i=i: whole.__setitem__(i, own), final_obs, final)
@@ -343,6 +379,12 @@ class HostVector:
     def _revive(self) -> tuple[Any, Timestep]:
         """Starts all processes again after one has died."""
         self.restarts += self.num_envs
+        self._revivals += 1
+        if self._revivals > MOST_REVIVALS:
+            raise UserError(
+                f"gym:{self.task.id}: processes that step it died {self._revivals} times, and no "
+                "episode ended in between"
+            )
         print(
             "warning: a process that steps an environment died; all are started again",
             file=sys.stderr,
@@ -498,22 +540,21 @@ class HostEvaluator:
         # Each world plays its share, so that short episodes are not preferred.
         shares = np.full(vector.num_envs, self.episodes // vector.num_envs)
         shares[: self.episodes % vector.num_envs] += 1
-        at_first = shares
-        obs = vector.start(int(jax.random.bits(key) >> 1))
+        age = np.zeros(vector.num_envs, int)
         try:
-            step = 0
+            obs, step = vector.start(int(jax.random.bits(key) >> 1)), 0
             while (shares > 0).any():
-                if step == LONGEST_EPISODE and (shares == at_first).all():
+                if age[shares > 0].max() >= LONGEST_EPISODE:
                     raise UserError(
-                        f"gym:{vector.task.id}: no episode has ended in {step} steps; give them a "
-                        "time limit with env.episode_seconds"
+                        f"gym:{vector.task.id}: an episode has not ended in {LONGEST_EPISODE} "
+                        "steps; give them a time limit with env.episode_seconds"
                     )
                 key_act = jax.random.fold_in(key, step)
                 vector.send(np.asarray(self._act(params, obs, key_act)))
                 obs, seen = vector.receive()
                 rows.extend(seen.episode[seen.ended & (shares > 0)])
                 shares = shares - seen.ended
-                step += 1
+                age, step = np.where(seen.ended, 0, age + 1), step + 1
         finally:
             vector.close()
         return np.stack(rows)

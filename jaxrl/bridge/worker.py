@@ -102,7 +102,7 @@ class Guard(gymnasium.Env):
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         try:
             raw, reward, terminated, truncated, info = self._env.step(self._native(action))
-            obs = self._checked(raw)
+            obs, reward = self._checked(raw), self._number("reward", reward)
         except BadObservation:
             raise
         except Exception as error:
@@ -110,12 +110,11 @@ class Guard(gymnasium.Env):
             told = {"restarted": True, "error": _line(error), "last": self._last}
             return self._obs, 0.0, False, True, told
         self._restarts, self._steps = 0, self._steps + 1
-        truncated = truncated or self._steps == self._limit
-        reward = float(np.asarray(reward))
         if not (np.isfinite(reward) and all(np.isfinite(x).all() for x in _leaves(obs))):
             return self._obs, 0.0, True, False, {"nonfinite": True, "last": self._last}
         self._obs = obs
         self._read(info, bool(terminated or truncated))
+        truncated = truncated or self._steps == self._limit  # unknown to the environment
         return obs, reward, bool(terminated), bool(truncated), {"last": self._last}
 
     def render(self) -> Any:
@@ -139,17 +138,18 @@ class Guard(gymnasium.Env):
         """Takes note of the wanted entries; those that are there may differ until the last."""
         for i, key in enumerate(self._keys):
             if key in info:
-                try:
-                    self._last[i] = float(info[key])
-                except (TypeError, ValueError) as error:
-                    raise BadObservation(
-                        f"info[{key!r}]: got {info[key]!r}, expected a number or a flag"
-                    ) from error
+                self._last[i] = self._number(f"info[{key!r}]", info[key])
             elif last:
                 raise BadObservation(
                     f"info has no {key!r} (env.success or env.metrics) at the end of an episode, "
                     f"it has: {', '.join(map(repr, info)) or 'nothing'}"
                 )
+
+    def _number(self, what: str, value: Any) -> float:
+        try:
+            return float(np.asarray(value).item())
+        except (TypeError, ValueError) as error:
+            raise BadObservation(f"{what}: got {value!r}, expected a number") from error
 
     def _native(self, action: Any) -> Any:
         space = self._actions
@@ -163,19 +163,33 @@ class Guard(gymnasium.Env):
         return _flatten(self._env.observation_space, raw, "observation")
 
 
-def step_seconds(name: str, kwargs: dict[str, Any], steps: int = 20) -> float:
-    """Median seconds of some random steps of an environment; arguments as for `make`."""
-    env, taken = Guard(name, kwargs), []
-    env.reset(seed=0)
-    env.action_space.seed(0)
-    for _ in range(steps):
-        begun = time.perf_counter()
-        _, _, terminated, truncated, _ = env.step(env.action_space.sample())
-        taken.append(time.perf_counter() - begun)
-        if terminated or truncated:
-            env.reset()
-    env.close()
-    return statistics.median(taken)
+def trial(name: str, kwargs: dict[str, Any], steps: int = 20) -> tuple[float, bool]:
+    """Median seconds of a step, and whether two worlds in one process leave each other alone:
+    whether the first takes the same steps as without the second. Arguments as for `make`."""
+    taken = []
+
+    def play(count: int) -> list[np.ndarray]:
+        worlds, seen = [Guard(name, kwargs) for _ in range(count)], []
+        worlds[0].action_space.seed(0)
+        for i, world in enumerate(worlds):
+            obs, _ = world.reset(seed=i)
+            seen += _leaves(obs) if i == 0 else []
+        for _ in range(steps):
+            action = worlds[0].action_space.sample()
+            for i, world in enumerate(worlds):
+                begun = time.perf_counter()
+                obs, _, terminated, truncated, _ = world.step(action)
+                taken.append(time.perf_counter() - begun)
+                seen += _leaves(obs) if i == 0 else []
+                if terminated or truncated:
+                    world.reset()
+        for world in worlds:
+            world.close()
+        return seen
+
+    alone, beside = play(1), play(2)
+    same = all(np.array_equal(a, b) for a, b in zip(alone, beside))
+    return statistics.median(taken), same
 
 
 class Group(gymnasium.Env):
@@ -192,7 +206,9 @@ class Group(gymnasium.Env):
     def __init__(self, count: int, *settings: Any):
         if multiprocessing.parent_process() is not None:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the trainer to answer
-        self.worlds = [Guard(*settings) for _ in range(count)]
+        # The others come with the first reset: some groups are only asked for their spaces.
+        self._count, self._settings = count, settings
+        self.worlds = [Guard(*settings)]
         first = self.worlds[0]
         self.metadata, self.render_mode = first.metadata, first.render_mode
         self._one = first.observation_space
@@ -201,6 +217,8 @@ class Group(gymnasium.Env):
 
     def reset(self, *, seed: int, options: dict[str, Any] | None = None) -> Any:
         """World i has the seed + i."""
+        while len(self.worlds) < self._count:
+            self.worlds.append(Guard(*self._settings))
         obs = [world.reset(seed=seed + i)[0] for i, world in enumerate(self.worlds)]
         return self._stacked(obs), {}
 
