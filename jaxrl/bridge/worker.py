@@ -178,8 +178,10 @@ def trial(name: str, kwargs: dict[str, Any], steps: int = 20) -> tuple[float, bo
             action = worlds[0].action_space.sample()
             for i, world in enumerate(worlds):
                 begun = time.perf_counter()
-                obs, _, terminated, truncated, _ = world.step(action)
+                obs, _, terminated, truncated, told = world.step(action)
                 taken.append(time.perf_counter() - begun)
+                if "restarted" in told:  # from here on its starts are new ones
+                    return seen
                 seen += _leaves(obs) if i == 0 else []
                 if terminated or truncated:
                     world.reset()
