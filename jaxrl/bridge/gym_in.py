@@ -82,8 +82,8 @@ class GymTask:
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "cpu": {
             "ppo": {"num_envs": 8, "chunk": 1, "ppo": {"num_steps": 128, "learning_rate": 3e-4}},
-            "sac": {"num_envs": 4, "chunk": 1, "sac": {"num_steps": 250}},
-            "td3": {"num_envs": 4, "chunk": 1, "td3": {"num_steps": 250}},
+            "sac": {"num_envs": 4, "chunk": 1, "sac": {"num_steps": 250, "gradient_steps": 4}},
+            "td3": {"num_envs": 4, "chunk": 1, "td3": {"num_steps": 250, "gradient_steps": 4}},
         }
     }
 
