@@ -147,7 +147,7 @@ def plot(report: dict[str, Any], path: Path) -> None:
         for part, value in parts.items():
             share = 100 * value / sum(parts.values())
             axis.barh(i, share, left=left, color=colours[part], label=None if i else part)
-            if share > 4:
+            if share > 6:
                 axis.text(left + share / 2, i, f"{share:.0f} %", ha="center", va="center")
             left += share
         axis.text(101, i, f"{cost['whole']:,.0f} ms", va="center")
