@@ -108,6 +108,7 @@ def run_jaxrl(task: str, algo: str, seed: int) -> tuple[float, Any]:
             "learning_starts": s["learning_starts"],
             "buffer_size": s["buffer_size"],
             "num_steps": 500,
+            "gradient_steps": 1,
         }
     begun = time.monotonic()
     config = resolve(
