@@ -23,7 +23,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxrl.bridge.gym_in import HostState
+from jaxrl.bridge.gym_in import HostLoop
 from jaxrl.bridge.worker import make
 from jaxrl.config import resolve
 from jaxrl.runs import hardware, make_algorithm
@@ -76,11 +76,7 @@ class Worlds:
         self.algo = make_algorithm(config)
         self.vector = self.algo.vector
         self.state = self.algo.init(jax.random.key(0))
-        self._act = jax.jit(
-            lambda state, obs, key, t: self.algo.act(
-                state.replace(envs=HostState(obs=obs)), jax.random.fold_in(key, t)
-            )
-        )
+        self._act = HostLoop(self.algo, 1, lambda state: state)._act
         self.obs = self.vector.start(0)
         self.t = 0
         shape = np.asarray(self._action()).shape

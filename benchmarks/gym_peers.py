@@ -84,10 +84,10 @@ def arguments() -> argparse.Namespace:
 
 def run_jaxrl(task: str, algo: str, seed: int) -> tuple[float, Any]:
     """Seconds, and the policy: observation [O] -> action of the environment [A]."""
-    import gymnasium
     import jax
     import numpy as np
 
+    from jaxrl.bridge.worker import Guard
     from jaxrl.config import resolve
     from jaxrl.trainer import Trainer
 
@@ -130,14 +130,8 @@ def run_jaxrl(task: str, algo: str, seed: int) -> tuple[float, Any]:
         trainer.run()
         jax.block_until_ready(trainer.state.policy)
     seconds = time.monotonic() - begun
-    policy = jax.jit(trainer.population.algo.policy)
-    space = gymnasium.make(task).action_space
-
-    def act(obs):
-        share = np.asarray(policy(trainer.state.policy, np.float32(obs)))
-        return space.low + 0.5 * (np.clip(share, -1, 1) + 1) * (space.high - space.low)
-
-    return seconds, act
+    policy, env = jax.jit(trainer.algo.policy), Guard(task, {})
+    return seconds, lambda obs: env._native(policy(trainer.state.policy, np.float32(obs)))
 
 
 def run_peer(trainer: str, task: str, algo: str, seed: int) -> tuple[float, Any]:

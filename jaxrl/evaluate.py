@@ -90,6 +90,7 @@ def _across(path: str, trained: Any, flags: dict[str, Any], episodes: int, seed:
     import dataclasses
 
     from jaxrl.envs import Wrapped
+    from jaxrl.evaluation import success_line
     from jaxrl.runs import evaluate_policy, write_json
 
     names = list(dict.fromkeys(["mjx", *flags["on"].split(",")]))
@@ -112,8 +113,8 @@ def _across(path: str, trained: Any, flags: dict[str, Any], episodes: int, seed:
             mean = results[name]["summary"][row]["mean"]
             line += f"{mean:12.4g}{mean - values['mean']:+12.4g}"
         print(line)
-    if criterion := getattr(env, "success_criterion", None):
-        print(f"success: {criterion}")
+    for line in success_line(env):
+        print(line)
     source = first["source"].replace("/", "-")
     default = trained.source.parent.parent / "eval" / f"{source}-on-{'-'.join(names)}.json"
     out = Path(flags.get("json") or default)

@@ -129,5 +129,10 @@ def format_summary(summary: dict[str, dict[str, float]], env: Any) -> str:
         interval = f"[{values['ci95_low']:.4g}, {values['ci95_high']:.4g}]"
         numbers = "".join(f"{values[c]:11.4g}" for c in columns)
         lines.append(f"{name:{width}}{numbers}{interval:>24}")
+    return "\n".join(lines + success_line(env))
+
+
+def success_line(env: Any) -> list[str]:
+    """A line that tells what success means on the task; none if it has no success."""
     criterion = getattr(env, "success_criterion", None)
-    return "\n".join([*lines, *([f"success: {criterion}"] if criterion else [])])
+    return [f"success: {criterion}"] if criterion else []

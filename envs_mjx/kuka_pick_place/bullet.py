@@ -18,58 +18,67 @@ from typing import Any
 
 import numpy as np
 
-from envs_legacy.bullet import connect, pybullet
+from envs_legacy.bullet import GRAVITY, connect, pybullet
 from envs_mjx.kuka_pick_place import model as m
 from envs_mjx.physics import Physics
 
-GRAVITY = 9.81  # m/s^2
 SLIDING = 0.6  # friction coefficient of all pairs that touch
 FINGER_FORCE = 100.0  # N, more than the finger's servo asks for
 MAGNET_FORCE = 500.0  # N
-HAND_CENTRE = 0.035  # m, the hand's centre of mass along its axis
 APART = 10.0  # m, between worlds
 
 
-def _link(name: str, mass: float, centre: str, inertia: str, shapes: str = "") -> str:
-    ixx, iyy, izz = inertia.split()
+def _link(name: str, body: Any, shapes: str = "") -> str:
+    """A link with the mass and inertia of a body of the model."""
+    ixx, iyy, izz = body.inertia
     return f"""
   <link name="{name}">
-    <inertial><origin xyz="{centre}"/><mass value="{mass}"/>
+    <inertial><origin xyz="{_text(body.ipos)}"/><mass value="{body.mass[0]}"/>
       <inertia ixx="{ixx}" ixy="0" ixz="0" iyy="{iyy}" iyz="0" izz="{izz}"/></inertial>{shapes}
   </link>"""
 
 
-def _ball(place: str, radius: float) -> str:
+def _ball(place: Any, radius: float) -> str:
     return (
-        f'<collision><origin xyz="{place}"/><geometry><sphere radius="{radius}"/></geometry>'
-        "</collision>"
+        f'<collision><origin xyz="{_text(place)}"/><geometry><sphere radius="{radius}"/>'
+        "</geometry></collision>"
     )
 
 
-def _gripper(least: float) -> str:
-    """Links and joints to add to the arm: hand, palm and two fingers."""
-    hand = (
-        '<collision><origin xyz="0 0 .048" rpy="1.5707963 0 0"/>'
-        '<geometry><capsule length=".09" radius=".022"/></geometry></collision>'
+def _text(numbers: Any) -> str:
+    return " ".join(map(str, numbers))
+
+
+def _gripper(model: Any) -> str:
+    """Links and joints to add to the arm: hand, palm and two fingers, as the model has them."""
+    bar, palm = model.geom("hand"), model.geom("palm")  # the bar lies along y
+    radius, half_length = bar.size[:2]
+    shape = (
+        f'<collision><origin xyz="{_text(bar.pos)}" rpy="{np.pi / 2} 0 0"/><geometry>'
+        f'<capsule length="{2 * half_length}" radius="{radius}"/></geometry></collision>'
     )
     parts = [
-        _link("hand", m.HAND_MASS, f"0 0 {HAND_CENTRE}", "6e-4 4e-4 6e-4", hand),
+        _link("hand", model.body("hand"), shape),
         f"""
   <joint name="flange" type="fixed"><parent link="lbr_iiwa_link_7"/><child link="hand"/>
-    <origin xyz="0 0 {m.FLANGE}"/></joint>""",
-        _link("palm", 1e-3, "0 0 0", "1e-7 1e-7 1e-7", _ball("0 0 0", 0.026)),
-        """
+    <origin xyz="{_text(model.body("hand").pos)}"/></joint>
+  <link name="palm">
+    <inertial><mass value="1e-3"/>
+      <inertia ixx="1e-7" ixy="0" ixz="0" iyy="1e-7" iyz="0" izz="1e-7"/></inertial>
+    {_ball((0, 0, 0), palm.size[0])}
+  </link>
   <joint name="palm" type="fixed"><parent link="hand"/><child link="palm"/>
-    <origin xyz="0 0 .045"/></joint>""",
+    <origin xyz="{_text(palm.pos)}"/></joint>""",
     ]
-    for joint, yaw in zip(m.FINGER_JOINTS, ("0", "3.14159265359"), strict=True):
-        tip = _ball("0 .012 .008", 0.007)
+    for joint, side, yaw in zip(m.FINGER_JOINTS, ("left", "right"), (0.0, np.pi), strict=True):
+        body, tip = model.body(f"{side}_finger"), model.geom(f"{side}_tip")
+        low, high = model.joint(joint).range
         parts += [
-            _link(f"{joint}_link", m.FINGER_MASS, "0 .015 -.03", "8e-5 8e-5 2e-5", tip),
+            _link(f"{joint}_link", body, _ball(tip.pos, tip.size[0])),
             f"""
   <joint name="{joint}" type="prismatic"><parent link="hand"/><child link="{joint}_link"/>
-    <origin xyz="0 0 {m.GRIP}" rpy="0 0 {yaw}"/><axis xyz="0 1 0"/>
-    <limit lower="{least}" upper="{m.FINGER_OPENING}" effort="{FINGER_FORCE}" velocity="10"/>
+    <origin xyz="{_text(body.pos)}" rpy="0 0 {yaw}"/><axis xyz="0 1 0"/>
+    <limit lower="{low}" upper="{high}" effort="{FINGER_FORCE}" velocity="10"/>
     <dynamics damping="{m.FINGER_DAMPING}"/></joint>""",
         ]
     return "".join(parts)
@@ -143,7 +152,6 @@ class _Scene:
         client.setGravity(0, 0, 0)  # the arms' weight is balanced; the cubes' is a force
         self.offsets = [np.array([0.0, APART * n, 0.0]) for n in range(count)]
         folder = Path(pybullet_data.getDataPath()) / "kuka_iiwa"
-        least = model.joint(m.FINGER_JOINTS[0]).range[0]
         # The arm's own shapes touch nothing, as in our model.
         text = re.sub(
             r"<(visual|collision)>.*?</\1>", "", (folder / "model.urdf").read_text(), flags=re.S
@@ -152,7 +160,7 @@ class _Scene:
         box = client.createCollisionShape(bullet.GEOM_BOX, halfExtents=[m.CUBE_HALF] * 3)
         with tempfile.TemporaryDirectory() as scratch:
             urdf = Path(scratch) / "kuka.urdf"
-            urdf.write_text(text.replace("</robot>", _gripper(least) + "</robot>"))
+            urdf.write_text(text.replace("</robot>", _gripper(model) + "</robot>"))
             self.arms = [
                 client.loadURDF(str(urdf), list(offset), useFixedBase=True)
                 for offset in self.offsets
@@ -168,6 +176,9 @@ class _Scene:
         arm_joints = [f"lbr_iiwa_joint_{i}" for i in range(1, 8)]
         self.joints = [joint[name] for name in (*arm_joints, *m.FINGER_JOINTS)]
         self.hand = link["hand"]
+        self.grip = list(
+            model.site("grip").pos - model.body("hand").ipos
+        )  # from its centre of mass
         on_table = {link["hand"], *(link[f"{name}_link"] for name in m.FINGER_JOINTS)}
         parts = [(arm, j) for arm in self.arms for j in links]
         for body, j in [(table, -1), *((cube, -1) for cube in self.cubes), *parts]:
@@ -211,8 +222,7 @@ class _Scene:
                 -1,
                 pybullet().JOINT_POINT2POINT,
                 (0, 0, 0),
-                # From the link's centre of mass.
-                (0, 0, m.GRIP - HAND_CENTRE),
+                self.grip,
                 (0, 0, 0),
             )
             client.changeConstraint(self._ties[n], maxForce=MAGNET_FORCE)

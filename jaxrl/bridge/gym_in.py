@@ -1,8 +1,9 @@
 """Gymnasium environments as tasks: `gym:Pendulum-v1`, or a class, `gym:package.module:Class`.
 
-Such a task cannot be compiled. Its worlds step in processes of their own, the policy and the
-updates stay compiled, and `HostLoop` stands in for the compiled chunk. Learning from replay
-runs while the worlds step; PPO's updates need the whole rollout, and wait for it.
+Such a task cannot be compiled. Its worlds step in other processes (or here, where their steps are
+short), the policy and the updates stay compiled, and `HostLoop` stands in for the compiled chunk.
+Learning from replay runs while the worlds step; PPO's updates need the whole rollout, and wait
+for it.
 """
 
 from __future__ import annotations
@@ -156,7 +157,7 @@ class GymTask:
         Raises:
           UserError: the environment draws none.
         """
-        act = jax.jit(lambda params, obs, key: actor(params, _Worlds(obs), key))
+        act, key = _compiled(actor), jax.random.key(seed)
         frames, over, step = [], False, 0
         settings = {**self.kwargs, "render_mode": "rgb_array"}
         with contextlib.ExitStack() as stack:
@@ -167,8 +168,7 @@ class GymTask:
                 while not over and step * self.control_dt < MOST_FILMED:
                     if step % stride == 0:
                         frames.append(np.asarray(env.render(), np.uint8))
-                    key = jax.random.fold_in(jax.random.key(seed), step)
-                    action = act(params, jax.tree.map(lambda x: x[None], obs), key)
+                    action = act(params, jax.tree.map(lambda x: x[None], obs), key, step)
                     obs, _, terminated, truncated, _ = env.step(np.asarray(action)[0])
                     over, step = terminated or truncated, step + 1
             except (gymnasium.error.Error, TypeError, ValueError, AssertionError) as error:
@@ -197,16 +197,17 @@ class HostState:
 _trials: dict[tuple[str, str], tuple[float, bool]] = {}
 
 
-def _trial(name: str, settings: str, task: GymTask) -> tuple[float, bool]:
+def _trial(task: GymTask) -> tuple[float, bool]:
     """`worker.trial` in a process of its own, once; of what fails, that steps take for ever."""
-    if (name, settings) not in _trials:
+    known_by = task.id, json.dumps(task.kwargs, default=repr)
+    if known_by not in _trials:
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context(CONTEXT)) as pool:
             try:
-                result = pool.submit(trial, name, dict(task.kwargs)).result()
+                result = pool.submit(trial, task.id, dict(task.kwargs)).result()
             except Exception:  # whatever it is, it is told when training starts
                 result = (math.inf, True)
-        _trials[name, settings] = result
-    return _trials[name, settings]
+        _trials[known_by] = result
+    return _trials[known_by]
 
 
 class HostVector:
@@ -242,7 +243,7 @@ class HostVector:
         if task.processes is not None:
             few = [p for p in even if p <= task.processes]
             return not few, max(few, default=1)
-        seconds, independent = _trial(task.id, json.dumps(task.kwargs, default=repr), task)
+        seconds, independent = _trial(task)
         if not independent and count > 1:
             return False, count
         if independent and count * seconds < SHORT_STEP:
@@ -524,7 +525,7 @@ class HostEvaluator:
     def __init__(self, env: GymTask, actor: Any, episodes: int):
         self.episodes = episodes
         self.vector = HostVector(env, min(episodes, MOST_EVALUATED))
-        self._act = jax.jit(lambda params, obs, key: actor(params, _Worlds(obs), key))
+        self._act = _compiled(actor)
 
     @property
     def statistics(self) -> tuple[str, ...]:
@@ -549,8 +550,7 @@ class HostEvaluator:
                         f"gym:{vector.task.id}: an episode has not ended in {LONGEST_EPISODE} "
                         "steps; give them a time limit with env.episode_seconds"
                     )
-                key_act = jax.random.fold_in(key, step)
-                vector.send(np.asarray(self._act(params, obs, key_act)))
+                vector.send(np.asarray(self._act(params, obs, key, step)))
                 obs, seen = vector.receive()
                 rows.extend(seen.episode[seen.ended & (shares > 0)])
                 shares = shares - seen.ended
@@ -569,3 +569,10 @@ class _Worlds:
     @property
     def reward(self) -> jax.Array:
         return jnp.zeros(jax.tree.leaves(self.obs)[0].shape[0])
+
+
+def _compiled(actor: Any) -> Any:
+    """(parameters, observations [N, ...], key, step) -> actions, in one program."""
+    return jax.jit(
+        lambda params, obs, key, t: actor(params, _Worlds(obs), jax.random.fold_in(key, t))
+    )
