@@ -13,6 +13,7 @@ import yaml
 
 from jaxrl import envs
 from jaxrl.algos import ALGORITHMS, PPOConfig, SACConfig, TD3Config
+from jaxrl.algos.defaults import GENERIC
 from jaxrl.envs import Env, WrapConfig, Wrapped
 from jaxrl.errors import UserError
 from jaxrl.files import write_text
@@ -129,8 +130,10 @@ def resolve(*layers: dict[str, Any], platform: str) -> RunConfig:
         del section["gym"]
     task = str(section.get("name", DEFAULT_TASK))
     env_class = envs.env_class(task)
-    presets = getattr(env_class, "presets", {}).get(platform, {})
-    preset = presets.get(str(values.get("algo", TrainConfig.algo)), {})
+    algo = str(values.get("algo", TrainConfig.algo))
+    preset = getattr(env_class, "presets", {}).get(platform, {}).get(algo)
+    if preset is None:
+        preset = GENERIC.get(platform, {}).get(algo, {})
     values = merge(preset, {**values, "env": {}}, {"env": section})
     settings = {k: v for k, v in values.pop("env").items() if k != "name"}
     overrides = values.pop("eval_overrides", None) or {}
