@@ -20,10 +20,9 @@ OFF_POLICY = {
     "learning_starts": 2_000,
     "gradient_steps": 8,
     "tau": 0.01,
-    "normalize_reward": True,
     "network": {"policy_hidden": [128, 128], "value_hidden": [128, 128]},
 }
-SAC = OFF_POLICY
+SAC = OFF_POLICY | {"temperature_learning_rate": 1e-3}
 TD3 = OFF_POLICY
 
 GENERIC: dict[str, dict[str, dict[str, Any]]] = {
