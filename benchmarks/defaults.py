@@ -3,11 +3,10 @@
   python benchmarks/defaults.py --out runs --json defaults.json [--tasks a,b] [--algos ppo,sac]
 
 Every run is `python -m jaxrl.train` with a task, an algorithm and a seed, and no setting of the
-training; what is set besides says how it is measured. The seeds of a compiled task are one
-population, those of a Gymnasium task one run after the other. For every seed: control steps until
-an evaluation of 20 episodes first reaches the task's threshold, and what the best model does in
-100 fresh episodes. Seconds are for all seeds together, compilation and evaluations included. Runs
-that are already there are read, not run again.
+training; what is set besides says how it is measured. For every seed: control steps until an
+evaluation of 20 episodes first reaches the task's goal, and what the best model does in 100 fresh
+episodes. Seconds include compilation and all evaluations. Runs that are already there are read,
+not run again.
 """
 
 from __future__ import annotations
@@ -91,18 +90,13 @@ def main(argv: list[str]) -> int:
 
 def train(out: Path, task: str, algo: str, seeds: int) -> list[Path]:
     """The folders of finished runs, one for each seed."""
-    compiled = not task.startswith("gym:")
-    name = f"{task.replace(':', '-')}-{algo}"
-    if compiled and seeds > 1:
-        command(out / name, task, algo, f"--num_seeds={seeds}")
-        return sorted((out / name / "members").iterdir())
-    runs = [out / f"{name}-{seed}" for seed in range(seeds)]
+    runs = [out / f"{task.replace(':', '-')}-{algo}-{seed}" for seed in range(seeds)]
     for seed, run in enumerate(runs):
-        command(run, task, algo, f"--seed={seed}")
+        command(run, task, algo, seed)
     return runs
 
 
-def command(run: Path, task: str, algo: str, seeds: str) -> None:
+def command(run: Path, task: str, algo: str, seed: int) -> None:
     """One training by the command that a user would type, unless it is there."""
     if (run / "seconds").exists():
         return
@@ -111,8 +105,8 @@ def command(run: Path, task: str, algo: str, seeds: str) -> None:
     begun = time.monotonic()
     subprocess.run(
         [
-            *(sys.executable, *program, f"--env.name={task}", f"--algo={algo}", seeds),
-            *(*GOALS[task].settings, *measured, f"--out={run}"),
+            *(sys.executable, *program, f"--env.name={task}", f"--algo={algo}"),
+            *(f"--seed={seed}", *GOALS[task].settings, *measured, f"--out={run}"),
         ],
         check=True,
     )
@@ -124,7 +118,6 @@ def measure(runs: list[Path], goal: Goal) -> dict[str, Any]:
     name, column = COLUMNS[goal.measure]
     tables = [read_rows(run / "progress.csv") for run in runs]
     finals = [json.loads((run / "eval" / "final.json").read_text())["summary"] for run in runs]
-    parents = {run.parent.parent if run.parent.name == "members" else run for run in runs}
 
     def reached(rows: list[dict[str, float]]) -> float | None:
         found = (row[STEPS] for row in rows if row.get(column, goal.least - 1) >= goal.least)
@@ -136,23 +129,24 @@ def measure(runs: list[Path], goal: Goal) -> dict[str, Any]:
         "final": [final[name]["mean"] for final in finals],
         "final_return": [final["return"]["mean"] for final in finals],
         "training_seconds": [rows[-1][SECONDS] for rows in tables],
-        "seconds": sum(float((parent / "seconds").read_text()) for parent in parents),
+        "seconds": [float((run / "seconds").read_text()) for run in runs],
     }
 
 
 def show(results: list[dict[str, Any]]) -> None:
     """The results as a table in Markdown."""
-    print("\n| task | goal | algorithm | steps | steps to the goal | final | seconds, all seeds |")
+    print("\n| task | goal | algorithm | steps | steps to the goal | final | seconds |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for row in results:
         goal = GOALS[row["task"]]
         share = goal.measure == "success"
         steps = ", ".join("-" if s is None else f"{s / 1000:,.0f} k" for s in row["steps_to_goal"])
         final = ", ".join(f"{value:.0%}" if share else f"{value:,.4g}" for value in row["final"])
+        seconds = ", ".join(f"{value:.0f}" for value in row["seconds"])
         least = f"{goal.least:.0%} success" if share else f"{goal.least:g}"
         print(
             f"| {row['task']} | {least} | {row['algo'].upper()} | {row['steps'] / 1000:,.0f} k | "
-            f"{steps} | {final} | {row['seconds']:,.0f} |"
+            f"{steps} | {final} | {seconds} |"
         )
 
 
