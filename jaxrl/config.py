@@ -1,6 +1,7 @@
 """The configuration of a run: schema, sources, and their order.
 
-Dataclass defaults < the task's preset for the device < YAML file < command line.
+Dataclass defaults < the task's preset for the device and algorithm, or where it has none that of
+`algos/defaults.py` < YAML file < command line.
 """
 
 from __future__ import annotations
@@ -115,7 +116,7 @@ def resolve(*layers: dict[str, Any], platform: str) -> RunConfig:
 
     Args:
       layers: from files and the command line.
-      platform: "cpu" or "gpu"; picks the task's preset.
+      platform: "cpu" or "gpu"; picks the preset. Any other: no preset.
 
     Raises:
       UserError: an unknown task or setting, a wrong type, a value out of range.

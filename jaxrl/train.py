@@ -156,7 +156,7 @@ def _help(settings: dict[str, Any]) -> int:
     rows = [*own, None, *describe(TrainConfig)]
     for row in rows:
         if row is None:
-            print("\nTraining (a task's preset may change these defaults):")
+            print("\nTraining (presets change these, a task's or jaxrl/algos/defaults.py's):")
             continue
         key, kind, default, text = row
         print(f"  --{key} [{kind}; {default}]\n        {text}")
