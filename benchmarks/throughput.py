@@ -101,7 +101,7 @@ def pieces(algo: Any) -> dict[str, Callable[[Any], Any]]:
 
     def sim(state):
         actions = jax.random.uniform(state.key, shape, minval=-1.0, maxval=1.0)
-        envs = algo.vector.refill(state.envs, state.key)
+        envs = algo.vector.advance(state.envs)
         return jax.lax.scan(lambda e, a: (algo.vector.step(e, a)[0], None), envs, actions)[0]
 
     def policy(state):

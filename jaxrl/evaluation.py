@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrl.envs import Env, State, Vector
+from jaxrl.envs.vector import MEMBERS_AXIS
 
 # (parameters, worlds with leaves [N, ...], key) -> actions [N, A]
 Actor = Callable[[Any, State, jax.Array], jax.Array]
@@ -36,7 +37,10 @@ class Evaluator:
         self.actor = actor
         self.episodes = episodes
         self._members = () if members is None else (members,)
-        self._play = jax.jit(self._episodes if members is None else jax.vmap(self._episodes))
+        play = self._episodes
+        if members is not None:
+            play = jax.vmap(play, axis_name=MEMBERS_AXIS)
+        self._play = jax.jit(play)
 
     @property
     def statistics(self) -> tuple[str, ...]:

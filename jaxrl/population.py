@@ -13,6 +13,7 @@ import numpy as np
 from jaxrl import platform
 from jaxrl.algos import ALGORITHMS
 from jaxrl.config import RunConfig, resolve
+from jaxrl.envs.vector import MEMBERS_AXIS
 from jaxrl.errors import UserError
 from jaxrl.evaluation import Evaluator, make_evaluator, policy_actor
 from jaxrl.options import flatten, nest, to_dict
@@ -137,7 +138,13 @@ class Population:
         """One iteration of all; metrics and episode sums come out."""
         if self._alone:
             return self.algo.step(state)
-        return jax.vmap(self.algo.step, in_axes=(self._axes,), out_axes=(self._axes, 0))(state)
+        step = jax.vmap(
+            self.algo.step,
+            in_axes=(self._axes,),
+            out_axes=(self._axes, 0),
+            axis_name=MEMBERS_AXIS,
+        )
+        return step(state)
 
     def finite(self, state: Any) -> jax.Array:
         """[M] bool; all numbers that learning moves are finite."""

@@ -21,21 +21,20 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 def filled(env, rows, capacity, *, worlds=3, **settings):
     """A replay after `rows` steps; each action tells its observation's clock."""
-    vector = Vector(env, worlds, starts=8)
+    vector = Vector(env, worlds)
     replay = Replay(
         capacity, worlds, jnp.zeros(2), 1, episode_length=env.episode_length, **settings
     )
 
-    def step(carry, key):
+    def step(carry, _):
         envs, state = carry
-        envs, obs = vector.refill(envs, key), envs.obs
+        obs = envs.obs
         action = obs[:, 1:] / 100
         new, happened = vector.step(envs, action)
         return (new, replay.insert(state, obs, action, happened)), None
 
     start = (vector.init(jax.random.key(0)), replay.init())
-    keys = jax.random.split(jax.random.key(1), rows)
-    return replay, jax.jit(lambda: jax.lax.scan(step, start, keys)[0][1])()
+    return replay, jax.jit(lambda: jax.lax.scan(step, start, length=rows)[0][1])()
 
 
 @pytest.mark.parametrize("n_step", [1, 3])
@@ -143,7 +142,7 @@ def test_dictionaries_go_through_the_ring():
         no = jnp.zeros(1, bool)
         limit = no | (t == 3)
         final = jax.tree.map(lambda x: 10 * x, obs(t))
-        step = Timestep(jnp.ones(1), no, limit, final, no, jnp.zeros((1, 2)), no)
+        step = Timestep(jnp.ones(1), no, limit, final, no, no, jnp.zeros((1, 2)), no)
         state = replay.insert(state, obs(t), jnp.zeros((1, 1)), step)
     batch = replay.sample(state, jax.random.key(0), 100, gamma=0.9)
     assert batch.obs["b"].dtype == jnp.int32 and set(np.unique(batch.obs["b"])) == set(

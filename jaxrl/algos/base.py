@@ -153,11 +153,10 @@ class Algorithm:
         self.total_iterations = total_iterations
         self.batch_size = config.num_steps * num_envs
         self._check()
-        starts = 2 + config.num_steps // 16
         if hasattr(env, "make_vector"):
             self.vector = env.make_vector(num_envs)
         else:
-            self.vector = Vector(env, num_envs, starts=starts, members=members, training=True)
+            self.vector = Vector(env, num_envs, members=members, training=True)
         self.network = ActorCritic(config.network, env.action_spec.shape[0])
         discrete = env.action_spec.discrete
         self.distribution = DISTRIBUTIONS[
@@ -232,10 +231,12 @@ class Algorithm:
 
     def step(self, state: TrainState) -> tuple[TrainState, tuple[dict, EpisodeSums]]:
         """One iteration. Scalars to log and episode sums come out."""
-        key, key_starts, key_iterate = jax.random.split(state.key, 3)
-        envs = self.vector.refill(state.envs, key_starts)
+        key, key_iterate = jax.random.split(state.key)
+        envs = self.vector.advance(state.envs)
         rate = state.hyper.learning_rate * self.rate(state)
         state, (metrics, episodes) = self._iterate(state.replace(envs=envs), key_iterate)
+        redrawn = state.envs.redrawn - envs.redrawn
+        episodes = episodes.replace(nonfinite=episodes.nonfinite + redrawn)
         metrics["train/learning_rate"] = rate
         if envs.curriculum is not None:
             for i, level in enumerate(envs.curriculum.level):
@@ -309,18 +310,23 @@ class EpisodeSums:
     Attributes:
       count: scalar, whole episodes that ended.
       sums: [2 + M] sums of their statistics, columns as `Vector.statistics`.
-      nonfinite: scalar, worlds reset because the simulation diverged.
+      nonfinite: scalar, worlds reset because the simulation diverged, and starts drawn again.
+      out_of_range: scalar, steps whose observation or reward was cut.
     """
 
     count: jax.Array
     sums: jax.Array
     nonfinite: jax.Array
+    out_of_range: jax.Array
 
 
 def episode_sums(step: Timestep) -> EpisodeSums:
     """The sums of one step of all worlds."""
     return EpisodeSums(
-        count=step.ended.sum(), sums=step.episode.sum(0), nonfinite=step.nonfinite.sum()
+        count=step.ended.sum(),
+        sums=step.episode.sum(0),
+        nonfinite=step.nonfinite.sum(),
+        out_of_range=step.out_of_range.sum(),
     )
 
 

@@ -29,6 +29,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 from jaxrl.algos.base import episode_sums
 from jaxrl.bridge.worker import BadObservation, Group, Guard, trial
 from jaxrl.envs import ArraySpec, Timestep
+from jaxrl.envs.vector import LARGEST
 from jaxrl.errors import UserError
 from jaxrl.logs import known_mean
 from jaxrl.options import option
@@ -192,6 +193,7 @@ class HostState:
 
     obs: Any
     curriculum: None = None
+    redrawn = 0  # starts are drawn again where the worlds are
 
 
 _trials: dict[tuple[str, str], tuple[float, bool]] = {}
@@ -272,7 +274,7 @@ class HostVector:
             )
         )
 
-    def refill(self, state: HostState, key: jax.Array) -> HostState:
+    def advance(self, state: HostState) -> HostState:
         """For shapes only."""
         return state
 
@@ -280,7 +282,7 @@ class HostVector:
         """For shapes only, so that a compiled iteration can be asked what it would yield."""
         number, flag = jnp.zeros(self.num_envs), jnp.zeros(self.num_envs, bool)
         episode = jnp.zeros((self.num_envs, len(self.statistics)))
-        return state, Timestep(number, flag, flag, state.obs, flag, episode, flag)
+        return state, Timestep(number, flag, flag, state.obs, flag, flag, episode, flag)
 
     def start(self, seed: int) -> Any:
         """Starts the processes, or new episodes in them; returns observations [N, ...].
@@ -312,7 +314,7 @@ class HostVector:
             raise UserError(
                 f"gym:{task.id}: a process died while it made or reset the environment"
             ) from error
-        self._obs = self._flat(obs)
+        self._obs = jax.tree.map(lambda x: x.clip(-LARGEST, LARGEST), self._flat(obs))
         return self._obs
 
     def _flat(self, tree: Any) -> Any:
@@ -356,9 +358,15 @@ class HostVector:
                 self.restarts += 1
                 print(f"warning: world {i} was made anew after {told['error']}", file=sys.stderr)
         truncated = truncated & ~terminated
+        seen = [reward, *jax.tree.leaves(final_obs)]
+        out_of_range = np.any([np.abs(x.reshape(self.num_envs, -1)).max(1) > LARGEST for x in seen], 0)
+        if out_of_range.any():
+            obs, final_obs, reward = jax.tree.map(
+                lambda x: x.clip(-LARGEST, LARGEST), (obs, final_obs, reward)
+            )
         step = self._timestep(reward, terminated, truncated, final_obs, nonfinite, last)
         self._obs = obs
-        return obs, step
+        return obs, dataclasses.replace(step, out_of_range=out_of_range)
 
     def _timestep(self, reward, terminated, truncated, final_obs, nonfinite, last) -> Timestep:
         """The step, and the sums of the episodes that end with it."""
@@ -373,6 +381,7 @@ class HostVector:
             truncated=truncated,
             final_obs=final_obs,
             nonfinite=nonfinite,
+            out_of_range=np.zeros(self.num_envs, bool),
             episode=episode.astype(np.float32),
             ended=done,
         )

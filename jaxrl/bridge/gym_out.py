@@ -215,7 +215,7 @@ class GymVectorEnv(VectorEnv):
             self._state = self._init(start)
         else:
             self._state = self._renew(self._state, start, mask)
-        obs = _numpy(self._state[0].obs)
+        obs = _numpy(self._state.obs)
         self._obs = obs if mask.all() else _where(mask, obs, self._obs)
         self._over = self._over & ~mask
         return self._obs, {}
@@ -234,7 +234,7 @@ class GymVectorEnv(VectorEnv):
         waits = self._over  # of next-step resets: these worlds start anew instead of stepping
         actions = np.asarray(actions, np.float32)
         self._state, step = self._step(self._state, actions, waits)
-        obs, step = _numpy(self._state[0].obs), _numpy(step)
+        obs, step = _numpy(self._state.obs), _numpy(step)
         done = step.terminated | step.truncated
         infos = self._infos(step, done)
         if self.autoreset_mode == AutoresetMode.SAME_STEP:
@@ -268,7 +268,7 @@ class GymVectorEnv(VectorEnv):
             return None
         import jax
 
-        physics = self._state[0].worlds.physics
+        physics = self._state.worlds.physics
         return tuple(
             _picture(self.task, jax.tree.map(lambda x, i=i: x[i], physics))
             for i in range(self.num_envs)
@@ -291,27 +291,20 @@ def _many(env: Any, num_envs: int) -> tuple[Any, Any, Any, tuple[str, ...]]:
 
     def keep(mask, old, new):
         """`new`, but worlds in the mask [N] stay as they were."""
-        per_world = ("worlds", "used", "steps", "whole", "totals")
+        per_world = ("worlds", "steps", "whole", "totals")
         kept = {name: select(mask, getattr(old, name), getattr(new, name)) for name in per_world}
         return new.replace(**kept)
 
     def init(key):
-        key, start = jax.random.split(key)
-        return vector.init(start, stagger=False), key
+        return vector.init(key, stagger=False)
 
-    def step(state, action, waits):
-        envs, key = state
-        key, starts = jax.random.split(key)
-        # All fresh starts are made anew as soon as a world has used up its own.
-        spent = (envs.used >= vector.starts).any()
-        envs = jax.lax.cond(spent, vector.refill, lambda envs, _: envs, envs, starts)
+    def step(envs, action, waits):
         new, step = vector.step(envs, action)
         quiet = jax.tree.map(jnp.zeros_like, step).replace(final_obs=envs.obs)
-        return (keep(waits, envs, new), key), select(waits, quiet, step)
+        return keep(waits, envs, new), select(waits, quiet, step)
 
-    def renew(state, key, mask):
-        envs, key = init(key)
-        return keep(~mask, state[0], envs), key
+    def renew(envs, key, mask):
+        return keep(~mask, envs, init(key))
 
     return jax.jit(init), jax.jit(step), jax.jit(renew), vector.statistics
 
