@@ -76,7 +76,7 @@ class Worlds:
         self.algo = make_algorithm(config)
         self.vector = self.algo.vector
         self.state = self.algo.init(jax.random.key(0))
-        self._act = HostLoop(self.algo, 1, lambda state: state)._act
+        self._act = HostLoop(self.algo, lambda state: state)._act
         self.obs = self.vector.start(0)
         self.t = 0
         shape = np.asarray(self._action()).shape

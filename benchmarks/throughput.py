@@ -226,7 +226,7 @@ def first_update(settings: dict[str, Any]) -> int:
 
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(resolve(settings, platform=platform), Path(folder))
-        jax.block_until_ready(trainer._compiled_chunk()(trainer.state))
+        jax.block_until_ready(trainer._compiled_chunk()(trainer.state, 1))
     return 0
 
 

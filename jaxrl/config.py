@@ -25,7 +25,9 @@ DEFAULT_TASK = "ballbot"
 class EvalConfig:
     """Evaluation during and after training: own worlds, deterministic, frozen statistics."""
 
-    every: int = option(500_000, "control steps between evaluations; 0: none", least=0)
+    every: int | None = option(
+        None, "control steps between evaluations; 0: no evaluations; none: about a tenth", least=0
+    )
     episodes: int = option(100, "episodes of an evaluation", least=1)
     final_episodes: int = option(100, "episodes of the evaluation at the end; 0: none", least=0)
     best_by: Literal["mean_reward", "success_rate"] = option(
@@ -43,7 +45,9 @@ class EvalConfig:
 class CheckpointConfig:
     """Checkpoints of the whole training state."""
 
-    every: int = option(1_000_000, "control steps between checkpoints; 0: only the last", least=0)
+    every: int | None = option(
+        None, "control steps between checkpoints; 0: only the last; none: a tenth", least=0
+    )
     keep: int = option(2, "how many of the newest to keep", least=2)
     replay: bool = option(True, "save past steps too (SAC, TD3); without, a resume refills them")
 
@@ -64,7 +68,7 @@ class TrainConfig:
     algo: Literal["ppo", "sac", "td3"] = option("ppo", "learning algorithm")
     num_envs: int = option(256, "worlds simulated side by side", least=1)
     total_timesteps: int = option(
-        1_000_000, "control steps of each run, rounded up to whole chunks", least=1
+        1_000_000, "control steps of each run, rounded up to whole iterations", least=1
     )
     seed: int = option(0, "seed of everything random", least=0, most=2**32 - 1)
     num_seeds: int = option(1, "runs with seeds from `seed` on, in one program", least=1)
@@ -72,7 +76,9 @@ class TrainConfig:
         (),
         "KEY=VALUE,VALUE..: a run for each value, in one program; several: a grid (YAML: a list)",
     )
-    chunk: int = option(10, "iterations in one compiled call; one log row each", least=1)
+    chunk: int | None = option(
+        None, "iterations between two log rows; none: as many as take two seconds", least=1
+    )
     out: str | None = option(None, "the run's folder; none: checkpoints/<task>, numbered")
     eval: EvalConfig = option(EvalConfig(), "evaluation")
     checkpoint: CheckpointConfig = option(CheckpointConfig(), "checkpoints")
@@ -91,6 +97,22 @@ class RunConfig:
     train: TrainConfig
     eval_env: Env  # the task as evaluations play it
     eval_overrides: dict[str, Any]  # what the user wants different there
+
+    @property
+    def eval_every(self) -> int:
+        """Control steps between evaluations; 0: none. Unless it is given, ten a run, or fewer
+        where they would play more than the run itself trains, but no fewer than three."""
+        settings, total = self.train.eval, self.train.total_timesteps
+        if settings.every is not None:
+            return settings.every
+        played = 2 * settings.episodes * (self.eval_env.episode_length or 0)
+        return max(total // 10, min(played, total // 3), 1)
+
+    @property
+    def checkpoint_every(self) -> int:
+        """Control steps between checkpoints; 0: only the last."""
+        given = self.train.checkpoint.every
+        return max(self.train.total_timesteps // 10, 1) if given is None else given
 
     @property
     def is_population(self) -> bool:

@@ -13,6 +13,7 @@ import numpy as np
 from jaxrl import platform
 from jaxrl.algos import ALGORITHMS
 from jaxrl.config import RunConfig, resolve
+from jaxrl.envs.checking import check_task
 from jaxrl.envs.vector import MEMBERS_AXIS
 from jaxrl.errors import UserError
 from jaxrl.evaluation import Evaluator, make_evaluator, policy_actor
@@ -91,6 +92,8 @@ class Population:
         self._alone = not config.is_population
         if not self._alone and hasattr(config.env, "make_vector"):
             raise UserError("num_seeds, sweep: a Gymnasium environment trains one run at a time")
+        if not hasattr(config.env, "make_vector"):
+            check_task(config.env, config.task)
         self.algo = make_algorithm(config, members=len(self.members))
         shapes = jax.eval_shape(self.algo.init, jax.random.key(0))
         self._check_memory(config, shapes.replay)

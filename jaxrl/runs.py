@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import math
 import os
 import platform as host
 import sys
@@ -31,9 +30,7 @@ def make_algorithm(config: RunConfig, *, members: int = 1) -> Algorithm:
     """The configured algorithm on the configured task, one of `members` side by side."""
     train = config.train
     settings = getattr(train, train.algo)
-    batch = settings.num_steps * train.num_envs
-    iterations = math.ceil(train.total_timesteps / batch)
-    iterations = math.ceil(iterations / train.chunk) * train.chunk
+    iterations = -(-train.total_timesteps // (settings.num_steps * train.num_envs))
     make = ALGORITHMS[train.algo]
     return make(settings, config.env, train.num_envs, iterations, members=members)
 

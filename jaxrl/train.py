@@ -9,6 +9,7 @@ from typing import Any
 
 from jaxrl import cli
 from jaxrl.errors import UserError
+from jaxrl.files import LOCK
 from jaxrl.options import merge
 
 USAGE = """\
@@ -57,8 +58,19 @@ def main(argv: list[str]) -> int:
         trainer = Trainer(config, folder, resume=bool(resume))
     except UserError:
         with contextlib.suppress(OSError):
-            folder.rmdir()  # if it is still empty
+            if {path.name for path in folder.iterdir()} <= {LOCK}:  # it holds nothing yet
+                (folder / LOCK).unlink(missing_ok=True)
+                folder.rmdir()
         raise
+    if trainer.finished:
+        print(
+            f"{folder}: all of its {trainer.progress.timesteps:,} control steps have been trained; "
+            "to go on, give a larger --total_timesteps",
+            file=sys.stderr,
+        )
+        if not (folder / "eval" / "final.json").exists():  # it was killed before its end
+            _finish(config, folder, trainer)
+        return 0
     many = f"{len(trainer.population)} runs at once, " if config.is_population else ""
     print(
         f"{config.task} with {config.train.algo}, {many}{config.train.num_envs} worlds"

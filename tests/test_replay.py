@@ -192,3 +192,30 @@ def test_the_ring_splits_over_devices_with_its_worlds():
         [sys.executable, "-c", SHARDED], cwd=ROOT, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_a_cut_ends_the_episodes_under_way_with_what_they_led_to():
+    env = Countdown(episode_length=10_000)
+    replay, state = filled(env, 9, 13)
+    last = jnp.full((3, 2), 77.0)
+    state = replay.cut(state, last)
+    no = jnp.zeros(3, bool)
+    step = Timestep(jnp.ones(3), no, no, jnp.ones((3, 2)), no, no, jnp.zeros((3, 2)), no)
+    for _ in range(3):  # other episodes, whose observations are 5
+        state = replay.insert(state, jnp.full((3, 2), 5.0), jnp.zeros((3, 1)), step)
+    batch = replay.sample(state, jax.random.key(2), 500, gamma=GAMMA)
+    before, after = np.asarray(batch.obs), np.asarray(batch.next_obs)
+    crosses = (before[:, 1] != 5.0) & (after[:, 1] == 5.0)
+    assert not crosses.any()
+    assert (after == 77.0).any() and (np.asarray(batch.discount) > 0).all()
+
+
+def test_a_cut_leaves_ends_as_they_are_and_an_empty_ring_empty():
+    replay, state = filled(Countdown(episode_length=4), 8, 13)  # 4 divides 8 for no staggered world
+    at = (state.inserted - 1) % 13
+    ended = np.asarray(state.steps[at, :, 2] > 0)
+    cut = replay.cut(state, jnp.zeros((3, 2)))
+    np.testing.assert_array_equal(cut.steps[at, ended, 2], state.steps[at, ended, 2])
+    assert (np.asarray(cut.steps[at, :, 2]) > 0).all()
+    empty = replay.cut(replay.init(), jnp.zeros((3, 2)))
+    assert not np.asarray(empty.steps).any() and not np.asarray(empty.limits).any()

@@ -279,7 +279,17 @@ class Algorithm:
 
     def rate(self, state: TrainState) -> jax.Array:
         """Factor of the schedule now."""
-        return self.config.schedule.factor(state.iteration / max(self.total_iterations, 1))
+        return self.config.schedule.factor(self.progress(state))
+
+    def progress(self, state: TrainState) -> jax.Array:
+        """Share of the run that is done."""
+        return state.iteration / jnp.float32(max(self.total_iterations, 1))
+
+    def interrupt(self, state: TrainState) -> TrainState:
+        """The state where all episodes under way were cut short, as at a time limit, since the
+        worlds themselves are gone."""
+        scale = state.return_scale
+        return state.replace(return_scale=scale.replace(running=jnp.zeros_like(scale.running)))
 
     def _optimizer(self, hyper: Hyperparameters) -> optax.GradientTransformation:
         """AdamW but for the step size, which `_descend` applies."""

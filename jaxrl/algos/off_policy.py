@@ -197,6 +197,10 @@ class OffPolicy(Algorithm):
             )
         )
 
+    def interrupt(self, state: TrainState) -> TrainState:
+        state = super().interrupt(state)
+        return state.replace(replay=self.replay.cut(state.replay, state.envs.obs))
+
     # -- one iteration ------------------------------------------------------------------
 
     def _iterate(

@@ -137,8 +137,7 @@ class PPO(Algorithm):
     def _expert_coef(self, state: TrainState) -> jax.Array:
         """Weight of the expert's advice now."""
         c = self.config.expert
-        progress = state.iteration / max(self.total_iterations, 1)
-        return c.coef * jnp.maximum(1.0 - progress / c.until, 0.0)
+        return c.coef * jnp.maximum(1.0 - self.progress(state) / c.until, 0.0)
 
     def _advice(self, envs: VectorState, wanted: jax.Array) -> jax.Array | None:
         """[N, A] what the expert would do, zero unless `wanted`; None without one."""

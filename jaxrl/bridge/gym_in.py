@@ -358,8 +358,8 @@ class HostVector:
                 self.restarts += 1
                 print(f"warning: world {i} was made anew after {told['error']}", file=sys.stderr)
         truncated = truncated & ~terminated
-        seen = [reward, *jax.tree.leaves(final_obs)]
-        out_of_range = np.any([np.abs(x.reshape(self.num_envs, -1)).max(1) > LARGEST for x in seen], 0)
+        seen = [x.reshape(self.num_envs, -1) for x in (reward, *jax.tree.leaves(final_obs))]
+        out_of_range = np.any([(np.abs(x) > LARGEST).any(1) for x in seen], 0)
         if out_of_range.any():
             obs, final_obs, reward = jax.tree.map(
                 lambda x: x.clip(-LARGEST, LARGEST), (obs, final_obs, reward)
@@ -463,12 +463,11 @@ class HostLoop:
 
     Args:
       algo: the algorithm; its vector is a `HostVector`.
-      chunk: iterations in one call.
       finite: of the training state, as `Population.finite`.
     """
 
-    def __init__(self, algo: Any, chunk: int, finite: Any):
-        self.algo, self.chunk = algo, chunk
+    def __init__(self, algo: Any, finite: Any):
+        self.algo = algo
 
         # Whatever is done once a control step is compiled whole: alone, each small operation of
         # JAX costs as much as an environment's step.
@@ -484,16 +483,17 @@ class HostLoop:
         self._finite = jax.jit(finite)
         self._obs: Any = None
 
-    def __call__(self, state: Any) -> tuple[Any, Any]:
-        """`chunk` iterations: the state, and metrics, episode sums and finiteness of them."""
+    def __call__(self, state: Any, count: int) -> tuple[Any, Any]:
+        """`count` iterations: the state, and means of metrics, episode sums and finiteness."""
         vector, rows = self.algo.vector, []
         if self._obs is None:  # a new or a resumed run
             self._obs = vector.start(int(jax.random.bits(state.key) >> 1))
-        for _ in range(self.chunk):
+        for _ in range(count):
             state, row = self._iteration(state)
             rows.append(row)
         metrics, sums = jax.tree.map(lambda *x: np.stack(x), *jax.device_get(rows))
-        return state, (metrics, sums, self._finite(state))
+        means = {name: known_mean(values) for name, values in metrics.items()}
+        return state, (means, jax.tree.map(lambda x: x.sum(0), sums), self._finite(state))
 
     def _iteration(self, state: Any) -> tuple[Any, tuple[dict, Any]]:
         algo, vector = self.algo, self.algo.vector

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-
 # Values further than this many standard deviations from the mean count as if they were there.
 # Statistics that are wrong by far are right again after a few batches all the same.
 MOST_DEVIATIONS = 100.0
