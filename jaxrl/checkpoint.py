@@ -188,16 +188,18 @@ class Checkpointer:
 
         Args:
           step: those above it are moved.
-          where: folder that they are moved to; none: "damaged" beside this one.
+          where: folder that they are moved to, under their names; none: "damaged" beside this one.
 
         Raises:
           UserError: they cannot be moved.
         """
         for newer in self.steps():
             if newer > step:
-                aside = (where or self.folder.parent / "damaged") / f"{self.folder.name}-{newer}"
+                aside = self.folder.parent / "damaged" / f"{self.folder.name}-{newer}"
+                if where is not None:
+                    aside = where / str(newer)
                 try:
-                    aside.parent.mkdir(exist_ok=True)
+                    aside.parent.mkdir(parents=True, exist_ok=True)
                     shutil.rmtree(aside, ignore_errors=True)
                     (self.folder / str(newer)).rename(aside)
                 except OSError as error:

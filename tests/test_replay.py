@@ -201,11 +201,11 @@ def test_a_cut_ends_the_episodes_under_way_with_what_they_led_to():
     state = replay.cut(state, last)
     no = jnp.zeros(3, bool)
     step = Timestep(jnp.ones(3), no, no, jnp.ones((3, 2)), no, no, jnp.zeros((3, 2)), no)
-    for _ in range(3):  # other episodes, whose observations are 5
-        state = replay.insert(state, jnp.full((3, 2), 5.0), jnp.zeros((3, 1)), step)
+    for _ in range(3):  # other episodes, whose observations are -5
+        state = replay.insert(state, jnp.full((3, 2), -5.0), jnp.zeros((3, 1)), step)
     batch = replay.sample(state, jax.random.key(2), 500, gamma=GAMMA)
     before, after = np.asarray(batch.obs), np.asarray(batch.next_obs)
-    crosses = (before[:, 1] != 5.0) & (after[:, 1] == 5.0)
+    crosses = (before[:, 1] != -5.0) & (after[:, 1] == -5.0)
     assert not crosses.any()
     assert (after == 77.0).any() and (np.asarray(batch.discount) > 0).all()
 

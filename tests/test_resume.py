@@ -90,7 +90,7 @@ def test_another_task_begins_a_new_record_and_keeps_the_old_model(small_run, tmp
     said = capfd.readouterr().err
     assert "env.episode_length is 4 and no longer 10: a new record of the best model begins" in said
     assert load_policy(tmp_path).config.env.episode_length == 4
-    assert load_policy(next((tmp_path / "earlier").iterdir())).config.env.episode_length == 10
+    assert load_policy(tmp_path / "earlier" / "best").config.env.episode_length == 10
 
 
 def test_another_learning_rate_keeps_the_record(small_run, tmp_path):

@@ -59,6 +59,7 @@ def update(statistics: RunningStatistics, batch: Any) -> RunningStatistics:
     def merge(mean, variance, x):
         x = _within(x.reshape(-1, *mean.shape), mean, variance, statistics.count)
         delta = x.mean(0) - mean
+        variance = jnp.where(statistics.count > 0, variance, 0.0)  # 1 at first is no sample
         change = x.var(0) + (1 - share) * delta**2 - variance
         return mean + share * delta, variance + share * change
 
