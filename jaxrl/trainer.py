@@ -185,10 +185,11 @@ class Trainer:
             folder.best.discard_after(-1, folder.path / "earlier" / "best")
             self.progress.best[i] = None
         old, new = self._changed[changed[0]]
+        kept = self.folders[0].path / "earlier" / "best"
         more = f" (and {len(changed) - 1} more settings)" if len(changed) > 1 else ""
         print(
             f"{changed[0]} is {new} and no longer {old}{more}: a new record of the best model "
-            f"begins at {step:,} control steps; the one before lies in {self.folders[0].path / 'earlier/best'}",
+            f"begins at {step:,} control steps; the one before lies in {kept}",
             file=sys.stderr,
         )
 
