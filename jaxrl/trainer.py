@@ -18,6 +18,7 @@ import numpy as np
 
 from jaxrl import evaluation
 from jaxrl.bridge.gym_in import HostLoop, HostVector
+from jaxrl.bridge.processes import Stopped
 from jaxrl.checkpoint import Checkpointer
 from jaxrl.config import RunConfig, write_yaml
 from jaxrl.errors import UserError
@@ -160,7 +161,10 @@ class Trainer:
             try:
                 evaluator = self._evaluator()
                 sinks = self._sinks(evaluator)
-                self._loop(evaluator, sinks, begun)
+                try:
+                    self._loop(evaluator, sinks, begun)
+                except Stopped as stopped:  # while it waited for a world
+                    self.state = stopped.state or self.state
                 self._save()
                 self.checkpoints.wait()
             except (UserError, OSError) as error:
@@ -186,6 +190,9 @@ class Trainer:
 
     def _loop(self, evaluator: Evaluator | None, sinks: list[Sink], begun: float) -> None:
         train, progress = self.config.train, self.progress
+        for vector in (self.algo.vector, getattr(evaluator, "vector", None)):
+            if isinstance(vector, HostVector):
+                vector.stopped = lambda: self._stop_signal is not None
         run_chunk = self._compiled_chunk()
         compiling = None
         while progress.timesteps < train.total_timesteps and self._stop_signal is None:
