@@ -57,3 +57,15 @@ class Fragile(Countdown):
         broken = (new.obs[1] == self.breaks_at) & (new.obs[0] < 0.5)
         bad = jnp.where(broken, jnp.nan, 1.0)
         return new.replace(physics=new.physics * bad, obs=new.obs * bad, reward=new.reward * bad)
+
+
+@dataclasses.dataclass(frozen=True)
+class Chooser(Countdown):
+    """As `Countdown`, but one of three choices is made, and its index is the reward."""
+
+    @property
+    def action_spec(self):
+        return ArraySpec((3,), 0, 1, discrete=True)
+
+    def step(self, state, action):
+        return super().step(state, action).replace(reward=action.astype(jnp.float32))

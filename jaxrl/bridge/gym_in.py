@@ -101,8 +101,10 @@ class GymTask:
         if known_by not in _probes:
             try:
                 _probes[known_by] = self._ask("describe")
-            except (Unusable, Lost) as error:
+            except Unusable as error:
                 raise UserError(f"env.name: gym:{self.id}: {line(error)}") from error
+            except Lost as error:
+                raise UserError(f"env.name: gym:{self.id}: {error} when it was tried") from error
         return _probes[known_by]
 
     @property

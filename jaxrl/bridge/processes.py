@@ -154,7 +154,7 @@ def _answer(pipe: connection.Connection) -> Any:
     try:
         value, complaint = pipe.recv()
     except (EOFError, OSError) as error:
-        raise Lost("a process that steps it died") from error
+        raise Lost("a process died") from error
     if complaint is not None:
         raise Unusable(complaint)
     return value

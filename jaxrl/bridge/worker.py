@@ -124,11 +124,11 @@ def _size(space: gymnasium.Space, path: str) -> int:
         size = spaces.flatdim(space)
     else:
         raise Unusable(
-            f"{path}: its space is {space}; known are Box, Discrete, MultiDiscrete and "
-            "MultiBinary, and Dict and Tuple of them"
+            f"{path}: known are Box, Discrete, MultiDiscrete and MultiBinary, and Dict and Tuple "
+            f"of them, but its space is {space}"
         )
     if not size:
-        raise Unusable(f"{path}: its space, {space}, has no numbers")
+        raise Unusable(f"{path}: its space has no numbers, it is {space}")
     return size
 
 
@@ -144,7 +144,7 @@ def flat_actions(space: gymnasium.Space) -> spaces.Box | spaces.Discrete:
         size = int(np.prod(space.shape))
         if size and np.isfinite([space.low, space.high]).all():
             return spaces.Box(-1.0, 1.0, (size,), np.float32)
-    raise Unusable(f"it has actions {space}; known are a bounded Box and Discrete")
+    raise Unusable(f"actions: known are a bounded Box and Discrete, but its space is {space}")
 
 
 def _parts(space: spaces.Dict, raw: Any, path: str) -> dict[str, np.ndarray]:
@@ -170,7 +170,7 @@ def _flatten(space: gymnasium.Space, raw: Any, path: str) -> np.ndarray:
             f"{path}: got {array.dtype} {array.shape}, its space says {space.dtype} {space.shape}"
         )
     if not isinstance(space, spaces.Box):
-        array = spaces.flatten(space, raw)
+        array = spaces.flatten(space, array)
     return array.ravel().astype(np.float32)
 
 
@@ -253,7 +253,7 @@ class Guard:
     def reset(self, *, seed: int | None = None) -> tuple[Any, dict[str, Any]]:
         """A fresh start; a seed makes this and all later ones repeatable."""
         if seed is not None:
-            self._seed, self._next, self._anew = seed, seed, 0
+            self._seed, self._next, self._anew, self._restarts = seed, seed, 0, 0
         self._last, self._steps = [0.0] * len(self._keys), 0
         while True:
             try:
