@@ -350,7 +350,9 @@ def test_processes_that_died_between_two_steps_are_started_again(vector):
         assert (obs[:, 1] == 0).all()
     vector._envs.processes[0].kill()
     vector._envs.processes[0].join()
-    with pytest.raises(UserError, match=r"lost 6 times with no end of an episode .* a process died"):
+    with pytest.raises(
+        UserError, match=r"lost 6 times with no end of an episode .* a process died"
+    ):
         vector.send(np.zeros((4, 1), np.float32))
         vector.receive()
 
