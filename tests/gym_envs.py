@@ -1,5 +1,6 @@
 """Small Gymnasium environments, some of which misbehave. Imported by worker processes."""
 
+import ctypes
 import os
 import sys
 import time
@@ -67,6 +68,8 @@ class Walk(gymnasium.Env):
                 sys.exit("enough")
             if self.trouble == "sleeps":
                 time.sleep(1000)
+            if self.trouble == "sleeps in C":  # and keeps Python from running
+                ctypes.PyDLL(None).sleep(1000)
             if self.trouble == "no dictionary":
                 return obs, reward, False, True, None
         over = self.steps >= self.limit

@@ -122,7 +122,7 @@ import numpy as np
 sys.path.insert(0, ".")
 from jaxrl.bridge.gym_in import HostVector, gym_class
 if __name__ == "__main__":
-    task = gym_class("{WALK}")(kwargs={{"trouble": "sleeps", "at": 1}}, processes=2)
+    task = gym_class("{WALK}")(kwargs={{"trouble": "sleeps in C", "at": 1}}, processes=2)
     vector = HostVector(task, 2)
     vector.start(0)
     vector.send(np.zeros((2, 1), np.float32))
