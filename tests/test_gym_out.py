@@ -12,6 +12,7 @@ from gymnasium.wrappers.vector import RecordEpisodeStatistics
 import jaxrl
 from jaxrl import envs
 from jaxrl.errors import UserError
+from jaxrl.trainer import Trainer
 from tests import toys
 
 envs.register("fragile", toys.Fragile)
@@ -131,6 +132,12 @@ def test_discrete_actions_are_gymnasiums():
     assert envs.single_action_space == gymnasium.spaces.Discrete(3)
     envs.reset(seed=0)
     np.testing.assert_array_equal(envs.step(np.array([2, 0, 1]))[1], [2.0, 0.0, 1.0])
+
+
+def test_discrete_tasks_behind_delay_and_history_are_trained_on(small_run, tmp_path):
+    wrap = {"action_delay": [0, 2], "history": 2}
+    config = small_run({"env": {"name": "chooser", "wrap": wrap}, "total_timesteps": 128})
+    assert Trainer(config, tmp_path).run() == 0
 
 
 @pytest.mark.parametrize("mode", list(AutoresetMode))
