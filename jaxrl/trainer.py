@@ -19,6 +19,7 @@ import numpy as np
 
 from jaxrl import evaluation, files, history
 from jaxrl.bridge.gym_in import HostLoop, HostVector
+from jaxrl.bridge.processes import Stopped
 from jaxrl.checkpoint import Checkpointer
 from jaxrl.config import RunConfig, write_yaml
 from jaxrl.envs.vector import LARGEST
@@ -223,7 +224,10 @@ class Trainer:
                 evaluator = self._evaluator()
                 sinks = self._sinks(evaluator)
                 self._begin()
-                self._loop(evaluator, sinks, begun)
+                try:
+                    self._loop(evaluator, sinks, begun)
+                except Stopped as stopped:  # while it waited for a world
+                    self.state = stopped.state or self.state
                 self._save()
                 self.checkpoints.wait()
             except (UserError, OSError) as error:
@@ -258,6 +262,9 @@ class Trainer:
     def _loop(self, evaluator: Evaluator | None, sinks: list[Sink], begun: float) -> None:
         train, progress = self.config.train, self.progress
         eval_every, save_every = self.config.eval_every, self.config.checkpoint_every
+        for vector in (self.algo.vector, getattr(evaluator, "vector", None)):
+            if isinstance(vector, HostVector):
+                vector.stopped = lambda: self._stop_signal is not None
         run_chunk, rhythm = self._compiled_chunk(), _Rhythm(train.chunk)
         compiling = None
         while not self.finished and self._stop_signal is None:

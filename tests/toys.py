@@ -95,3 +95,15 @@ class Absurd(Countdown):
         absurd = (new.physics[1] == 3) & (new.physics[0] < 0.5)
         large = jnp.where(absurd, 1e30, 1.0)
         return new.replace(obs=new.obs * large, reward=-new.reward * large)
+
+
+@dataclasses.dataclass(frozen=True)
+class Chooser(Countdown):
+    """As `Countdown`, but one of three choices is made, and its index is the reward."""
+
+    @property
+    def action_spec(self):
+        return ArraySpec((3,), 0, 1, discrete=True)
+
+    def step(self, state, action):
+        return super().step(state, action).replace(reward=action.astype(jnp.float32))
