@@ -383,7 +383,7 @@ class HostVector:
             jax.tree.map(lambda whole, own, i=i: whole.__setitem__(i, own), final_obs, final)
             last[i], nonfinite[i] = told["last"], told.get("nonfinite", False)
         truncated = truncated & ~terminated
-        seen = [x.reshape(self.num_envs, -1) for x in (reward, *jax.tree.leaves(final_obs))]
+        seen = [x.reshape(self.num_envs, -1) for x in jax.tree.leaves((reward, obs, final_obs))]
         out_of_range = np.any([(np.abs(x) > LARGEST).any(1) for x in seen], 0)
         if out_of_range.any():
             obs, final_obs, reward = jax.tree.map(
