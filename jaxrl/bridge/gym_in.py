@@ -33,6 +33,8 @@ from jaxrl.errors import UserError
 from jaxrl.logs import known_mean
 from jaxrl.options import option
 
+# Worlds of a training, which step in turn.
+MOST_WORLDS = 10_000
 # Worlds of an evaluation.
 MOST_EVALUATED = 16
 # Steps after which an evaluation no longer believes that episodes end.
@@ -105,8 +107,10 @@ class GymTask:
             env = Guard(self.id, dict(self.kwargs))
         except TypeError as error:
             raise UserError(f"env: gym:{self.id}: {error}") from error
-        except (gymnasium.error.Error, ImportError, AttributeError) as error:
-            raise UserError(f"env.name: gym:{self.id} cannot be made: {error}") from error
+        except (Exception, SystemExit) as error:  # whatever its module or constructor does
+            raise UserError(
+                f"env.name: gym:{self.id} cannot be made: {type(error).__name__}: {error}"
+            ) from error
         try:
             spec, fps = env._env.spec, env._env.metadata.get("render_fps")
             return {
@@ -149,6 +153,11 @@ class GymTask:
 
     def make_vector(self, num_envs: int) -> HostVector:
         """What steps its worlds."""
+        if num_envs > MOST_WORLDS:
+            raise UserError(
+                f"num_envs: got {num_envs:,}, must be at most {MOST_WORLDS:,} worlds of a "
+                "Gymnasium environment"
+            )
         return HostVector(self, num_envs)
 
     def film(self, actor: Any, params: Any, seed: int, stride: int) -> np.ndarray:

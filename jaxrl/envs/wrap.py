@@ -27,7 +27,9 @@ class WrapConfig:
         "std of noise on observations, in their units; one number, or one a component",
         least=0,
     )
-    history: int = option(1, "newest observations that a policy sees side by side", least=1)
+    history: int = option(
+        1, "newest observations that a policy sees side by side", least=1, most=1000
+    )
 
     @property
     def is_off(self) -> bool:
