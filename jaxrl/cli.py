@@ -178,7 +178,8 @@ def start_jax() -> str:
     except Exception as error:  # each backend has its own
         asked = os.environ.get("JAX_PLATFORMS")
         why = f" with JAX_PLATFORMS={asked}" if asked else ""
-        raise UserError(f"JAX finds no device{why}: {str(error).splitlines()[0]}") from error
+        said = str(error).strip() or "none of that kind (for a GPU: pip install 'jaxrl[gpu]')"
+        raise UserError(f"JAX finds no device{why}: {said.splitlines()[0]}") from error
 
 
 def _cache_folder() -> str | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -145,7 +146,10 @@ def resolve(*layers: dict[str, Any], platform: str) -> RunConfig:
     task = _task(given.get("env", {}))
     env_class = envs.env_class(task)
     algo = given.get("algo", TrainConfig.algo)
-    known = _known(env_class, str(algo))
+
+    def known() -> list[str]:
+        return _known(env_class, str(algo))
+
     # By itself first, so that complaints are of what was given and not of the preset.
     build(TrainConfig, _training(given), known=known)
     presets = getattr(env_class, "presets", {}).get(platform, {})
@@ -266,12 +270,15 @@ def make_env(name: str, settings: dict[str, Any] | None = None) -> Env:
 
 
 def _build_env(
-    env_class: type, settings: dict[str, Any], path: str, known: list[str] | None = None
+    env_class: type,
+    settings: dict[str, Any],
+    path: str,
+    known: Callable[[], list[str]] | None = None,
 ) -> Env:
     """The task with its settings, behind delay, noise and history if there are any."""
     settings = dict(settings)
     wrap = build(WrapConfig, settings.pop("wrap", None) or {}, f"{path}wrap.")
-    task = build(env_class, settings, path, known=known or ())
+    task = build(env_class, settings, path, known=known)
     length = task.episode_length
     if length is not None and not 1 <= length <= MOST_INT:
         raise UserError(

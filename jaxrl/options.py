@@ -9,10 +9,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import functools
 import math
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeVar
 
 from jaxrl import strict_yaml
@@ -58,7 +59,7 @@ def build(
     values: dict[str, Any],
     path: str = "",
     default: T | None = None,
-    known: Sequence[str] = (),
+    known: Callable[[], Sequence[str]] | None = None,
 ) -> T:
     """Makes the dataclass from a nested dictionary.
 
@@ -68,20 +69,20 @@ def build(
         where a number belongs and "10e6" a whole one.
       path: where `values` lies, for messages ("ppo.").
       default: keeps what `values` leave out; none: the class's own defaults.
-      known: dotted keys of settings elsewhere that an unknown one may have meant.
+      known: gives dotted keys that an unknown one may have meant; none: those of `cls`.
 
     Raises:
       UserError: unknown key, wrong type, value out of range, or no value where one is needed.
     """
     if not isinstance(values, dict):
         raise UserError(f"{path.rstrip('.') or 'config'}: expected a section, got {quote(values)}")
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
     made = {}
     for key, value in values.items():
         if key not in fields:
-            elsewhere = [*(row[0] for row in describe(cls, path)), *known]
-            raise UserError(_unknown(path, str(key), list(fields), elsewhere))
+            meant = known() if known else [row[0] for row in describe(cls, path)]
+            raise UserError(_unknown(path, str(key), list(fields), meant))
         base = _default(fields[key]) if default is None else getattr(default, key)
         made[key] = _convert(value, hints[key], f"{path}{key}", base)
         _check_range(made[key], fields[key], f"{path}{key}")
@@ -91,6 +92,11 @@ def build(
         if key not in made and _required(field):
             raise UserError(f"{path}{key}: needs a value, {type_name(hints[key])}")
     return cls(**made)
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
 
 
 def _default(field: dataclasses.Field) -> Any:
@@ -114,6 +120,7 @@ def _unknown(path: str, key: str, here: list[str], known: Sequence[str]) -> str:
         return [full for full in known if full.rpartition(".")[2] == name][:3]
 
     meant = named(key)
+    meant = meant or [x for x in known if key in x.rpartition(".")[2].split("_")][:3]
     names = list(dict.fromkeys(full.rpartition(".")[2] for full in known))
     for cutoff in (0.6, 0.5):
         near, far = (difflib.get_close_matches(key, x, 1, cutoff) for x in (here, names))
@@ -339,7 +346,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 def describe(cls: type, path: str = "", default: Any = None) -> list[tuple[str, str, str, str]]:
     """(dotted key, type, default, help) of every setting, sections opened."""
     rows = []
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     for field in dataclasses.fields(cls):
         value = _default(field) if default is None else getattr(default, field.name)
         if dataclasses.is_dataclass(hints[field.name]):

@@ -44,11 +44,6 @@ def members(config: RunConfig) -> list[Member]:
     if not config.is_population:
         return [Member("", config)]
     axes = _axes(train)
-    if math.prod(map(len, axes)) > MOST_MEMBERS:
-        raise UserError(
-            f"sweep, num_seeds: {' x '.join(f'{len(axis):,}' for axis in axes)} runs, must be at "
-            f"most {MOST_MEMBERS:,}"
-        )
     base = config.to_dict() | {"num_seeds": 1, "sweep": []}
     made = []
     for point in itertools.product(*axes):
@@ -70,7 +65,13 @@ def _axes(train: TrainConfig) -> list[list[tuple[str, Any]]]:
         raise UserError(
             f"sweep: got {twice[0]} twice; give all its values in one KEY=VALUE,VALUE.."
         )
-    return [*axes, [("seed", train.seed + i) for i in range(train.num_seeds)]]
+    axes.append([("seed", train.seed + i) for i in range(train.num_seeds)])
+    if math.prod(map(len, axes)) > MOST_MEMBERS:
+        raise UserError(
+            f"sweep, num_seeds: {' x '.join(f'{len(axis):,}' for axis in axes)} runs, must be at "
+            f"most {MOST_MEMBERS:,}"
+        )
+    return axes
 
 
 def _axis(text: str, algo: str) -> list[tuple[str, str]]:
@@ -104,17 +105,18 @@ class Population:
     """
 
     def __init__(self, config: RunConfig):
-        self.members = members(config)
+        self._count = math.prod(map(len, _axes(config.train)))
         self._alone = not config.is_population
         if not self._alone and hasattr(config.env, "make_vector"):
             raise UserError("num_seeds, sweep: a Gymnasium environment trains one run at a time")
-        self.algo = make_algorithm(config, members=len(self.members))
+        self.algo = make_algorithm(config, members=len(self))
         shapes = jax.eval_shape(self.algo.init, jax.random.key(0))
         self._check_memory(config, shapes)
+        self.members = members(config)
         self._axes = self.algo.shared(jax.tree.map(lambda _: 0, shapes))
 
     def __len__(self) -> int:
-        return len(self.members)
+        return self._count
 
     def _check_memory(self, config: RunConfig, shapes: Any) -> None:
         """Refuses what the device cannot hold, before it is made."""

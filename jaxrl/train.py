@@ -146,7 +146,11 @@ def _new_folder(config: RunConfig) -> Path:
     """--out, or the first free checkpoints/<task>-<n>."""
     if config.train.out:
         folder = Path(config.train.out)
-        if (folder / "config.yaml").exists():
+        try:
+            taken = (folder / "config.yaml").exists()
+        except OSError as error:  # such as a name that is too long
+            raise UserError(f"out: cannot write to {folder}: {error.strerror}") from error
+        if taken:
             raise UserError(
                 f"out: {folder} already holds a run; go on with it by --resume {folder}, "
                 "or choose another --out"

@@ -90,3 +90,10 @@ class Unbounded(Walk):
     def __init__(self):
         super().__init__()
         self.action_space = Box(-np.inf, np.inf, (1,))
+
+
+class Anything(Walk):
+    """Takes any keyword arguments."""
+
+    def __init__(self, **kwargs):
+        super().__init__()

@@ -74,9 +74,7 @@ class AlgorithmConfig:
     """Settings that all algorithms have. Those in an algorithm's `Hyperparameters` are
     traced: changing them does not recompile, and a population may have one each."""
 
-    learning_rate: float = option(
-        3e-4, "Adam's step size at the start", above=0, least=LEAST_RATE
-    )
+    learning_rate: float = option(3e-4, "Adam's step size at the start", above=0, least=LEAST_RATE)
     schedule: ScheduleConfig = option(ScheduleConfig(), "learning-rate schedule")
     num_steps: int = option(32, "control steps a world in one iteration", least=1)
     gamma: float = option(0.99, "discount", least=0, most=1)
