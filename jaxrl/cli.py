@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import os
+import resource
 import sys
 import tempfile
 from collections.abc import Callable
@@ -13,6 +14,8 @@ from typing import Any
 
 from jaxrl.errors import UserError
 from jaxrl.options import Raw, nest, quote
+
+MOST_FILES = 2**16
 
 
 def run(main: Callable[[list[str]], int]) -> None:
@@ -169,6 +172,7 @@ def start_jax() -> str:
     """
     import jax
 
+    _allow_files()
     jax.config.update("jax_compilation_cache_dir", _cache_folder())
     if jax.config.jax_enable_x64:
         jax.config.update("jax_enable_x64", False)
@@ -180,6 +184,15 @@ def start_jax() -> str:
         why = f" with JAX_PLATFORMS={asked}" if asked else ""
         said = str(error).strip() or "none of that kind (for a GPU: pip install 'jaxrl[gpu]')"
         raise UserError(f"JAX finds no device{why}: {said.splitlines()[0]}") from error
+
+
+def _allow_files() -> None:
+    """As many open files as this user may have: a population has one or more a member."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _cache_folder() -> str | None:

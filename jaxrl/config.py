@@ -251,13 +251,15 @@ def _check_length(train: TrainConfig) -> None:
             f"chunks of {train.chunk:,}, are {iterations:,} iterations, must be at most "
             f"{MOST_INT:,}"
         )
-    updates = iterations * settings.num_steps * getattr(settings, "gradient_steps", 0)
-    if updates > MOST_INT:
-        raise UserError(
-            f"total_timesteps: {train.total_timesteps:,} by {train.num_envs:,} worlds are "
-            f"{iterations * settings.num_steps:,} control steps of a world with "
-            f"{settings.gradient_steps:,} updates each, must be at most {MOST_INT:,} updates"
-        )
+    if train.algo == "ppo":
+        return
+    steps = iterations * settings.num_steps
+    for key, count, what in (
+        ("total_timesteps", steps, "control steps of a world"),
+        (f"{train.algo}.gradient_steps", steps * settings.gradient_steps, "updates in the run"),
+    ):
+        if count > MOST_INT:
+            raise UserError(f"{key}: {count:,} {what}, must be at most {MOST_INT:,}")
 
 
 def make_env(name: str, settings: dict[str, Any] | None = None) -> Env:
@@ -278,8 +280,12 @@ def _build_env(
     """The task with its settings, behind delay, noise and history if there are any."""
     settings = dict(settings)
     wrap = build(WrapConfig, settings.pop("wrap", None) or {}, f"{path}wrap.")
-    task = build(env_class, settings, path, known=known)
-    length = task.episode_length
+    try:
+        task = build(env_class, settings, path, known=known)
+        length = task.episode_length
+    except OverflowError as error:
+        where = path or "env."
+        raise UserError(f"{where.rstrip('.')}: its numbers are too far apart: {error}") from error
     if length is not None and not 1 <= length <= MOST_INT:
         raise UserError(
             f"{path or 'env.'}episode_length: an episode has {length:,} control steps, must be "

@@ -109,8 +109,14 @@ class Population:
         self._alone = not config.is_population
         if not self._alone and hasattr(config.env, "make_vector"):
             raise UserError("num_seeds, sweep: a Gymnasium environment trains one run at a time")
-        self.algo = make_algorithm(config, members=len(self))
-        shapes = jax.eval_shape(self.algo.init, jax.random.key(0))
+        try:
+            self.algo = make_algorithm(config, members=len(self))
+            shapes = jax.eval_shape(self.algo.init, jax.random.key(0))
+        except OverflowError as error:
+            raise UserError(
+                f"env: with these settings {config.task} counts beyond what int32 can hold: "
+                f"{str(error).splitlines()[0]}"
+            ) from error
         self._check_memory(config, shapes)
         self.members = members(config)
         self._axes = self.algo.shared(jax.tree.map(lambda _: 0, shapes))

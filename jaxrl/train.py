@@ -92,7 +92,7 @@ def _configure(flags: dict[str, Any], settings: dict[str, Any]) -> RunConfig:
     if flags.get("config"):
         layers.insert(0, read_yaml(flags["config"]))
     if flags.get("resume"):
-        _check_resume(Path(flags["resume"]), merge(*layers))
+        _check_resume(Path(flags["resume"]), {key for layer in layers for key in layer})
         layers.insert(0, read_yaml(Path(flags["resume"]) / "config.yaml"))
     config = resolve(*layers, platform=platform)
     _check_effect(config.train, list(flatten(settings)))
@@ -124,7 +124,7 @@ def _check_effect(train: TrainConfig, typed: list[str]) -> None:
                 raise UserError(f"--{key}: has no effect without {needed}")
 
 
-def _check_resume(run: Path, settings: dict[str, Any]) -> None:
+def _check_resume(run: Path, settings: set[str]) -> None:
     """Refuses to go on with what is no whole run, or as another run."""
     from jaxrl.runs import MEMBERS
 

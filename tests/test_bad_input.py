@@ -13,7 +13,7 @@ import pytest
 from jaxrl import cli, envs, platform, strict_yaml, train
 from jaxrl.config import read_yaml, resolve
 from jaxrl.errors import UserError
-from jaxrl.options import Raw
+from jaxrl.options import Raw, nest
 from jaxrl.population import Population
 from tests.test_commands import refuse
 
@@ -55,7 +55,7 @@ def twenty_gigabytes(monkeypatch, tmp_path):
         ({"algo": "sac", "sac": {"num_critics": "1e9"}}, r"sac.num_critics: got 1000000000, must"),
         ({"algo": "sac", "sac": {"n_step": "1e9"}}, r"sac.buffer_size: got 1000000, must be at least"),
         ({"algo": "sac", "sac": {"batch_size": "1e9"}}, r"sac.batch_size: training takes"),
-        ({"algo": "td3", "td3": {"gradient_steps": "1e7"}}, r"total_timesteps: .* updates each"),
+        ({"algo": "td3", "td3": {"gradient_steps": "1e7"}}, r"td3.gradient_steps: .* updates in the run"),
         ({"algo": "td3", "td3": {"buffer_size": "1e18"}}, r"td3.buffer_size: got .*, must be at most"),
         ({"algo": "td3", "total_timesteps": "1e12"}, r"total_timesteps: .* must be at most"),
     ],
@@ -100,6 +100,42 @@ def test_numbers_that_float32_cannot_hold_are_refused(value):
 def test_a_learning_rate_that_moves_nothing_is_refused(algo, key):
     with pytest.raises(UserError, match=rf"{algo}.{key}: got 1e-13, must be .*at least 1e-12"):
         Population(resolve(SMALL, {"algo": algo, algo: {key: "1e-13"}}, platform="none"))
+
+
+BAD = [
+    "1e9",
+    "1e18",
+    "1e60",
+    "1e-60",
+    "-1",
+    "nan",
+    "-inf",
+    " ",
+    "abc",
+    "[1,2]",
+    "[]",
+    "ü漢",
+    "9" * 400,
+]
+BAD += [None, True, {}, {"a": {"b": 1}}, [[1]], [None], 10**30, 1e300, float("nan"), "\0", "\ud800"]
+
+
+@pytest.mark.parametrize("task", ["pendulum", "ballbot"])
+@pytest.mark.parametrize("algo", ["ppo", "sac", "td3"])
+def test_no_value_of_any_setting_is_a_traceback(task, algo):
+    base = {"env": {"name": task}, "algo": algo}
+    own, training = resolve(base, platform="cpu").describe()
+    keys = [row[0] for row in training if row[0].startswith(f"{algo}.") or algo == "ppo"]
+    refused = 0
+    for key in [*keys, *(row[0] for row in own if algo == "ppo")]:
+        for value in BAD:
+            try:
+                resolve(base, nest({key: value}), platform="cpu")
+            except UserError as error:
+                refused += 1
+                assert key.rpartition(".")[0] in str(error) or "env" in str(error)
+                assert len(str(error).splitlines()) == 1 and len(str(error)) < 1000
+    assert refused > 10 * len(keys)
 
 
 # -- what would change nothing -------------------------------------------------------------
@@ -392,9 +428,9 @@ def test_a_gymnasium_module_that_breaks_is_refused(name, own_tasks, capfd, monke
 # -- the process -----------------------------------------------------------------------------
 
 TINY = (
-    "--env.name pendulum --num_envs 4 --total_timesteps 16 --ppo.num_steps 4 --chunk 1 "
-    "--ppo.num_minibatches 1 --ppo.num_epochs 1 --eval.every 0 --eval.final_episodes 0 "
-    "--log.tensorboard false --out run"
+    "--env.name tests.toys:Countdown --num_envs 4 --total_timesteps 16 --ppo.num_steps 4 --chunk 1 "
+    "--ppo.num_minibatches 1 --ppo.num_epochs 1 --ppo.network.policy_hidden 8 --eval.every 0 "
+    "--ppo.network.value_hidden 8 --eval.final_episodes 0 --log.tensorboard false --out run"
 )
 
 
@@ -436,7 +472,7 @@ def test_a_training_goes_on_with_closed_outputs():
         ("JAX_PLATFORMS=cuda TRAIN --print_config", 2, r"error: JAX finds no device with JAX_PLAT"),
         ("JAX_PLATFORMS=nonsense TRAIN --print_config", 2, r"error: JAX finds no device with JAX_"),
         ("TRAIN --config <(echo seed: 3) --print_config > x; grep -q 'seed: 3' x", 0, ""),
-        ("LC_ALL=C PYTHONUTF8=0 TRAIN --out ü --print_config > /dev/null", 0, ""),
+        ("LC_ALL=C PYTHONUTF8=0 TRAIN --out ü --print_config", 2, r"error: out: got '.udcc3"),
     ],
 )
 def test_the_process_s_surroundings(command, status, pattern):
@@ -462,12 +498,14 @@ except BaseException:  # as some libraries do
 @pytest.mark.parametrize("module", ["train", "evaluate", "report"])
 def test_ctrl_c_during_an_import_ends_the_command(module, library, tmp_path):
     (tmp_path / f"{library}.py").write_text(SLOW_IMPORT)
+    # A shell starts what it runs in the background with SIGINT ignored, and we would hand it on.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
-        [sys.executable, "-m", f"jaxrl.{module}", "x"],
+        [sys.executable, "-m", f"jaxrl.{module}", *([] if module == "train" else ["x"])],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"},
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
+    signal.signal(signal.SIGINT, before)
     assert process.stdout.readline() == "importing\n"
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=30)
