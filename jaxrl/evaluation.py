@@ -9,8 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrl import platform
 from jaxrl.envs import Env, State, Vector
 from jaxrl.envs.vector import MEMBERS_AXIS
+from jaxrl.errors import UserError
 
 # (parameters, worlds with leaves [N, ...], key) -> actions [N, A]
 Actor = Callable[[Any, State, jax.Array], jax.Array]
@@ -83,7 +85,19 @@ def make_evaluator(
     """The evaluator that fits the task; arguments as `Evaluator`."""
     if hasattr(env, "make_evaluator"):
         return env.make_evaluator(actor, episodes)
+    need, free = evaluation_bytes(env, episodes) * (members or 1), platform.free_bytes()
+    if free is not None and need > free:
+        raise UserError(
+            f"episodes: {episodes:,} worlds side by side take at least {need / 1e9:,.1f} GB, but "
+            f"{free / 1e9:,.1f} GB are free on the device; lower the number of episodes"
+        )
     return Evaluator(env, actor, episodes, members=members)
+
+
+def evaluation_bytes(env: Env, episodes: int) -> int:
+    """Least memory of an evaluation: its worlds, and two starts for each."""
+    world = jax.eval_shape(env.reset, jax.random.key(0))
+    return 3 * episodes * platform.tree_bytes(world)
 
 
 def summarize(

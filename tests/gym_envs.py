@@ -144,3 +144,10 @@ class Odd(Walk):
         self.metadata = {"render_fps": fps}
         self.action_space = SPACES.get(actions, self.action_space)
         self.observation_space = SPACES.get(observations, self.observation_space)
+
+
+class Anything(Walk):
+    """Takes any keyword arguments."""
+
+    def __init__(self, **kwargs):
+        super().__init__()

@@ -20,6 +20,9 @@ from jaxrl.rl.distributions import DISTRIBUTIONS, Gaussian
 from jaxrl.rl.normalizer import RunningStatistics
 from jaxrl.rl.returns import ReturnScale
 
+# A step size below which no float32 parameter moves.
+LEAST_RATE = 1e-12
+
 # (policy state, observation [..., O]) -> action [..., A] in [-1, 1]
 Policy = Callable[[Any, Any], jax.Array]
 
@@ -47,6 +50,13 @@ class ScheduleConfig:
                 f"{path}: piecewise needs increasing boundaries and one factor for each, got "
                 f"boundaries {list(self.boundaries)} and factors {list(self.factors)}"
             )
+        used = {"piecewise": ("boundaries", "factors"), "constant": ()}.get(self.kind, ("final",))
+        for name in ("final", "boundaries", "factors"):
+            if getattr(self, name) and name not in used:
+                raise UserError(
+                    f"{path}.{name}: has no effect with {path}.kind {self.kind} (it has: "
+                    f"{', '.join(used) or 'nothing more to set'})"
+                )
 
     def factor(self, progress: jax.Array) -> jax.Array:
         """The factor at `progress` in [0, 1]."""
@@ -64,7 +74,7 @@ class AlgorithmConfig:
     """Settings that all algorithms have. Those in an algorithm's `Hyperparameters` are
     traced: changing them does not recompile, and a population may have one each."""
 
-    learning_rate: float = option(3e-4, "Adam's step size at the start", above=0)
+    learning_rate: float = option(3e-4, "Adam's step size at the start", above=0, least=LEAST_RATE)
     schedule: ScheduleConfig = option(ScheduleConfig(), "learning-rate schedule")
     num_steps: int = option(32, "control steps a world in one iteration", least=1)
     gamma: float = option(0.99, "discount", least=0, most=1)

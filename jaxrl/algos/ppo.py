@@ -47,7 +47,7 @@ class ExpertConfig:
 class PPOConfig(AlgorithmConfig):
     """Settings of PPO."""
 
-    num_epochs: int = option(4, "passes over the collected data", least=1)
+    num_epochs: int = option(4, "passes over the collected data", least=1, most=10_000)
     num_minibatches: int = option(4, "minibatches a pass", least=1)
     gae_lambda: float = option(0.95, "trace decay of the advantages", least=0, most=1)
     clip_range: float = option(0.2, "policy ratio clip", above=0)

@@ -34,6 +34,8 @@ from jaxrl.errors import UserError
 from jaxrl.logs import known_mean
 from jaxrl.options import option
 
+# Worlds of a training, which step in turn.
+MOST_WORLDS = 10_000
 # Worlds of an evaluation.
 MOST_EVALUATED = 16
 # Steps after which an evaluation no longer believes that episodes end.
@@ -160,6 +162,11 @@ class GymTask:
 
     def make_vector(self, num_envs: int, wrap: WrapConfig = NO_WRAP) -> HostVector:
         """What steps its worlds, behind delay, noise and history."""
+        if num_envs > MOST_WORLDS:
+            raise UserError(
+                f"num_envs: got {num_envs:,}, must be at most {MOST_WORLDS:,} worlds of a "
+                "Gymnasium environment"
+            )
         return HostVector(self, num_envs, wrap)
 
     def film(

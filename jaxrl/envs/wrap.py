@@ -24,14 +24,19 @@ class WrapConfig:
     """Settings that every task has; a dictionary observation has them for each entry."""
 
     action_delay: tuple[int, ...] = option(
-        (0,), "control steps until an action acts; two numbers: drawn from that range", least=0
+        (0,),
+        "control steps until an action acts; two numbers: drawn from that range",
+        least=0,
+        most=1000,
     )
     observation_noise: tuple[float, ...] = option(
         (0.0,),
         "std of noise on observations, in their units; one number, or one a component",
         least=0,
     )
-    history: int = option(1, "newest observations that a policy sees side by side", least=1)
+    history: int = option(
+        1, "newest observations that a policy sees side by side", least=1, most=1000
+    )
 
     @property
     def is_off(self) -> bool:
@@ -76,12 +81,10 @@ class Wrapped:
     wrap: WrapConfig
 
     def __post_init__(self) -> None:
-        if len(self.wrap.action_delay) > 2 or list(self.wrap.action_delay) != sorted(
-            self.wrap.action_delay
-        ):
+        delay = list(self.wrap.action_delay)
+        if not 1 <= len(delay) <= 2 or delay != sorted(delay):
             raise UserError(
-                f"env.wrap.action_delay: got {list(self.wrap.action_delay)}, expected one number "
-                "or a range LOW,HIGH"
+                f"env.wrap.action_delay: got {delay}, expected one number or a range LOW,HIGH"
             )
         noise = len(self.wrap.observation_noise)
         for spec in jax.tree.leaves(self.task.observation_spec, is_leaf=_is_spec):
