@@ -60,6 +60,15 @@ def check_writable(path: Path) -> None:
         raise _not_written(path, error) from error
 
 
+def first_free(path: Path) -> Path:
+    """`path`, or with the first number that is free: report.html, report-2.html, ..."""
+    number, free = 1, path
+    while free.exists():
+        number += 1
+        free = path.with_name(f"{path.stem}-{number}{path.suffix}")
+    return free
+
+
 def _beside(path: Path) -> Path:
     """Where a file is made that is to take the place of `path`; of a device or a link itself,
     which another file in its place would be the end of."""

@@ -108,6 +108,15 @@ def load_policy(path: str | Path, overrides: dict[str, Any] | None = None) -> Tr
     raise UserError(f"{path}: no whole checkpoint (expected a run's folder or a checkpoint)")
 
 
+def is_own(run: Path) -> bool:
+    """Whether a run, or its population, can be gone on with: it was trained here, and its
+    folder is the user's. What only holds a policy came from elsewhere."""
+    folder = run.resolve()
+    if folder.parent.name == MEMBERS:
+        folder = folder.parent.parent
+    return (folder / "checkpoints").is_dir()
+
+
 def _best_member(path: Path) -> str:
     """A population's best member, in words."""
     scores = {}
