@@ -99,8 +99,11 @@ def parse(
 def whole(flags: dict[str, Any], name: str, default: int, *, least: int = 1) -> int:
     """A flag's whole number, at least `least` and below 2^32."""
     text = str(flags.get(name, default))
-    if not text.isdecimal() or not least <= int(text) < 2**32:
-        raise UserError(f"--{name}: got {text!r}, expected a whole number of at least {least}")
+    if not text.isdecimal() or len(text) > 10 or not least <= int(text) < 2**32:
+        shown = text if len(text) <= 40 else f"{text[:40]}..."
+        raise UserError(
+            f"--{name}: got {shown!r}, expected a whole number from {least} to {2**32 - 1:,}"
+        )
     return int(text)
 
 

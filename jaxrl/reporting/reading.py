@@ -184,16 +184,18 @@ def _summary(content: Any) -> Summary:
     """The summary in a file; empty if it is none. Columns that are missing are NaN."""
     summary = {}
     for name, values in _section(content).items():
-        numbers = {c: _number(_section(values).get(c)) for c in COLUMNS}
-        if math.isnan(numbers["mean"]):
+        values = _section(values)
+        if not _is_number(values.get("mean")):
             return {}
-        summary[str(name)] = numbers
+        known = {c: values[c] for c in COLUMNS if _is_number(values.get(c))}
+        summary[str(name)] = {c: float(known.get(c, math.nan)) for c in COLUMNS}
     return summary
 
 
-def _number(value: Any) -> float:
-    known = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return float(value) if known and abs(value) < 1e300 else math.nan
+def _is_number(value: Any) -> bool:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return abs(value) < 1 << 1000  # others are no float
+    return isinstance(value, float)
 
 
 def _whole(value: Any) -> int:
