@@ -71,6 +71,9 @@ class LogConfig:
     tensorboard: bool = option(True, "write TensorBoard files")
     wandb: bool = option(False, "log to Weights & Biases (WANDB_MODE=offline works)")
     console: bool = option(True, "progress bar and tables")
+    table: Literal["short", "full"] = option(
+        "short", "numbers on the console at an evaluation: the most important, or all"
+    )
 
 
 @dataclasses.dataclass(frozen=True)

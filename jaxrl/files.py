@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
@@ -18,16 +20,71 @@ def write_text(path: Path, text: str) -> None:
     Raises:
       UserError: it cannot be written.
     """
-    part = path.with_name(path.name + ".part")
+    with replacing(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A name beside `path` to write to; takes its place at the end, and goes if that fails.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    part = path
     try:
-        with part.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-        sync(path.parent)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+        part = _beside(path)
+        yield part
+        if part != path:
+            sync(part)
+            os.replace(part, path)
+            sync(path.parent)
+    except (OSError, ValueError) as error:  # ValueError: what can be no name, such as "."
+        raise _not_written(path, error) from error
+    finally:
+        if part != path:
+            with contextlib.suppress(OSError):
+                part.unlink()
+
+
+def check_writable(path: Path) -> None:
+    """Makes the folder of a file that is to be written later, and tries to write there.
+
+    Raises:
+      UserError: it could not be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        part = _beside(path)
+        if part != path:
+            part.touch()
+            part.unlink()
+    except (OSError, ValueError) as error:
+        raise _not_written(path, error) from error
+
+
+def first_free(path: Path) -> Path:
+    """`path`, or with the first number that is free: report.html, report-2.html, ..."""
+    number, free = 1, path
+    while free.exists():
+        number += 1
+        free = path.with_name(f"{path.stem}-{number}{path.suffix}")
+    return free
+
+
+def _beside(path: Path) -> Path:
+    """Where a file is made that is to take the place of `path`; of a device or a link itself,
+    which another file in its place would be the end of."""
+    plain = not path.is_symlink() and (path.is_file() or not path.exists())
+    return path.with_name(f"{path.stem}.part{path.suffix}") if plain else path
+
+
+def _not_written(path: Path, error: Exception) -> UserError:
+    reason = str(getattr(error, "strerror", None) or error).strip() or type(error).__name__
+    shown = str(path) if len(str(path)) < 200 else f"{str(path)[:200]}..."
+    return UserError(f"cannot write {shown}: {reason.splitlines()[0][:200]}")
 
 
 def sync(path: Path) -> None:

@@ -216,7 +216,10 @@ class Trainer:
         train = self.config.train
         begun = time.monotonic() - self.progress.elapsed
         self.console = Console(
-            train.total_timesteps, start=self.progress.timesteps, enabled=train.log.console
+            train.total_timesteps,
+            start=self.progress.timesteps,
+            enabled=train.log.console,
+            table=train.log.table,
         )
         sinks: list[Sink] = []
         with _SignalGuard(self._on_signal):

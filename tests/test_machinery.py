@@ -299,7 +299,7 @@ def test_the_policy_learns_what_the_expert_does(small_run, tmp_path):
 
 
 def test_an_expert_is_asked_for_its_share_of_the_run_only(small_run, tmp_path):
-    from jaxrl.reporting.pages import read_rows
+    from jaxrl.reporting.reading import read_rows
     from jaxrl.trainer import Trainer
 
     ppo = {"expert": {"name": "known", "until": 0.5}}

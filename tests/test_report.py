@@ -14,7 +14,8 @@ from jaxrl.config import write_yaml
 from jaxrl.errors import UserError
 from jaxrl.reporting import overlay
 from jaxrl.reporting.members import grouped, is_population, read_members
-from jaxrl.reporting.pages import CURVES, read_rows
+from jaxrl.reporting.pages import CURVES
+from jaxrl.reporting.reading import read_rows
 from jaxrl.reporting.statistics import GRID, aggregate, iqm, iqm_interval
 
 BASE = {
