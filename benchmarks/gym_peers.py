@@ -118,12 +118,13 @@ def run_jaxrl(task: str, algo: str, seed: int) -> tuple[float, Any]:
             "seed": seed,
             "num_envs": s["num_envs"],
             "total_timesteps": s["timesteps"],
+            "chunk": 1,
             algo: own,
             "eval": {"every": 0, "final_episodes": 0},
             "checkpoint": {"every": 0},
             "log": {"console": False, "tensorboard": False},
         },
-        platform="cpu",
+        platform="none",  # the peers' settings, and no preset's
     )
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(config, Path(folder))

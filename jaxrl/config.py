@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from jaxrl import envs, strict_yaml
 from jaxrl.algos import ALGORITHMS, PPOConfig, SACConfig, TD3Config
+from jaxrl.algos.defaults import GENERIC
 from jaxrl.envs import Env, WrapConfig, Wrapped
 from jaxrl.errors import UserError
 from jaxrl.files import write_text
@@ -179,9 +180,11 @@ def resolve(*layers: dict[str, Any], platform: str) -> RunConfig:
 
     # By itself first, so that complaints are of what was given and not of the preset.
     build(TrainConfig, _training(given), known=known)
-    presets = getattr(env_class, "presets", {}).get(platform, {})
+    preset = getattr(env_class, "presets", {}).get(platform, {}).get(str(algo))
+    if preset is None:
+        preset = GENERIC.get(platform, {}).get(str(algo), {})
     values: dict[str, Any] = {}
-    for layer in (presets.get(str(algo), {}), *layers):
+    for layer in (preset, *layers):
         values = merge(_without_old_schedule(values, layer), layer)
     settings = {k: v for k, v in values.get("env", {}).items() if k not in ("name", "gym")}
     overrides = values.get("eval_overrides") or {}

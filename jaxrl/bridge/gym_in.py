@@ -26,13 +26,14 @@ import numpy as np
 from flax import struct
 
 from jaxrl.algos.base import episode_sums
+from jaxrl.algos.defaults import GENERIC
 from jaxrl.bridge.processes import Here, Lost, Processes, Stopped
 from jaxrl.bridge.worker import Examiner, Group, Unusable, Wrap, line, view
 from jaxrl.envs import ArraySpec, Timestep, WrapConfig, Wrapped
 from jaxrl.envs.vector import LARGEST
 from jaxrl.errors import UserError
 from jaxrl.logs import known_mean
-from jaxrl.options import option
+from jaxrl.options import merge, option
 
 # Worlds of a training, which step in turn.
 MOST_WORLDS = 10_000
@@ -46,6 +47,15 @@ SHORT_STEP = 5e-4
 MOST_REVIVALS = 5
 MOST_FILMED = 60.0  # s
 NO_WRAP = WrapConfig()
+
+# Fewer worlds and longer iterations than the defaults of compiled tasks: each world is one more
+# simulator on the host, and what a control step costs beside it does not shrink with their number.
+HOST = {
+    "ppo": {"num_envs": 16, "total_timesteps": 1_000_000, "ppo": {"num_steps": 128}},
+    "sac": {"num_envs": 4, "sac": {"num_steps": 250, "gradient_steps": 2}},
+    "td3": {"num_envs": 4, "td3": {"num_steps": 250, "gradient_steps": 2}},
+}
+PRESETS = {algo: merge(GENERIC["cpu"][algo], settings) for algo, settings in HOST.items()}
 
 
 @functools.cache
@@ -86,13 +96,7 @@ class GymTask:
         above=0,
     )
 
-    presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "cpu": {
-            "ppo": {"num_envs": 8, "chunk": 1, "ppo": {"num_steps": 128, "learning_rate": 3e-4}},
-            "sac": {"num_envs": 4, "chunk": 1, "sac": {"num_steps": 250, "gradient_steps": 4}},
-            "td3": {"num_envs": 4, "chunk": 1, "td3": {"num_steps": 250, "gradient_steps": 4}},
-        }
-    }
+    presets: ClassVar[dict[str, dict[str, Any]]] = {"cpu": PRESETS, "gpu": PRESETS}
 
     def __post_init__(self) -> None:
         _ = self._probe  # complaints first

@@ -1,0 +1,154 @@
+"""What the algorithms' defaults learn on tasks that have no preset of their own.
+
+  python benchmarks/defaults.py --out runs --json defaults.json [--tasks a,b] [--algos ppo,sac]
+
+Every run is `python -m jaxrl.train` with a task, an algorithm and a seed, and no setting of the
+training; what is set besides says how it is measured. For every seed: control steps until an
+evaluation of 20 episodes first reaches the task's goal, and what the best model does in 100 fresh
+episodes. Seconds include compilation and all evaluations. Runs that are already there are read,
+not run again.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from benchmarks import swingup
+from jaxrl import cli
+from jaxrl.errors import UserError
+from jaxrl.files import write_text
+from jaxrl.reporting.pages import SECONDS, STEPS, read_rows
+
+# Control steps between evaluations: the resolution of "steps to the goal".
+EVERY = {"ppo": 100_000, "sac": 5_000, "td3": 5_000}
+FLAGS = {"tasks": True, "algos": True, "seeds": True, "out": True, "json": True}
+
+
+@dataclass(frozen=True)
+class Goal:
+    """When a task counts as learned.
+
+    Attributes:
+      least: of `measure`, in the mean over the episodes.
+      source: where the number comes from.
+      measure: "return" or "success".
+      settings: of the task.
+    """
+
+    least: float
+    source: str
+    measure: str = "return"
+    settings: tuple[str, ...] = ()
+
+
+SOLVED = "Gymnasium's reward threshold of InvertedDoublePendulum-v5"
+TABLE = "Fujimoto et al. 2018, table 1: PPO on Reacher-v1 after 1 M steps"
+GOALS = {
+    swingup.NAME: Goal(0.95, "its own measure: nothing is published", "success"),
+    "brax:inverted_double_pendulum": Goal(9100, SOLVED),
+    "brax:reacher": Goal(-6.2, TABLE, settings=("--env.episode_length=50",)),
+    "gym:InvertedDoublePendulum-v5": Goal(9100, SOLVED),
+    "gym:Reacher-v5": Goal(-6.2, TABLE),
+    "gym:Pendulum-v1": Goal(-200, "the zoo of Stable-Baselines3: -157 (SAC) to -172 (PPO)"),
+}
+COLUMNS = {
+    "return": ("return", "eval/mean_reward"),
+    "success": ("success", "eval/success_rate"),
+}
+
+
+def main(argv: list[str]) -> int:
+    _, flags, settings = cli.parse(argv, FLAGS, settings=True)
+    if settings:
+        raise UserError(f"--{next(iter(settings))}: this measures defaults and takes no settings")
+    out, results = Path(flags.get("out", "runs")), []
+    for task in str(flags.get("tasks", ",".join(GOALS))).split(","):
+        if task not in GOALS:
+            raise UserError(f"--tasks: no goal for {task!r} (known: {', '.join(GOALS)})")
+        for algo in str(flags.get("algos", "ppo,sac,td3")).split(","):
+            runs = train(out, task, algo, cli.whole(flags, "seeds", 3))
+            results.append({"task": task, "algo": algo} | measure(runs, GOALS[task]))
+            print(json.dumps(results[-1]), flush=True)
+    show(results)
+    if flags.get("json"):
+        from jaxrl.runs import hardware, write_json
+
+        goals = {task: asdict(goal) for task, goal in GOALS.items()}
+        write_json(
+            Path(flags["json"]), {"hardware": hardware(), "goals": goals, "results": results}
+        )
+    return 0
+
+
+def train(out: Path, task: str, algo: str, seeds: int) -> list[Path]:
+    """The folders of finished runs, one for each seed."""
+    runs = [out / f"{task.replace(':', '-')}-{algo}-{seed}" for seed in range(seeds)]
+    for seed, run in enumerate(runs):
+        command(run, task, algo, seed)
+    return runs
+
+
+def command(run: Path, task: str, algo: str, seed: int) -> None:
+    """One training by the command that a user would type, unless it is there."""
+    if (run / "seconds").exists():
+        return
+    program = [swingup.__file__] if task == swingup.NAME else ["-m", "jaxrl.train"]
+    measured = [f"--eval.every={EVERY[algo]}", "--eval.episodes=20", "--log.tensorboard=false"]
+    begun = time.monotonic()
+    subprocess.run(
+        [
+            *(sys.executable, *program, f"--env.name={task}", f"--algo={algo}"),
+            *(f"--seed={seed}", *GOALS[task].settings, *measured, f"--out={run}"),
+        ],
+        check=True,
+    )
+    write_text(run / "seconds", f"{time.monotonic() - begun:.1f}\n")
+
+
+def measure(runs: list[Path], goal: Goal) -> dict[str, Any]:
+    """What finished runs say, a value for each seed."""
+    name, column = COLUMNS[goal.measure]
+    tables = [read_rows(run / "progress.csv") for run in runs]
+    finals = [json.loads((run / "eval" / "final.json").read_text())["summary"] for run in runs]
+
+    def reached(rows: list[dict[str, float]]) -> float | None:
+        found = (row[STEPS] for row in rows if row.get(column, goal.least - 1) >= goal.least)
+        return next(found, None)
+
+    return {
+        "steps": tables[0][-1][STEPS],
+        "steps_to_goal": [reached(rows) for rows in tables],
+        "final": [final[name]["mean"] for final in finals],
+        "final_return": [final["return"]["mean"] for final in finals],
+        "training_seconds": [rows[-1][SECONDS] for rows in tables],
+        "seconds": [float((run / "seconds").read_text()) for run in runs],
+    }
+
+
+def show(results: list[dict[str, Any]]) -> None:
+    """The results as a table in Markdown."""
+    print("\n| task | goal | algorithm | steps | steps to the goal | final | seconds |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    for row in results:
+        goal = GOALS[row["task"]]
+        share = goal.measure == "success"
+        steps = ", ".join("-" if s is None else f"{s / 1000:,.0f} k" for s in row["steps_to_goal"])
+        final = ", ".join(f"{value:.0%}" if share else f"{value:,.4g}" for value in row["final"])
+        seconds = ", ".join(f"{value:.0f}" for value in row["seconds"])
+        least = f"{goal.least:.0%} success" if share else f"{goal.least:g}"
+        print(
+            f"| {row['task']} | {least} | {row['algo'].upper()} | {row['steps'] / 1000:,.0f} k | "
+            f"{steps} | {final} | {seconds} |"
+        )
+
+
+if __name__ == "__main__":
+    cli.run(main)
