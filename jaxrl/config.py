@@ -255,12 +255,11 @@ def _without_old_schedule(values: dict[str, Any], layer: dict[str, Any]) -> dict
     """`values` without the learning-rate schedules in whose place `layer` puts another kind."""
 
     def schedule(of: dict[str, Any], algo: str) -> dict[str, Any]:
-        section = of.get(algo) or {}
-        return (section.get("schedule") or {}) if isinstance(section, dict) else {}
+        return (of.get(algo) or {}).get("schedule") or {}
 
     for algo in ALGORITHMS:
-        old, new = schedule(values, algo), schedule(layer, algo)
-        if old and isinstance(new, dict) and new.get("kind", old.get("kind")) != old.get("kind"):
+        old, new = (schedule(x, algo).get("kind") for x in (values, layer))
+        if old and new and new != old:
             values = values | {algo: {k: v for k, v in values[algo].items() if k != "schedule"}}
     return values
 

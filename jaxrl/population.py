@@ -164,7 +164,7 @@ class Population:
         if name == "ppo":  # collected, and packed once more
             rollout = algo.batch_size * (2 * obs + 3 * action + 24)
             passes = 32 * c.num_epochs * c.num_minibatches
-            yield "rollout", (rollout + passes, "num_envs, ppo.num_steps, ppo.num_minibatches")
+            yield "rollout", (rollout + passes, "num_envs, ppo.num_steps, ppo.num_epochs")
         else:
             sample = 2 * obs + action + 8 + c.n_step * (action + 12)
             heads = 4 * c.batch_size * c.num_critics * c.num_atoms

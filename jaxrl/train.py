@@ -118,7 +118,8 @@ def _check_effect(train: TrainConfig, typed: list[str]) -> None:
     algo, own = train.algo, getattr(train, train.algo)
     needs: list[tuple[str, bool, str]] = [
         *((f"{other}.", other == algo, f"--algo {other}") for other in ALGORITHMS),
-        ("ppo.expert.", train.ppo.expert.name is not None, "ppo.expert.name"),
+        ("ppo.expert.coef", train.ppo.expert.name is not None, "ppo.expert.name"),
+        ("ppo.expert.until", train.ppo.expert.name is not None, "ppo.expert.name"),
         (f"{algo}.value_range", getattr(own, "num_atoms", 1) > 1, f"{algo}.num_atoms above 1"),
         (
             f"{algo}.network.value_hidden",

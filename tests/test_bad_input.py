@@ -172,8 +172,13 @@ def test_another_kind_of_schedule_takes_the_place_of_the_preset_s():
     schedule = {"ppo": {"schedule": {"kind": "constant"}}}
     config = resolve({"env": "ballbot"}, schedule, platform="cpu")
     assert config.train.ppo.schedule.final == 0.0  # the preset's, linear, falls to 0.05
+    saved = resolve({"env": "ballbot"}, platform="cpu").to_dict()
+    resumed = resolve(saved, schedule, platform="cpu")
+    assert resumed.train.ppo.schedule.final == 0.0
     linear = resolve({"env": "ballbot", "ppo": {"schedule": {"kind": "linear"}}}, platform="cpu")
     assert linear.train.ppo.schedule.final == 0.05
+    file, typed = {"ppo": {"schedule": {"final": 0.1}}}, {"ppo": {"schedule": {"kind": "cosine"}}}
+    assert resolve(SMALL, file, typed, platform="cpu").train.ppo.schedule.final == 0.1
 
 
 # -- YAML ----------------------------------------------------------------------------------
