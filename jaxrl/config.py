@@ -6,7 +6,6 @@ Dataclass defaults < the task's preset for the device < YAML file < command line
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -98,7 +97,10 @@ class TrainConfig:
         "KEY=VALUE,VALUE..: a run for each value, in one program; several: a grid (YAML: a list)",
     )
     chunk: int | None = option(
-        None, "iterations between two log rows; none: as many as take two seconds", least=1
+        None,
+        "iterations between two log rows; none: as many as take two seconds",
+        least=1,
+        most=1_000_000,
     )
     out: str | None = option(None, "the run's folder; none: checkpoints/<task>, numbered")
     eval: EvalConfig = option(EvalConfig(), "evaluation")
@@ -268,7 +270,7 @@ def _check_length(train: TrainConfig) -> None:
     """Refuses a run with more steps than its counters, int32, can count."""
     settings = getattr(train, train.algo)
     batch = settings.num_steps * train.num_envs
-    iterations = math.ceil(math.ceil(train.total_timesteps / batch) / train.chunk) * train.chunk
+    iterations = -(-train.total_timesteps // batch)
     steps = f"num_envs x {train.algo}.num_steps, {train.num_envs:,} x {settings.num_steps:,}"
     if batch > MOST_INT:
         raise UserError(
@@ -276,9 +278,8 @@ def _check_length(train: TrainConfig) -> None:
         )
     if iterations > MOST_INT:
         raise UserError(
-            f"total_timesteps: {train.total_timesteps:,} in iterations of {steps}, and whole "
-            f"chunks of {train.chunk:,}, are {iterations:,} iterations, must be at most "
-            f"{MOST_INT:,}"
+            f"total_timesteps: {train.total_timesteps:,} in iterations of {steps}, are "
+            f"{iterations:,} iterations, must be at most {MOST_INT:,}"
         )
     if train.algo == "ppo":
         return

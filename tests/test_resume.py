@@ -200,8 +200,9 @@ def test_chunks_come_to_take_two_seconds():
 
 
 def test_runs_of_more_than_2_to_the_32_steps_are_judged_and_resumed(small_run, tmp_path):
-    start = 2**40 - 256
-    long = small_run({"total_timesteps": 2**40, "eval": {"every": 256}})
+    start = 2**40 - 2048
+    large = {"num_envs": 64, "ppo": {"num_steps": 16}}
+    long = small_run(large | {"total_timesteps": 2**40, "eval": {"every": 1024}})
     trainer = Trainer(long, tmp_path)
     trainer.progress = Progress(timesteps=start, best=[None])
     assert trainer.run() == 0

@@ -72,7 +72,7 @@ class Console:
 
     def write(self, step: int, row: dict[str, float]) -> None:
         """Moves the bar; in a pipe prints a line now and then."""
-        total, left = max(self._total, step), self._left(step)  # a run ends on a whole chunk
+        total, left = max(self._total, step), self._left(step)  # a run ends on a whole iteration
         brief = [
             f"{label} {_number(row, name)}"
             for name, label in _BRIEF.items()
