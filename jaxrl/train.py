@@ -13,7 +13,7 @@ from jaxrl.files import LOCK
 from jaxrl.options import flatten, merge
 
 if TYPE_CHECKING:
-    from jaxrl.config import RunConfig, TrainConfig
+    from jaxrl.config import RunConfig
 
 USAGE = """\
 usage: python -m jaxrl.train [--config FILE] [--resume RUN] [--SETTING VALUE ...]
@@ -107,14 +107,15 @@ def _configure(flags: dict[str, Any], settings: dict[str, Any]) -> RunConfig:
         _check_resume(Path(flags["resume"]), {key for layer in layers for key in layer})
         layers.insert(0, read_yaml(Path(flags["resume"]) / "config.yaml"))
     config = resolve(*layers, platform=platform)
-    _check_effect(config.train, list(flatten(settings)))
+    _check_effect(config, list(flatten(settings)))
     return config
 
 
-def _check_effect(train: TrainConfig, typed: list[str]) -> None:
+def _check_effect(config: RunConfig, typed: list[str]) -> None:
     """Refuses settings from the command line that would change nothing; a file may have them."""
     from jaxrl.algos import ALGORITHMS
 
+    train, judged = config.train, config.eval_every > 0
     algo, own = train.algo, getattr(train, train.algo)
     needs: list[tuple[str, bool, str]] = [
         *((f"{other}.", other == algo, f"--algo {other}") for other in ALGORITHMS),
@@ -128,8 +129,8 @@ def _check_effect(train: TrainConfig, typed: list[str]) -> None:
         ),
         ("checkpoint.replay", algo != "ppo", "--algo sac or td3"),
         ("eval.stop_metric", train.eval.stop_at is not None, "eval.stop_at"),
-        ("eval.episodes", train.eval.every > 0, "eval.every above 0"),
-        ("eval.best_by", train.eval.every > 0, "eval.every above 0"),
+        ("eval.episodes", judged, "eval.every above 0"),
+        ("eval.best_by", judged, "eval.every above 0"),
     ]
     for key in typed:
         for prefix, met, needed in needs:
