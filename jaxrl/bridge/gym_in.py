@@ -107,6 +107,8 @@ class GymTask:
             env = Guard(self.id, dict(self.kwargs))
         except TypeError as error:
             raise UserError(f"env: gym:{self.id}: {error}") from error
+        except (gymnasium.error.Error, ImportError, AttributeError) as error:
+            raise UserError(f"env.name: gym:{self.id} cannot be made: {error}") from error
         except (Exception, SystemExit) as error:  # whatever its module or constructor does
             raise UserError(
                 f"env.name: gym:{self.id} cannot be made: {type(error).__name__}: {error}"
