@@ -128,7 +128,8 @@ def sections(columns: Sequence[str]) -> dict[str, list[Panel]]:
         if source in SOURCES and column not in COUNTERS:
             metrics.setdefault(name, []).append(column)
     own = [Panel(name, _statistic(name), tuple(both)) for name, both in metrics.items()]
-    others = [Panel(c, "", (c,)) for c in left if not any(c in panel.columns for panel in own)]
+    used = {column for panel in own for column in panel.columns}
+    others = [Panel(c, c.rpartition("/")[2], (c,)) for c in left if c not in used]
     return {
         "Learning curves": [panel for panel in known if panel.columns],
         "The task's own metrics": [p for p in own if not p.title.startswith("reward/")],
