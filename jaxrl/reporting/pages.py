@@ -62,7 +62,7 @@ table{border-collapse:collapse;margin:1em 0;font-size:14px}
 td,th{padding:.25em .7em;text-align:right;white-space:nowrap}
 th{border-bottom:1px solid #999}td:first-child,th:first-child{text-align:left}
 .texts td,.texts th{text-align:left;vertical-align:top;white-space:normal;max-width:36em}
-.texts td{overflow-wrap:anywhere}.texts td:first-child{white-space:nowrap}
+.texts td:first-child{white-space:nowrap}.texts td:last-child{overflow-wrap:anywhere}
 tr:nth-child(even){background:#f4f5f7}
 pre{background:#f4f5f7;padding:1em;overflow:auto}img,video{max-width:100%}
 .plots{display:grid;gap:.8em 1.2em;
