@@ -215,7 +215,7 @@ def format_summary(summary: dict[str, dict[str, float]], env: Any) -> str:
     lines = [f"{'':{width}}" + "".join(f"{c:>11}" for c in columns) + f"{'95 % interval':>24}"]
     for name, values in summary.items():
         interval = f"[{readable(values['ci95_low'])}, {readable(values['ci95_high'])}]"
-        numbers = "".join(f"{readable(values[c]):>11}" for c in columns)
+        numbers = "".join(f" {readable(values[c]):>10}" for c in columns)
         lines.append(f"{name:{width}}{numbers}{interval:>24}")
     return "\n".join(lines + success_line(env))
 

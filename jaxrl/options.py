@@ -328,7 +328,8 @@ def flatten(nested: dict[str, Any], path: str = "") -> dict[str, Any]:
     """{"a": {"b": 1}} -> {"a.b": 1}."""
     flat: dict[str, Any] = {}
     for key, value in nested.items():
-        flat |= flatten(value, f"{path}{key}.") if isinstance(value, dict) else {path + key: value}
+        name = f"{path}{key}"
+        flat |= flatten(value, f"{name}.") if isinstance(value, dict) else {name: value}
     return flat
 
 

@@ -132,8 +132,9 @@ def _outcome(rows: Sequence[dict[str, float]], final: Evaluation | None) -> str:
     if final:
         summary = final.summaries[next(iter(final.summaries))]
         scores = {name: values["mean"] for name, values in summary.items()}
-        who = f"the best model, over {final.episodes:,} episodes"
-        return f"{who}, {_scores(scores.get('return'), scores.get('success'))}"
+        who = "the best model"
+        who += f", over {final.episodes:,} episodes," if final.episodes >= 0 else ""
+        return f"{who} {_scores(scores.get('return'), scores.get('success'))}"
     for who, names in (
         ("the last evaluation in training", ("eval/mean_reward", "eval/success_rate")),
         ("training", ("rollout/ep_rew_mean", "rollout/success_rate")),

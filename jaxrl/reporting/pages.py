@@ -62,7 +62,7 @@ table{border-collapse:collapse;margin:1em 0;font-size:14px}
 td,th{padding:.25em .7em;text-align:right;white-space:nowrap}
 th{border-bottom:1px solid #999}td:first-child,th:first-child{text-align:left}
 .texts td,.texts th{text-align:left;vertical-align:top;white-space:normal;max-width:36em}
-.texts td{overflow-wrap:anywhere}.texts td:first-child{white-space:nowrap}
+.texts td:first-child{white-space:nowrap}.texts td:last-child{overflow-wrap:anywhere}
 tr:nth-child(even){background:#f4f5f7}
 pre{background:#f4f5f7;padding:1em;overflow:auto}img,video{max-width:100%}
 .plots{display:grid;gap:.8em 1.2em;
@@ -128,7 +128,8 @@ def sections(columns: Sequence[str]) -> dict[str, list[Panel]]:
         if source in SOURCES and column not in COUNTERS:
             metrics.setdefault(name, []).append(column)
     own = [Panel(name, _statistic(name), tuple(both)) for name, both in metrics.items()]
-    others = [Panel(c, "", (c,)) for c in left if not any(c in panel.columns for panel in own)]
+    used = {column for panel in own for column in panel.columns}
+    others = [Panel(c, c.rpartition("/")[2], (c,)) for c in left if c not in used]
     return {
         "Learning curves": [panel for panel in known if panel.columns],
         "The task's own metrics": [p for p in own if not p.title.startswith("reward/")],

@@ -109,9 +109,11 @@ def read_evaluation(path: Path) -> Evaluation | None:
 def read_baselines(run: Path) -> dict[str, Summary]:
     """Summaries of the task's baselines by name, where they have been judged."""
     path = run / "eval" / BASELINES
-    content = (_read_json(path) if path.exists() else None) or {}
+    content = _read_json(path) if path.exists() else None
+    if content is None:
+        return {}
     found = {k: _summary(v) for k, v in _section(content.get("baselines")).items()}
-    if content and not (found and all(found.values())):
+    if not found or not all(found.values()):
         warn(path, "not what an evaluation of baselines writes")
         return {}
     return found
