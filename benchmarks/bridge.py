@@ -23,13 +23,14 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxrl import cli
 from jaxrl.bridge.gym_in import HostLoop
 from jaxrl.bridge.worker import make
 from jaxrl.config import resolve
 from jaxrl.runs import hardware, make_algorithm
 
 
-def arguments() -> argparse.Namespace:
+def arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--envs", nargs="+", default=["Pendulum-v1", "envs_legacy:KukaPickPlace-v0"])
@@ -38,7 +39,7 @@ def arguments() -> argparse.Namespace:
     add("--seconds", type=float, default=1.0, help="of one measurement")
     add("--processes", type=int, nargs="+", default=[], help="try these too, beside the default")
     add("--json", type=Path, help="write the results here")
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 def bare(name: str, seconds: float) -> float:
@@ -76,7 +77,7 @@ class Worlds:
         self.algo = make_algorithm(config)
         self.vector = self.algo.vector
         self.state = self.algo.init(jax.random.key(0))
-        self._act = HostLoop(self.algo, 1, lambda state: state)._act
+        self._act = HostLoop(self.algo, lambda state: state)._act
         self.obs = self.vector.start(0)
         self.t = 0
         shape = np.asarray(self._action()).shape
@@ -107,8 +108,10 @@ def microseconds(step: Any, seconds: float) -> float:
     return 1e6 * (time.perf_counter() - begun) / steps
 
 
-def main() -> None:
-    args, rows = arguments(), []
+def main(argv: list[str]) -> int:
+    args, rows = arguments(argv), []
+    for name in args.envs:  # complaints first
+        resolve({"env": {"gym": name}}, platform="cpu")
     print(
         f"{'environment':32}{'worlds':>7}{'processes':>10}{'bare':>8}{'worlds':>8}{'whole':>8}"
         f"{'outside':>9}"
@@ -140,7 +143,8 @@ def main() -> None:
         )
     if args.json:
         args.json.write_text(json.dumps({"hardware": hardware(), "rows": rows}, indent=1))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

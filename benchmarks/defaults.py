@@ -25,7 +25,8 @@ from benchmarks import swingup
 from jaxrl import cli
 from jaxrl.errors import UserError
 from jaxrl.files import write_text
-from jaxrl.reporting.pages import SECONDS, STEPS, read_rows
+from jaxrl.reporting.pages import SECONDS, STEPS
+from jaxrl.reporting.reading import read_rows
 
 # Control steps between evaluations: the resolution of "steps to the goal".
 EVERY = {"ppo": 100_000, "sac": 5_000, "td3": 5_000}

@@ -19,7 +19,8 @@ from typing import Any
 
 from jaxrl import cli
 from jaxrl.options import flatten
-from jaxrl.reporting.pages import SECONDS, STEPS, read_rows
+from jaxrl.reporting.pages import SECONDS, STEPS
+from jaxrl.reporting.reading import read_rows
 
 THRESHOLDS = {"pendulum": (-200,), "brax:inverted_pendulum": (950,), "ballbot": (300, 375)}
 # Control steps between evaluations: the resolution of "steps until".

@@ -1,6 +1,6 @@
 """Where the time of an iteration goes, for each algorithm: simulation, learning, the rest.
 
-  python benchmarks/shares.py --task ballbot --json shares.json --plot docs/shares.png
+  python benchmarks/shares.py --task ballbot --json shares.json --plot shares.png
 
 Each algorithm runs with the task's preset, its replay filled. In one run, in alternation:
 the whole iteration; its control steps alone, under random actions; its learning alone
@@ -18,6 +18,8 @@ from typing import Any
 from throughput import alternate
 
 from jaxrl import cli
+from jaxrl.errors import UserError
+from jaxrl.files import check_writable, replacing
 from jaxrl.options import merge
 
 FLAGS = {"task": True, "json": True, "plot": True, "repeats": True}
@@ -25,6 +27,7 @@ FLAGS = {"task": True, "json": True, "plot": True, "repeats": True}
 
 def main(argv: list[str]) -> int:
     _, flags, settings = cli.parse(argv, FLAGS, settings=True)
+    _prepare(flags)
     platform = cli.start_jax()
     from jaxrl.algos import ALGORITHMS
     from jaxrl.runs import hardware, write_json
@@ -33,13 +36,28 @@ def main(argv: list[str]) -> int:
     report: dict[str, Any] = {"hardware": hardware(), "task": task, "results": {}}
     for name in ALGORITHMS:
         layer = merge(settings, {"env": {"name": task}, "algo": name})
-        report["results"][name] = measure(layer, platform, int(flags.get("repeats", 7)))
+        report["results"][name] = measure(layer, platform, cli.whole(flags, "repeats", 7))
     print(json.dumps(report, indent=1))
     if flags.get("json"):
         write_json(Path(flags["json"]), report)
     if flags.get("plot"):
         plot(report, Path(flags["plot"]))
     return 0
+
+
+def _prepare(flags: dict[str, Any]) -> None:
+    """What would fail after minutes of measuring fails before; files are written only where
+    told."""
+    for name in ("json", "plot"):
+        if flags.get(name):
+            check_writable(Path(flags[name]))
+    if flags.get("plot"):
+        if Path(flags["plot"]).suffix != ".png":
+            raise UserError(f"--plot: got {flags['plot']}, expected a file that ends in .png")
+        try:
+            import matplotlib.figure  # noqa: F401
+        except ImportError as error:
+            raise UserError("--plot: needs `pip install 'jaxrl[report]'`") from error
 
 
 def measure(settings: dict[str, Any], platform: str, repeats: int) -> dict[str, Any]:
@@ -90,7 +108,7 @@ def pieces(algo: Any) -> dict[str, Callable[[Any], Any]]:
     def simulation(state):
         shape = (steps, algo.num_envs, algo.network.action_size)
         actions = jax.random.uniform(state.key, shape, minval=-1.0, maxval=1.0)
-        envs = algo.vector.refill(state.envs, state.key)
+        envs = algo.vector.advance(state.envs)
         return jax.lax.scan(lambda e, a: (algo.vector.step(e, a)[0], None), envs, actions)[0]
 
     if algo.name == "ppo":
@@ -132,13 +150,11 @@ def pieces(algo: Any) -> dict[str, Callable[[Any], Any]]:
 
 def plot(report: dict[str, Any], path: Path) -> None:
     """Stacked bars of shares, one an algorithm, with what 1000 control steps take."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure
 
     colours = {"simulation": "#0072b2", "learning": "#e69f00", "rest": "#8a8a8a"}
-    figure, axis = plt.subplots(figsize=(7, 2.2))
+    figure = Figure(figsize=(7, 2.2))
+    axis = figure.subplots()
     names = list(report["results"])[::-1]
     for i, name in enumerate(names):
         cost = report["results"][name]["milliseconds_per_1000_steps"]
@@ -157,7 +173,8 @@ def plot(report: dict[str, Any], path: Path) -> None:
     axis.legend(ncols=3, frameon=False, loc="upper center", bbox_to_anchor=(0.5, 0.02))
     axis.spines[["top", "right", "bottom"]].set_visible(False)
     figure.tight_layout()
-    figure.savefig(path, dpi=120)
+    with replacing(path) as part:
+        figure.savefig(part, dpi=120)
 
 
 if __name__ == "__main__":

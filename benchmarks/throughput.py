@@ -101,7 +101,7 @@ def pieces(algo: Any) -> dict[str, Callable[[Any], Any]]:
 
     def sim(state):
         actions = jax.random.uniform(state.key, shape, minval=-1.0, maxval=1.0)
-        envs = algo.vector.refill(state.envs, state.key)
+        envs = algo.vector.advance(state.envs)
         return jax.lax.scan(lambda e, a: (algo.vector.step(e, a)[0], None), envs, actions)[0]
 
     def policy(state):
@@ -226,7 +226,7 @@ def first_update(settings: dict[str, Any]) -> int:
 
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(resolve(settings, platform=platform), Path(folder))
-        jax.block_until_ready(trainer._compiled_chunk()(trainer.state))
+        jax.block_until_ready(trainer._compiled_chunk()(trainer.state, 1))
     return 0
 
 

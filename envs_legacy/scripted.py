@@ -22,6 +22,8 @@ from envs_legacy.structures import (
     StructureCrush,
     StructureEnv,
 )
+from jaxrl import cli
+from jaxrl.errors import UserError
 
 DOWN = (0.0, 1.0, 0.0, 0.0)  # x, y, z, w: the flange faces the floor
 CLEARANCE = 0.1  # m above the cube where the hand goes first
@@ -139,6 +141,9 @@ def policy_of(env: gym.Env[np.ndarray, np.ndarray], name: str, seed: int = 0) ->
     Args:
       env: an environment of this package, wrapped or not.
       name: "zero", "random" or "scripted".
+
+    Raises:
+      UserError: there is no script for the environment.
     """
     shape, random = env.action_space.shape, np.random.default_rng(seed)
     if name == "zero":
@@ -146,6 +151,8 @@ def policy_of(env: gym.Env[np.ndarray, np.ndarray], name: str, seed: int = 0) ->
     if name == "random":
         return lambda _: random.uniform(-1.0, 1.0, shape).astype(np.float32)
     task = env.unwrapped
+    if not isinstance(task, (KukaPickPlace, StructureEnv)):
+        raise UserError(f"{type(task).__name__} has no script; choose --policy zero or random")
     return KukaExpert(task) if isinstance(task, KukaPickPlace) else Stand(task)
 
 
@@ -159,14 +166,19 @@ def episode(env: gym.Env[np.ndarray, np.ndarray], policy: Policy, seed: int) -> 
     return {"return": total, "steps": steps} | {k: float(v) for k, v in info.items()}
 
 
-def main() -> None:
+def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("id", help="such as KukaPickPlace-v0")
     parser.add_argument("--policy", choices=("zero", "random", "scripted"), default="scripted")
     parser.add_argument("--episodes", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
-    env, rows = gym.make(given.id), []
+    given = parser.parse_args(argv)
+    if given.episodes < 1 or given.seed < 0:
+        raise UserError("--episodes: expected at least 1, and --seed at least 0")
+    try:
+        env, rows = gym.make(given.id), []
+    except gym.error.Error as error:
+        raise UserError(f"{given.id}: {error}") from error
     start, start_cpu = time.perf_counter(), time.process_time()
     for seed in range(given.seed, given.seed + given.episodes):
         rows.append(episode(env, policy_of(env, given.policy, seed), seed))
@@ -183,7 +195,8 @@ def main() -> None:
     print(
         f"  {steps / seconds:.0f} environment steps per second, {steps / busy:.0f} per CPU-second"
     )
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

@@ -4,6 +4,8 @@ import ctypes.util as _libraries
 import os as _os
 import sys as _sys
 
+from jaxrl import interrupt as _interrupt  # noqa: F401  before what takes seconds to import
+
 # XLA:CPU gives one thread to each core; on two cores, two batched library calls
 # that wait for each other's workers can then stall for ever. Eight threads cost
 # nothing and cannot stall. Read when the CPU client starts, so set before JAX does.

@@ -27,6 +27,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from jaxrl.errors import UserError
+from jaxrl.files import sync
 
 # Orbax logs whole tracebacks of what it then raises; the messages here say it in a line.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
@@ -72,7 +73,8 @@ class Checkpointer:
         """Complete checkpoints, oldest first."""
         if not self.folder.is_dir():
             return []
-        return sorted(int(p.name) for p in self.folder.iterdir() if p.name.isdecimal())
+        inside = self.folder.iterdir()
+        return sorted(int(p.name) for p in inside if p.name.isdecimal() and p.is_dir())
 
     def save(self, step: int, items: dict[str, Any], meta: dict[str, Any]) -> None:
         """Starts saving in the background; waits only for the save before it.
@@ -90,10 +92,12 @@ class Checkpointer:
                 self._manager = self._open()
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
+            self._sync()
             if step in self._manager.all_steps():
                 return
             arrays = {name: _to_arrays(tree) for name, tree in items.items()}
             body = {
+                "step": step,
                 "arrays": {name: _describe(a, fingerprints=True) for name, a in arrays.items()},
                 "meta": meta,
             }
@@ -123,8 +127,17 @@ class Checkpointer:
         try:
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
+            self._sync()
         except (OSError, ValueError, RuntimeError) as error:
             raise self._failed("the last", error) from error
+
+    def _sync(self) -> None:
+        """Waits until the newest checkpoint is on the disk itself, before older ones are deleted:
+        a power cut leaves it, or the one before."""
+        for step in self.steps()[-1:]:
+            folder = self.folder / str(step)
+            for path in [*folder.rglob("*"), folder, self.folder]:
+                sync(path)
 
     def restore(
         self, expected: dict[str, Any], *, optional: tuple[str, ...] = (), warn=print
@@ -170,14 +183,29 @@ class Checkpointer:
             items[name] = self._read(step, name, stored, tree)
         return Restored(items=items, meta=body["meta"], step=step)
 
-    def discard_after(self, step: int) -> None:
-        """Moves newer checkpoints aside, so that their steps can be saved again."""
+    def discard_after(self, step: int, where: Path | None = None) -> None:
+        """Moves newer checkpoints aside, so that their steps can be saved again.
+
+        Args:
+          step: those above it are moved.
+          where: folder that they are moved to, under their names; none: "damaged" beside this one.
+
+        Raises:
+          UserError: they cannot be moved.
+        """
         for newer in self.steps():
             if newer > step:
                 aside = self.folder.parent / "damaged" / f"{self.folder.name}-{newer}"
-                aside.parent.mkdir(exist_ok=True)
-                shutil.rmtree(aside, ignore_errors=True)
-                (self.folder / str(newer)).rename(aside)
+                if where is not None:
+                    aside = where / str(newer)
+                try:
+                    aside.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.rmtree(aside, ignore_errors=True)
+                    (self.folder / str(newer)).rename(aside)
+                except OSError as error:
+                    raise UserError(
+                        f"{self.folder / str(newer)} cannot be moved to {aside}: {error.strerror}"
+                    ) from error
 
     def _open(self) -> ocp.CheckpointManager:
         options = ocp.CheckpointManagerOptions(
@@ -239,6 +267,8 @@ def read_meta(folder: Path) -> dict[str, Any]:
         raise DamagedError(f"{META}: {error}") from error
     if not intact:
         raise DamagedError(f"{META}: contents differ from what was saved")
+    if folder.name.isdecimal() and body.get("step", int(folder.name)) != int(folder.name):
+        raise DamagedError(f"its contents are of step {body['step']}: the folder was renamed")
     return body
 
 

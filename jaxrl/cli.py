@@ -2,39 +2,96 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
+import resource
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from jaxrl.errors import UserError
-from jaxrl.options import nest
+from jaxrl.options import Raw, nest, quote
+
+MOST_FILES = 2**16
 
 
 def run(main: Callable[[list[str]], int]) -> None:
     """Runs a command's main; a UserError becomes one line and exit status 2."""
+    before = sys.stdout, sys.stderr
+    out, _ = _unbreakable("stdout", 1), _unbreakable("stderr", 2)
     try:
         status = main(sys.argv[1:])
-        sys.stdout.flush()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        status = 2
+        status = _fail(str(error))
     except KeyboardInterrupt:
         status = 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 141
     except Exception as error:
         if "RESOURCE_EXHAUSTED" not in str(error) or type(error).__module__ == "builtins":
             raise
-        print(
-            "error: out of memory: lower num_envs (num_seeds, buffer_size, --episodes)",
-            file=sys.stderr,
-        )
-        status = 2
-    sys.exit(status)
+        status = _fail("out of memory: lower num_envs (num_seeds, buffer_size, --episodes)")
+    finally:
+        out.flush()
+        if out.failed and not isinstance(out.failed, BrokenPipeError):
+            status = _fail(f"cannot write to standard output: {out.failed.strerror}")
+        sys.stdout, sys.stderr = before
+    sys.exit(status or (141 if out.failed else 0))
+
+
+def _fail(message: str) -> int:
+    print("error:", " ".join(message.splitlines()), file=sys.stderr)
+    return 2
+
+
+class _Stream:
+    """An output stream that is no reason to end a training: what it cannot take is lost.
+
+    Attributes:
+      failed: the first error in writing to it.
+    """
+
+    def __init__(self, stream: Any):
+        self._stream = stream
+        self.failed: OSError | None = None
+
+    def write(self, text: str) -> int:
+        self._try(self._stream.write, text)
+        return len(text)
+
+    def flush(self) -> None:
+        self._try(self._stream.flush)
+
+    def _try(self, method: Callable, *args: Any) -> None:
+        try:
+            method(*args)
+        except OSError as error:
+            self.failed = self.failed or error
+            with contextlib.suppress(OSError):  # nor at the interpreter's end
+                _to_null(self._stream.fileno())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def _unbreakable(name: str, number: int) -> _Stream:
+    """Puts such a stream in the place of sys.stdout or sys.stderr, closed ones too."""
+    stream = getattr(sys, name)
+    if stream is None:  # else the next file opened would get the number that C prints to
+        _to_null(number)
+        stream = open(number, "w", closefd=False)
+    with contextlib.suppress(AttributeError):
+        stream.reconfigure(errors="backslashreplace")  # what the terminal cannot show
+    setattr(sys, name, _Stream(stream))
+    return getattr(sys, name)
+
+
+def _to_null(number: int) -> None:
+    null = os.open(os.devnull, os.O_WRONLY)
+    if null != number:
+        os.dup2(null, number)
+        os.close(null)
 
 
 def parse(
@@ -85,13 +142,13 @@ def parse(
             key, equals, value = value.partition("=")
             if not equals:
                 raise UserError(f"--set {key}: expected KEY=VALUE, such as env.drive=omniwheel")
-            found.setdefault("set", {})[key] = value
+            found.setdefault("set", {})[key] = Raw(value)
         elif name == "sweep":
             found.setdefault("sweep", []).append(value)
         elif known:
             found[name] = value
         else:
-            flat[name] = value
+            flat[name] = Raw(value)
     found["set"] = nest(found.get("set", {}))
     return positionals, found, nest(flat)
 
@@ -99,8 +156,11 @@ def parse(
 def whole(flags: dict[str, Any], name: str, default: int, *, least: int = 1) -> int:
     """A flag's whole number, at least `least` and below 2^32."""
     text = str(flags.get(name, default))
-    if not text.isdecimal() or not least <= int(text) < 2**32:
-        raise UserError(f"--{name}: got {text!r}, expected a whole number of at least {least}")
+    if not text.isdecimal() or len(text) > 10 or not least <= int(text) < 2**32:
+        raise UserError(
+            f"--{name}: got {quote(text)}, expected a whole number of at least {least} and below "
+            f"2^32"
+        )
     return int(text)
 
 
@@ -108,14 +168,41 @@ def start_jax() -> str:
     """Chooses the device and the compile cache; returns "cpu" or "gpu".
 
     The cache lies in the user's own cache folder, since a cached program is code; set
-    JAX_COMPILATION_CACHE_DIR to move it.
+    JAX_COMPILATION_CACHE_DIR to move it. Where it cannot be written there is none.
     """
     import jax
 
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(base / "jaxrl" / "xla"))
+    _allow_files()
+    jax.config.update("jax_compilation_cache_dir", _cache_folder())
+    if jax.config.jax_enable_x64:
+        jax.config.update("jax_enable_x64", False)
+        print("JAX_ENABLE_X64 is ignored: training is in float32", file=sys.stderr)
     try:
         return "cpu" if jax.default_backend() == "cpu" else "gpu"
-    except RuntimeError as error:
-        raise UserError(f"JAX finds no device: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # each backend has its own
+        asked = os.environ.get("JAX_PLATFORMS")
+        why = f" with JAX_PLATFORMS={asked}" if asked else ""
+        said = str(error).strip() or "none of that kind (for a GPU: pip install 'jaxrl[gpu]')"
+        raise UserError(f"JAX finds no device{why}: {said.splitlines()[0]}") from error
+
+
+def _allow_files() -> None:
+    """As many open files as this user may have: a population has one or more a member."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
+def _cache_folder() -> str | None:
+    """Where compiled programs are kept; None where nothing can be written."""
+    try:
+        folder = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+        base = os.environ.get("XDG_CACHE_HOME") or ("" if folder else Path.home() / ".cache")
+        path = Path(folder or Path(base) / "jaxrl" / "xla")
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            return str(path)
+    except (OSError, RuntimeError):  # RuntimeError: there is no home
+        return None

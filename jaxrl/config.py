@@ -7,29 +7,39 @@ Dataclass defaults < the task's preset for the device and algorithm, or where it
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
-from jaxrl import envs
+from jaxrl import envs, strict_yaml
 from jaxrl.algos import ALGORITHMS, PPOConfig, SACConfig, TD3Config
 from jaxrl.algos.defaults import GENERIC
 from jaxrl.envs import Env, WrapConfig, Wrapped
 from jaxrl.errors import UserError
 from jaxrl.files import write_text
-from jaxrl.options import build, merge, option, to_dict
+from jaxrl.options import MOST_INT, build, describe, merge, option, quote, to_dict
 
 DEFAULT_TASK = "ballbot"
+MOST_STEPS = 10**15  # control steps are counted by the host
+MOST_EPISODES = 1_000_000
+MOST_MEMBERS = 10_000
+MOST_BYTES = 1_000_000  # of a configuration file
 
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
     """Evaluation during and after training: own worlds, deterministic, frozen statistics."""
 
-    every: int = option(500_000, "control steps between evaluations; 0: none", least=0)
-    episodes: int = option(100, "episodes of an evaluation", least=1)
-    final_episodes: int = option(100, "episodes of the evaluation at the end; 0: none", least=0)
+    every: int | None = option(
+        None,
+        "control steps between evaluations; 0: no evaluations; none: about a tenth",
+        least=0,
+        most=MOST_STEPS,
+    )
+    episodes: int = option(100, "episodes of an evaluation", least=1, most=MOST_EPISODES)
+    final_episodes: int = option(
+        100, "episodes of the evaluation at the end; 0: none", least=0, most=MOST_EPISODES
+    )
     best_by: Literal["mean_reward", "success_rate"] = option(
         "mean_reward", "what makes a model the best one"
     )
@@ -45,7 +55,12 @@ class EvalConfig:
 class CheckpointConfig:
     """Checkpoints of the whole training state."""
 
-    every: int = option(1_000_000, "control steps between checkpoints; 0: only the last", least=0)
+    every: int | None = option(
+        None,
+        "control steps between checkpoints; 0: only the last; none: a tenth",
+        least=0,
+        most=MOST_STEPS,
+    )
     keep: int = option(2, "how many of the newest to keep", least=2)
     replay: bool = option(True, "save past steps too (SAC, TD3); without, a resume refills them")
 
@@ -57,6 +72,9 @@ class LogConfig:
     tensorboard: bool = option(True, "write TensorBoard files")
     wandb: bool = option(False, "log to Weights & Biases (WANDB_MODE=offline works)")
     console: bool = option(True, "progress bar and tables")
+    table: Literal["short", "full"] = option(
+        "short", "numbers on the console at an evaluation: the most important, or all"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,15 +84,25 @@ class TrainConfig:
     algo: Literal["ppo", "sac", "td3"] = option("ppo", "learning algorithm")
     num_envs: int = option(256, "worlds simulated side by side", least=1)
     total_timesteps: int = option(
-        1_000_000, "control steps of each run, rounded up to whole chunks", least=1
+        1_000_000,
+        "control steps of each run, rounded up to whole iterations",
+        least=1,
+        most=MOST_STEPS,
     )
     seed: int = option(0, "seed of everything random", least=0, most=2**32 - 1)
-    num_seeds: int = option(1, "runs with seeds from `seed` on, in one program", least=1)
+    num_seeds: int = option(
+        1, "runs with seeds from `seed` on, in one program", least=1, most=MOST_MEMBERS
+    )
     sweep: tuple[str, ...] = option(
         (),
         "KEY=VALUE,VALUE..: a run for each value, in one program; several: a grid (YAML: a list)",
     )
-    chunk: int = option(10, "iterations in one compiled call; one log row each", least=1)
+    chunk: int | None = option(
+        None,
+        "iterations between two log rows; none: as many as take two seconds",
+        least=1,
+        most=1_000_000,
+    )
     out: str | None = option(None, "the run's folder; none: checkpoints/<task>, numbered")
     eval: EvalConfig = option(EvalConfig(), "evaluation")
     checkpoint: CheckpointConfig = option(CheckpointConfig(), "checkpoints")
@@ -95,6 +123,22 @@ class RunConfig:
     eval_overrides: dict[str, Any]  # what the user wants different there
 
     @property
+    def eval_every(self) -> int:
+        """Control steps between evaluations; 0: none. Unless it is given, ten a run, or fewer
+        where they would play more than the run itself trains, but no fewer than three."""
+        settings, total = self.train.eval, self.train.total_timesteps
+        if settings.every is not None:
+            return settings.every
+        played = 2 * settings.episodes * (self.eval_env.episode_length or 0)
+        return max(total // 10, min(played, total // 3), 1)
+
+    @property
+    def checkpoint_every(self) -> int:
+        """Control steps between checkpoints; 0: only the last."""
+        given = self.train.checkpoint.every
+        return max(self.train.total_timesteps // 10, 1) if given is None else given
+
+    @property
     def is_population(self) -> bool:
         """Several runs in one program."""
         return self.train.num_seeds > 1 or bool(self.train.sweep)
@@ -104,11 +148,18 @@ class RunConfig:
         the settings of algorithms that it does not use."""
         unused = {"out", *ALGORITHMS} - {self.train.algo}
         train = {key: value for key, value in to_dict(self.train).items() if key not in unused}
-        env = {"name": self.task, **to_dict(self.env)}
-        if isinstance(self.env, Wrapped):
-            env = {"name": self.task, **to_dict(self.env.task), "wrap": to_dict(self.env.wrap)}
         overrides = {"eval_overrides": self.eval_overrides} if self.eval_overrides else {}
-        return {"env": env, **overrides, **train}
+        return {"env": {"name": self.task, **_env_to_dict(self.env)}, **overrides, **train}
+
+    def describe(self) -> tuple[list[tuple[str, str, str, str]], list[tuple[str, str, str, str]]]:
+        """(dotted key, type, value, help) of the task's settings, and of the training's but
+        those of algorithms that it does not use."""
+        task, wrap = _unwrap(self.env)
+        own = [
+            *describe(type(task), "env.", task),
+            *describe(WrapConfig, "env.wrap.", wrap),
+        ]
+        return own, _rows(self.train.algo, self.train)
 
 
 def resolve(*layers: dict[str, Any], platform: str) -> RunConfig:
@@ -121,39 +172,125 @@ def resolve(*layers: dict[str, Any], platform: str) -> RunConfig:
     Raises:
       UserError: an unknown task or setting, a wrong type, a value out of range.
     """
-    values = merge(*layers)
-    section = values.get("env", {})
-    section = {"name": section} if isinstance(section, str) else section
-    if not isinstance(section, dict):
-        raise UserError(f"env: expected a section or a task's name, got {section!r}")
-    if "gym" in section:
-        section = {**section, "name": f"gym:{section['gym']}"}
-        del section["gym"]
-    task = str(section.get("name", DEFAULT_TASK))
+    layers = tuple(layer | {"env": _env_section(layer.get("env"))} for layer in layers)
+    given = merge(*layers)
+    task = _task(given.get("env", {}))
     env_class = envs.env_class(task)
-    algo = str(values.get("algo", TrainConfig.algo))
-    preset = getattr(env_class, "presets", {}).get(platform, {}).get(algo)
+    algo = given.get("algo", TrainConfig.algo)
+
+    def known() -> list[str]:
+        return _known(env_class, str(algo))
+
+    # By itself first, so that complaints are of what was given and not of the preset.
+    build(TrainConfig, _training(given), known=known)
+    preset = getattr(env_class, "presets", {}).get(platform, {}).get(str(algo))
     if preset is None:
-        preset = GENERIC.get(platform, {}).get(algo, {})
-    values = merge(preset, {**values, "env": {}}, {"env": section})
-    settings = {k: v for k, v in values.pop("env").items() if k != "name"}
-    overrides = values.pop("eval_overrides", None) or {}
+        preset = GENERIC.get(platform, {}).get(str(algo), {})
+    values: dict[str, Any] = {}
+    for layer in (preset, *layers):
+        values = merge(_without_old_schedule(values, layer), layer)
+    settings = {k: v for k, v in values.get("env", {}).items() if k not in ("name", "gym")}
+    overrides = values.get("eval_overrides") or {}
     if not isinstance(overrides, dict):
-        raise UserError(f"eval_overrides: expected a section of the task's, got {overrides!r}")
-    env = _build_env(env_class, settings, "env.")
-    at_evaluation = merge(settings, getattr(env_class, "eval_overrides", {}), overrides)
+        raise UserError(f"eval_overrides: expected a section of the task's, got {quote(overrides)}")
+    env = _build_env(env_class, settings, "env.", known)
+    own = getattr(env_class, "eval_overrides", {})
+    at_evaluation = merge(settings, own, overrides, path="eval_overrides.")
     eval_env = env
     if at_evaluation != settings:
         eval_env = _build_env(env_class, at_evaluation, "eval_overrides.")
-    if eval_env.observation_spec != env.observation_spec:
-        raise UserError("eval_overrides: they change what the policy observes")
+        if eval_env.observation_spec != env.observation_spec:
+            raise UserError("eval_overrides: they change what the policy observes")
+    train = build(TrainConfig, _training(values), known=known)
+    _check_length(train)
     return RunConfig(
         task=task,
         env=env,
-        train=build(TrainConfig, values),
+        train=train,
         eval_env=eval_env,
-        eval_overrides=overrides,
+        eval_overrides=_chosen(_env_to_dict(eval_env), overrides),
     )
+
+
+def _env_section(section: Any) -> dict[str, Any]:
+    """The section `env` of a layer; a text alone is the task's name."""
+    if section is None:
+        return {}
+    section = {"name": section} if isinstance(section, str) else section
+    if not isinstance(section, dict):
+        raise UserError(f"env: expected a section or a task's name, got {quote(section)}")
+    return section
+
+
+def _task(section: dict[str, Any]) -> str:
+    """The task's name, from `env.name` or `env.gym`."""
+    for key in ("name", "gym"):
+        if key in section and not isinstance(section[key], str):
+            raise UserError(f"env.{key}: got {quote(section[key])}, expected text")
+    if "gym" not in section:
+        return str(section.get("name", DEFAULT_TASK))
+    if "name" in section:
+        raise UserError(
+            f"env.gym: got {quote(section['gym'])}, but env.name is {quote(section['name'])}; give "
+            "one of the two"
+        )
+    return f"gym:{section['gym']}"
+
+
+def _training(values: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in values.items() if k not in ("env", "eval_overrides")}
+
+
+def _rows(algo: str, train: TrainConfig | None = None) -> list[tuple[str, str, str, str]]:
+    """What `describe` says of the training, without the algorithms that are not in use."""
+    unused = {*ALGORITHMS} - {algo}
+    rows = describe(TrainConfig, default=train)
+    return [row for row in rows if row[0].partition(".")[0] not in unused]
+
+
+def _known(env_class: type, algo: str) -> list[str]:
+    """Dotted keys of all settings of a run."""
+    rows = [*describe(env_class, "env."), *describe(WrapConfig, "env.wrap."), *_rows(algo)]
+    return ["env.name", "env.gym", *(row[0] for row in rows)]
+
+
+def _without_old_schedule(values: dict[str, Any], layer: dict[str, Any]) -> dict[str, Any]:
+    """`values` without the learning-rate schedules in whose place `layer` puts another kind."""
+
+    def schedule(of: dict[str, Any], algo: str) -> dict[str, Any]:
+        return (of.get(algo) or {}).get("schedule") or {}
+
+    for algo in ALGORITHMS:
+        old, new = (schedule(x, algo).get("kind") for x in (values, layer))
+        if old and new and new != old:
+            values = values | {algo: {k: v for k, v in values[algo].items() if k != "schedule"}}
+    return values
+
+
+def _check_length(train: TrainConfig) -> None:
+    """Refuses a run with more steps than its counters, int32, can count."""
+    settings = getattr(train, train.algo)
+    batch = settings.num_steps * train.num_envs
+    iterations = -(-train.total_timesteps // batch)
+    steps = f"num_envs x {train.algo}.num_steps, {train.num_envs:,} x {settings.num_steps:,}"
+    if batch > MOST_INT:
+        raise UserError(
+            f"num_envs: {steps}, are more control steps an iteration than {MOST_INT:,}: lower them"
+        )
+    if iterations > MOST_INT:
+        raise UserError(
+            f"total_timesteps: {train.total_timesteps:,} in iterations of {steps}, are "
+            f"{iterations:,} iterations, must be at most {MOST_INT:,}"
+        )
+    if train.algo == "ppo":
+        return
+    steps = iterations * settings.num_steps
+    for key, count, what in (
+        ("total_timesteps", steps, "control steps of a world"),
+        (f"{train.algo}.gradient_steps", steps * settings.gradient_steps, "updates in the run"),
+    ):
+        if count > MOST_INT:
+            raise UserError(f"{key}: {count:,} {what}, must be at most {MOST_INT:,}")
 
 
 def make_env(name: str, settings: dict[str, Any] | None = None) -> Env:
@@ -165,12 +302,46 @@ def make_env(name: str, settings: dict[str, Any] | None = None) -> Env:
     return _build_env(envs.env_class(name), settings or {}, "")
 
 
-def _build_env(env_class: type, settings: dict[str, Any], path: str) -> Env:
+def _build_env(
+    env_class: type,
+    settings: dict[str, Any],
+    path: str,
+    known: Callable[[], list[str]] | None = None,
+) -> Env:
     """The task with its settings, behind delay, noise and history if there are any."""
     settings = dict(settings)
     wrap = build(WrapConfig, settings.pop("wrap", None) or {}, f"{path}wrap.")
-    task = build(env_class, settings, path)
+    try:
+        task = build(env_class, settings, path, known=known)
+        length = task.episode_length
+    except OverflowError as error:
+        where = path or "env."
+        raise UserError(f"{where.rstrip('.')}: its numbers are too far apart: {error}") from error
+    if length is not None and not 1 <= length <= MOST_INT:
+        raise UserError(
+            f"{path or 'env.'}episode_length: an episode has {length:,} control steps, must be "
+            f"between 1 and {MOST_INT:,}"
+        )
     return task if wrap.is_off else Wrapped(task, wrap)
+
+
+def _unwrap(env: Env) -> tuple[Env, WrapConfig]:
+    return (env.task, env.wrap) if isinstance(env, Wrapped) else (env, WrapConfig())
+
+
+def _env_to_dict(env: Env) -> dict[str, Any]:
+    """The task's settings as plain values."""
+    task, wrap = _unwrap(env)
+    return to_dict(task) | ({} if wrap.is_off else {"wrap": to_dict(wrap)})
+
+
+def _chosen(values: dict[str, Any], keys: dict[str, Any]) -> dict[str, Any]:
+    """Those of the nested values whose keys are there."""
+    return {
+        key: _chosen(values[key], below) if isinstance(below, dict) else values[key]
+        for key, below in keys.items()
+        if key in values
+    }
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -180,18 +351,22 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
       UserError: no such file, not YAML, or not a mapping.
     """
     try:
-        values = yaml.safe_load(Path(path).read_text())
-    except OSError as error:
-        raise UserError(f"config {path}: {error.strerror or error}") from error
-    except (yaml.YAMLError, ValueError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
-        raise UserError(f"config {path}: not valid YAML{where}") from error
+        with open(path, "rb") as file:
+            data = file.read(MOST_BYTES + 1)
+    except (OSError, ValueError) as error:
+        raise UserError(f"config {path}: {getattr(error, 'strerror', None) or error}") from error
+    if len(data) > MOST_BYTES:
+        raise UserError(f"config {path}: more than {MOST_BYTES:,} bytes, which no settings take")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"config {path}: not valid YAML: no text in UTF-8") from error
+    values = strict_yaml.load(text, f"config {path}")
     if not isinstance(values, dict):
-        raise UserError(f"config {path}: expected settings as `key: value`, got {values!r}")
+        raise UserError(f"config {path}: expected settings as `key: value`, got {quote(values)}")
     return values
 
 
 def write_yaml(config: RunConfig, path: Path) -> None:
     """Writes the resolved configuration."""
-    write_text(path, yaml.safe_dump(config.to_dict(), sort_keys=False))
+    write_text(path, strict_yaml.dump(config.to_dict()))

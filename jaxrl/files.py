@@ -1,22 +1,127 @@
-"""Files that must survive a kill."""
+"""Files that must survive a kill or a power cut, and folders that belong to one process."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from jaxrl.errors import UserError
 
+LOCK = ".lock"
+
 
 def write_text(path: Path, text: str) -> None:
-    """Writes the whole file or leaves the old one.
+    """Writes the whole file or leaves the old one, whatever happens meanwhile.
 
     Raises:
       UserError: it cannot be written.
     """
-    part = path.with_name(path.name + ".part")
+    with replacing(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A name beside `path` to write to; takes its place at the end, and goes if that fails.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    part = path
     try:
-        part.write_text(text)
-        os.replace(part, path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+        part = _beside(path)
+        yield part
+        if part != path:
+            sync(part)
+            os.replace(part, path)
+            sync(path.parent)
+    except (OSError, ValueError) as error:  # ValueError: what can be no name, such as "."
+        raise _not_written(path, error) from error
+    finally:
+        if part != path:
+            with contextlib.suppress(OSError):
+                part.unlink()
+
+
+def check_writable(path: Path) -> None:
+    """Makes the folder of a file that is to be written later, and tries to write there.
+
+    Raises:
+      UserError: it could not be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        part = _beside(path)
+        if part != path:
+            part.touch()
+            part.unlink()
+    except (OSError, ValueError) as error:
+        raise _not_written(path, error) from error
+
+
+def first_free(path: Path) -> Path:
+    """`path`, or with the first number that is free: report.html, report-2.html, ..."""
+    number, free = 1, path
+    while free.exists():
+        number += 1
+        free = path.with_name(f"{path.stem}-{number}{path.suffix}")
+    return free
+
+
+def _beside(path: Path) -> Path:
+    """Where a file is made that is to take the place of `path`; of a device or a link itself,
+    which another file in its place would be the end of."""
+    plain = not path.is_symlink() and (path.is_file() or not path.exists())
+    return path.with_name(f"{path.stem}.part{path.suffix}") if plain else path
+
+
+def _not_written(path: Path, error: Exception) -> UserError:
+    reason = str(getattr(error, "strerror", None) or error).strip() or type(error).__name__
+    shown = str(path) if len(str(path)) < 200 else f"{str(path)[:200]}..."
+    return UserError(f"cannot write {shown}: {reason.splitlines()[0][:200]}")
+
+
+def sync(path: Path) -> None:
+    """Waits until a file, or a folder's list of names, is on the disk itself."""
+    with contextlib.suppress(OSError):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def lock(folder: Path) -> IO[str] | None:
+    """Claims a folder for this process, until the file that is returned is closed or the process
+    ends, in whatever way. None where the file system knows no locks.
+
+    Raises:
+      UserError: another process has claimed it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        return None
+    file = (folder / LOCK).open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.seek(0)
+        owner = file.read().strip() or "another process"
+        file.close()
+        raise UserError(
+            f"{folder}: is being trained by {owner}; wait for its end, or choose another folder"
+        ) from error
+    except OSError:
+        file.close()
+        return None
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {os.uname().nodename}\n")
+    file.flush()
+    return file

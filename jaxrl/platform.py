@@ -6,6 +6,7 @@ import contextlib
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -36,6 +37,16 @@ def free_bytes() -> int | None:
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         facts = {name: value for name, _, value in (line.partition(":") for line in lines)}
-        return int(facts["MemAvailable"].split()[0]) * 1024
+        available = int(facts["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError):
         return None
+    with contextlib.suppress(OSError, ValueError):  # a container's own limit; "max": none
+        group = Path("/sys/fs/cgroup")
+        limit, used = ((group / f"memory.{name}").read_text() for name in ("max", "current"))
+        available = min(available, int(limit) - int(used))
+    return available
+
+
+def tree_bytes(tree: Any) -> int:
+    """Memory of a tree of arrays or shapes."""
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))

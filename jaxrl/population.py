@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -12,9 +14,11 @@ import numpy as np
 
 from jaxrl import platform
 from jaxrl.algos import ALGORITHMS
-from jaxrl.config import RunConfig, resolve
+from jaxrl.config import MOST_MEMBERS, RunConfig, TrainConfig, resolve
+from jaxrl.envs.checking import check_task
+from jaxrl.envs.vector import MEMBERS_AXIS
 from jaxrl.errors import UserError
-from jaxrl.evaluation import Evaluator, make_evaluator, policy_actor
+from jaxrl.evaluation import Evaluator, evaluation_bytes, make_evaluator, policy_actor
 from jaxrl.options import flatten, nest, to_dict
 from jaxrl.runs import make_algorithm
 
@@ -41,8 +45,7 @@ def members(config: RunConfig) -> list[Member]:
     train = config.train
     if not config.is_population:
         return [Member("", config)]
-    axes = [_axis(text, train.algo) for text in train.sweep]
-    axes.append([("seed", train.seed + i) for i in range(train.num_seeds)])
+    axes = _axes(train)
     base = config.to_dict() | {"num_seeds": 1, "sweep": []}
     made = []
     for point in itertools.product(*axes):
@@ -53,6 +56,24 @@ def members(config: RunConfig) -> list[Member]:
     if len({member.name for member in made}) < len(made):
         raise UserError(f"sweep: got {list(train.sweep)}, which makes two runs that are the same")
     return made
+
+
+def _axes(train: TrainConfig) -> list[list[tuple[str, Any]]]:
+    """What varies over the members: (setting, value) pairs, each setting's in a list."""
+    axes: list[list[tuple[str, Any]]] = [_axis(text, train.algo) for text in train.sweep]
+    keys = [axis[0][0] for axis in axes]
+    twice = [key for key in keys if keys.count(key) > 1]
+    if twice:
+        raise UserError(
+            f"sweep: got {twice[0]} twice; give all its values in one KEY=VALUE,VALUE.."
+        )
+    axes.append([("seed", train.seed + i) for i in range(train.num_seeds)])
+    if math.prod(map(len, axes)) > MOST_MEMBERS:
+        raise UserError(
+            f"sweep, num_seeds: {' x '.join(f'{len(axis):,}' for axis in axes)} runs, must be at "
+            f"most {MOST_MEMBERS:,}"
+        )
+    return axes
 
 
 def _axis(text: str, algo: str) -> list[tuple[str, str]]:
@@ -86,26 +107,88 @@ class Population:
     """
 
     def __init__(self, config: RunConfig):
-        self.members = members(config)
+        self._count = math.prod(map(len, _axes(config.train)))
         self._alone = not config.is_population
         if not self._alone and hasattr(config.env, "make_vector"):
             raise UserError("num_seeds, sweep: a Gymnasium environment trains one run at a time")
-        self.algo = make_algorithm(config, members=len(self.members))
-        shapes = jax.eval_shape(self.algo.init, jax.random.key(0))
-        self._check_memory(config, shapes.replay)
+        if not hasattr(config.env, "make_vector"):
+            check_task(config.env, config.task)
+        try:
+            self.algo = make_algorithm(config, members=len(self))
+            shapes = jax.eval_shape(self.algo.init, jax.random.key(0))
+        except OverflowError as error:
+            raise UserError(
+                f"env: with these settings {config.task} counts beyond what int32 can hold: "
+                f"{str(error).splitlines()[0]}"
+            ) from error
+        self._check_memory(config, shapes)
+        self.members = members(config)
         self._axes = self.algo.shared(jax.tree.map(lambda _: 0, shapes))
 
     def __len__(self) -> int:
-        return len(self.members)
+        return self._count
 
-    def _check_memory(self, config: RunConfig, replay: Any) -> None:
-        """Refuses a replay (its shapes) that the device cannot hold, before it is made."""
-        need = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(replay))
-        need, free = need * len(self), platform.free_bytes()
+    def _check_memory(self, config: RunConfig, shapes: Any) -> None:
+        """Refuses what the device cannot hold, before it is made."""
+        free = platform.free_bytes()
+        if free is None:
+            return
+        self._check_replay(config, shapes.replay, free)
+        needs = {
+            part: (len(self) * need, lower) for part, (need, lower) in self._needs(config, shapes)
+        }
+        total = sum(need for need, _ in needs.values())
+        if total > free:
+            each = ", ".join(f"{part} {need / 1e9:,.1f}" for part, (need, _) in needs.items())
+            lower = max(needs.values())[1]
+            raise UserError(
+                f"{lower.partition(',')[0]}: training takes at least {total / 1e9:,.1f} GB "
+                f"({each}), but {free / 1e9:,.1f} GB are free on the device; lower {lower}"
+                f"{'' if self._alone else ', num_seeds or sweep'}"
+            )
+
+    def _needs(self, config: RunConfig, shapes: Any) -> Iterator[tuple[str, tuple[int, str]]]:
+        """(part of training, (least bytes for a member, settings that it grows with))."""
+        train, algo, count = config.train, self.algo, platform.tree_bytes
+        name, c, worlds = train.algo, self.algo.config, train.num_envs
+        yield (
+            "networks",
+            (
+                count((shapes.policy, shapes.learner)),
+                f"{name}.network (policy_hidden, value_hidden)"
+                + ("" if name == "ppo" else f", {name}.num_critics, {name}.num_atoms"),
+            ),
+        )
+        yield "worlds", (count(shapes.envs), f"num_envs, {name}.num_steps, env.wrap")
+        obs, action = count(shapes.envs.obs) // worlds, 4 * algo.network.action_size
+        if name == "ppo":  # collected, and packed once more
+            rollout = algo.batch_size * (2 * obs + 3 * action + 24)
+            passes = 32 * c.num_epochs * c.num_minibatches
+            yield "rollout", (rollout + passes, "num_envs, ppo.num_steps, ppo.num_epochs")
+        else:
+            sample = 2 * obs + action + 8 + c.n_step * (action + 12)
+            heads = 4 * c.batch_size * c.num_critics * c.num_atoms
+            yield (
+                "samples",
+                (
+                    c.gradient_steps * c.batch_size * sample + heads,
+                    ", ".join(
+                        f"{name}.{key}" for key in ("batch_size", "gradient_steps", "n_step")
+                    ),
+                ),
+            )
+        settings = train.eval
+        episodes = max(settings.episodes if config.eval_every else 0, settings.final_episodes)
+        if episodes and not hasattr(config.eval_env, "make_evaluator"):
+            need = evaluation_bytes(config.eval_env, episodes)
+            yield "evaluation", (need, "eval.episodes, eval.final_episodes")
+
+    def _check_replay(self, config: RunConfig, replay: Any, free: int) -> None:
+        need = platform.tree_bytes(replay) * len(self)
         copied = platform.target() == "cpu" and config.train.checkpoint.replay
         if copied:  # on another device the copy lies on the host
             need *= 2
-        if free is not None and need > free:
+        if need > free:
             name, size = config.train.algo, getattr(config.train, config.train.algo).buffer_size
             raise UserError(
                 f"{name}.buffer_size: {size:,} control steps"
@@ -137,7 +220,13 @@ class Population:
         """One iteration of all; metrics and episode sums come out."""
         if self._alone:
             return self.algo.step(state)
-        return jax.vmap(self.algo.step, in_axes=(self._axes,), out_axes=(self._axes, 0))(state)
+        step = jax.vmap(
+            self.algo.step,
+            in_axes=(self._axes,),
+            out_axes=(self._axes, 0),
+            axis_name=MEMBERS_AXIS,
+        )
+        return step(state)
 
     def finite(self, state: Any) -> jax.Array:
         """[M] bool; all numbers that learning moves are finite."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import math
 import os
 import platform as host
 import sys
@@ -20,8 +19,8 @@ from jaxrl.algos import ALGORITHMS, Algorithm
 from jaxrl.checkpoint import Checkpointer, DamagedError, read_meta
 from jaxrl.config import RunConfig, resolve
 from jaxrl.errors import UserError
-from jaxrl.evaluation import make_evaluator, policy_actor
-from jaxrl.files import write_text
+from jaxrl.evaluation import policy_actor
+from jaxrl.files import check_writable, write_text
 
 EVAL_SEED = 0x5EED  # evaluation draws its own random numbers
 MEMBERS = "members"  # folder of a population's runs
@@ -31,9 +30,7 @@ def make_algorithm(config: RunConfig, *, members: int = 1) -> Algorithm:
     """The configured algorithm on the configured task, one of `members` side by side."""
     train = config.train
     settings = getattr(train, train.algo)
-    batch = settings.num_steps * train.num_envs
-    iterations = math.ceil(train.total_timesteps / batch)
-    iterations = math.ceil(iterations / train.chunk) * train.chunk
+    iterations = -(-train.total_timesteps // (settings.num_steps * train.num_envs))
     make = ALGORITHMS[train.algo]
     return make(settings, config.env, train.num_envs, iterations, members=members)
 
@@ -108,6 +105,15 @@ def load_policy(path: str | Path, overrides: dict[str, Any] | None = None) -> Tr
     raise UserError(f"{path}: no whole checkpoint (expected a run's folder or a checkpoint)")
 
 
+def is_own(run: Path) -> bool:
+    """Whether a run, or its population, can be gone on with: it was trained here, and its
+    folder is the user's. What only holds a policy came from elsewhere."""
+    folder = run.resolve()
+    if folder.parent.name == MEMBERS:
+        folder = folder.parent.parent
+    return (folder / "checkpoints").is_dir()
+
+
 def _best_member(path: Path) -> str:
     """A population's best member, in words."""
     scores = {}
@@ -157,7 +163,12 @@ def _load_step(store: Checkpointer, step: int, overrides: dict) -> TrainedPolicy
 
 
 def evaluate_policy(
-    trained: TrainedPolicy, episodes: int, seed: int, settings: dict[str, Any] | None = None
+    trained: TrainedPolicy,
+    episodes: int,
+    seed: int,
+    settings: dict[str, Any] | None = None,
+    *,
+    most: int = evaluation.MOST_WORLDS,
 ) -> dict[str, Any]:
     """The summary of `episodes` fresh episodes, with all that says where it comes from.
 
@@ -166,11 +177,16 @@ def evaluate_policy(
       episodes: how many.
       seed: of the episodes.
       settings: what was changed against the run's own, for the record.
+      most: worlds side by side.
+
+    Raises:
+      UserError: too many episodes.
     """
     begun = time.monotonic()
-    evaluator = make_evaluator(trained.config.eval_env, trained.actor, episodes)
     key = jax.random.fold_in(jax.random.key(EVAL_SEED + 1), seed)
-    table = evaluator(trained.params, key)
+    statistics, table = evaluation.play(
+        trained.config.eval_env, trained.actor, trained.params, episodes, key, most=most
+    )
     return {
         "source": f"{trained.source.parent.name}/{trained.source.name}",
         "settings": settings or {},
@@ -178,11 +194,15 @@ def evaluate_policy(
         "seed": seed,
         "seconds": time.monotonic() - begun,
         "hardware": hardware(),
-        "summary": evaluation.summarize(evaluator.statistics, table),
+        "summary": evaluation.summarize(statistics, table),
     }
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Writes a result file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Writes a result file, and makes its folder.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    check_writable(path)
     write_text(path, json.dumps(content, indent=1) + "\n")

@@ -5,11 +5,15 @@ from __future__ import annotations
 import contextlib
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jaxrl import cli
 from jaxrl.errors import UserError
-from jaxrl.options import merge
+from jaxrl.files import LOCK
+from jaxrl.options import flatten, merge
+
+if TYPE_CHECKING:
+    from jaxrl.config import RunConfig
 
 USAGE = """\
 usage: python -m jaxrl.train [--config FILE] [--resume RUN] [--SETTING VALUE ...]
@@ -24,10 +28,18 @@ Trains a policy; without arguments, the ballbot. Settings are dotted keys:
   --eval_overrides.SETTING VALUE  a setting of the task (--env.SETTING) that differs when it
                    is evaluated
   --wandb          log to Weights & Biases too
-  --help           this text and all settings
+  --print_config   print the settings that the run would have, as a file for --config
+  --help           this text, and all settings with what the run would have
 """
 
-FLAGS = {"config": True, "resume": True, "sweep": True, "wandb": False, "help": False}
+FLAGS = {
+    "config": True,
+    "resume": True,
+    "sweep": True,
+    "wandb": False,
+    "print_config": False,
+    "help": False,
+}
 
 
 def main(argv: list[str]) -> int:
@@ -39,26 +51,33 @@ def main(argv: list[str]) -> int:
     if flags.get("sweep"):
         settings = merge(settings, {"sweep": flags["sweep"]})
     if flags.get("help"):
-        return _help(settings)
-    platform = cli.start_jax()
-    from jaxrl.config import read_yaml, resolve
+        print(USAGE)
+    config = _configure(flags, settings)
+    if flags.get("help"):
+        return _help(config)
+    if flags.get("print_config"):
+        return _print_config(config)
     from jaxrl.trainer import Trainer
 
-    layers: list[dict[str, Any]] = []
     resume = flags.get("resume")
-    if flags.get("config"):
-        settings = merge(read_yaml(flags["config"]), settings)
-    if resume:
-        _check_resume(Path(resume), settings)
-        layers.append(read_yaml(Path(resume) / "config.yaml"))
-    config = resolve(*layers, settings, platform=platform)
     folder = Path(resume) if resume else _new_folder(config)
     try:
         trainer = Trainer(config, folder, resume=bool(resume))
     except UserError:
         with contextlib.suppress(OSError):
-            folder.rmdir()  # if it is still empty
+            if {path.name for path in folder.iterdir()} <= {LOCK}:  # it holds nothing yet
+                (folder / LOCK).unlink(missing_ok=True)
+                folder.rmdir()
         raise
+    if trainer.finished:
+        print(
+            f"{folder}: all of its {trainer.progress.timesteps:,} control steps have been trained; "
+            "to go on, give a larger --total_timesteps",
+            file=sys.stderr,
+        )
+        if not (folder / "eval" / "final.json").exists():  # it was killed before its end
+            _finish(config, folder, trainer)
+        return 0
     many = f"{len(trainer.population)} runs at once, " if config.is_population else ""
     print(
         f"{config.task} with {config.train.algo}, {many}{config.train.num_envs} worlds"
@@ -76,7 +95,50 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _check_resume(run: Path, settings: dict[str, Any]) -> None:
+def _configure(flags: dict[str, Any], settings: dict[str, Any]) -> RunConfig:
+    """The run that the arguments ask for."""
+    platform = cli.start_jax()
+    from jaxrl.config import read_yaml, resolve
+
+    layers = [settings]
+    if flags.get("config"):
+        layers.insert(0, read_yaml(flags["config"]))
+    if flags.get("resume"):
+        _check_resume(Path(flags["resume"]), {key for layer in layers for key in layer})
+        layers.insert(0, read_yaml(Path(flags["resume"]) / "config.yaml"))
+    config = resolve(*layers, platform=platform)
+    _check_effect(config, list(flatten(settings)))
+    return config
+
+
+def _check_effect(config: RunConfig, typed: list[str]) -> None:
+    """Refuses settings from the command line that would change nothing; a file may have them."""
+    from jaxrl.algos import ALGORITHMS
+
+    train, judged = config.train, config.eval_every > 0
+    algo, own = train.algo, getattr(train, train.algo)
+    needs: list[tuple[str, bool, str]] = [
+        *((f"{other}.", other == algo, f"--algo {other}") for other in ALGORITHMS),
+        ("ppo.expert.coef", train.ppo.expert.name is not None, "ppo.expert.name"),
+        ("ppo.expert.until", train.ppo.expert.name is not None, "ppo.expert.name"),
+        (f"{algo}.value_range", getattr(own, "num_atoms", 1) > 1, f"{algo}.num_atoms above 1"),
+        (
+            f"{algo}.network.value_hidden",
+            not own.network.shared_trunk,
+            f"{algo}.network.shared_trunk false",
+        ),
+        ("checkpoint.replay", algo != "ppo", "--algo sac or td3"),
+        ("eval.stop_metric", train.eval.stop_at is not None, "eval.stop_at"),
+        ("eval.episodes", judged, "eval.every above 0"),
+        ("eval.best_by", judged, "eval.every above 0"),
+    ]
+    for key in typed:
+        for prefix, met, needed in needs:
+            if key.startswith(prefix) and not met:
+                raise UserError(f"--{key}: has no effect without {needed}")
+
+
+def _check_resume(run: Path, settings: set[str]) -> None:
     """Refuses to go on with what is no whole run, or as another run."""
     from jaxrl.runs import MEMBERS
 
@@ -94,11 +156,15 @@ def _check_resume(run: Path, settings: dict[str, Any]) -> None:
         )
 
 
-def _new_folder(config) -> Path:
+def _new_folder(config: RunConfig) -> Path:
     """--out, or the first free checkpoints/<task>-<n>."""
     if config.train.out:
         folder = Path(config.train.out)
-        if (folder / "config.yaml").exists():
+        try:
+            taken = (folder / "config.yaml").exists()
+        except OSError as error:  # such as a name that is too long
+            raise UserError(f"out: cannot write to {folder}: {error.strerror}") from error
+        if taken:
             raise UserError(
                 f"out: {folder} already holds a run; go on with it by --resume {folder}, "
                 "or choose another --out"
@@ -116,7 +182,7 @@ def _new_folder(config) -> Path:
     raise UserError("out: checkpoints/ is full of runs; choose another with --out")
 
 
-def _finish(config, folder: Path, trainer) -> None:
+def _finish(config: RunConfig, folder: Path, trainer) -> None:
     """Evaluates the best models and says where everything lies."""
     from jaxrl.evaluation import format_summary
     from jaxrl.runs import evaluate_policy, load_policy, write_json
@@ -142,25 +208,28 @@ def _finish(config, folder: Path, trainer) -> None:
   curves     tensorboard --logdir {folder}/tensorboard""")
 
 
-def _help(settings: dict[str, Any]) -> int:
-    from jaxrl import envs
-    from jaxrl.config import DEFAULT_TASK, TrainConfig
-    from jaxrl.envs import WrapConfig
-    from jaxrl.options import describe
+def _print_config(config: RunConfig) -> int:
+    from jaxrl import strict_yaml
 
-    env = settings.get("env", {})
-    task = env if isinstance(env, str) else env.get("name", DEFAULT_TASK)
-    print(USAGE)
-    print(f"Tasks (--env.name): {', '.join(envs.names())}. Settings of {task}:")
-    own = [*describe(envs.env_class(task), "env."), *describe(WrapConfig, "env.wrap.")]
-    rows = [*own, None, *describe(TrainConfig)]
-    for row in rows:
-        if row is None:
-            print("\nTraining (presets change these, a task's or jaxrl/algos/defaults.py's):")
-            continue
-        key, kind, default, text = row
-        print(f"  --{key} [{kind}; {default}]\n        {text}")
+    out = {"out": config.train.out} if config.train.out else {}
+    print(strict_yaml.dump(config.to_dict() | out), end="")
     return 0
+
+
+def _help(config: RunConfig) -> int:
+    from jaxrl import envs
+
+    own, training = config.describe()
+    print(f"Tasks (--env.name): {', '.join(envs.names())}. Settings of {config.task}:")
+    _print_rows(own)
+    print(f"\nTraining with {config.train.algo} (others: --algo NAME --help):")
+    _print_rows(training)
+    return 0
+
+
+def _print_rows(rows: list[tuple[str, str, str, str]]) -> None:
+    for key, kind, value, text in rows:
+        print(f"  --{key} [{kind}; {value}]\n        {text}")
 
 
 if __name__ == "__main__":

@@ -11,20 +11,27 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from jaxrl import evaluation
+from jaxrl import evaluation, files, history
 from jaxrl.bridge.gym_in import HostLoop, HostVector
+from jaxrl.bridge.processes import Stopped
 from jaxrl.checkpoint import Checkpointer
 from jaxrl.config import RunConfig, write_yaml
+from jaxrl.envs.vector import LARGEST
 from jaxrl.errors import UserError
 from jaxrl.evaluation import Evaluator
-from jaxrl.logs import STEP, Console, CSVSink, Sink, TensorBoardSink, WandbSink, known_mean
+from jaxrl.logs import STEP, Console, CSVSink, Sink, TensorBoardSink, WandbSink
 from jaxrl.population import Member, Population, spread
 from jaxrl.runs import EVAL_SEED, MEMBERS, hardware
+
+RHYTHM = 2.0  # seconds of a chunk of iterations, after which the host hears of it
+FOLDERS = ("checkpoints", "best", "eval", "tensorboard", "videos", "damaged", "earlier", MEMBERS)
+FILES = ("config.yaml", "progress.csv", history.HISTORY)
 
 
 @dataclasses.dataclass
@@ -66,21 +73,31 @@ class Trainer:
     def __init__(self, config: RunConfig, folder: Path, *, resume: bool = False):
         self.config = config
         self.folder = Path(folder)
-        train = config.train
         self.population = Population(config)
         self.algo = self.population.algo
-        self.chunk = train.chunk
+        self._lock = self._prepare_folder()
+        try:
+            self._load(resume)
+        except BaseException:
+            self.close()
+            raise
+
+    def _load(self, resume: bool) -> None:
+        """Starts anew, or from the newest whole checkpoint."""
+        train = self.config.train
         self.checkpoints = Checkpointer(self.folder / "checkpoints", keep=train.checkpoint.keep)
         self.folders = [_Folder(self.folder, member) for member in self.population.members]
         self.progress = Progress(best=[None] * len(self.folders))
         self.console = Console(train.total_timesteps, enabled=False)
         self._stop_signal: int | None = None
         self._diverged: set[int] = set()
+        self._told_of_range = False
         self._own_sinks: list[Sink] = []  # of a population's members
-        self._prepare_folder()
+        self._changed: dict[str, list[Any]] = {}  # settings, against those of the checkpoint
         if resume and self.checkpoints.steps():
             self.state = self._restore(jax.eval_shape(self.population.init))
             if isinstance(self.algo.vector, HostVector):
+                self.state = self.algo.interrupt(self.state)
                 print(
                     "resumed but for the simulators' own state: new episodes begin in all worlds",
                     file=sys.stderr,
@@ -89,16 +106,19 @@ class Trainer:
             for folder in self.folders:
                 folder.best.discard_after(-1)
             self.state = jax.jit(self.population.init)()
-        write_yaml(config, self.folder / "config.yaml")
-        for folder in self.folders:
-            folder.path.mkdir(parents=True, exist_ok=True)
-            write_yaml(folder.member.config, folder.path / "config.yaml")
 
     @property
-    def _steps_per_chunk(self) -> int:
-        return self.chunk * self.algo.batch_size
+    def finished(self) -> bool:
+        """Nothing is left to train."""
+        return self.progress.timesteps >= self.config.train.total_timesteps
 
-    def _prepare_folder(self) -> None:
+    def close(self) -> None:
+        """Gives the run's folder free for other processes."""
+        if self._lock:
+            self._lock.close()
+
+    def _prepare_folder(self) -> IO[str] | None:
+        """Makes the run's folder, and claims it for this process."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             probe = self.folder / ".writable"
@@ -108,18 +128,32 @@ class Trainer:
             raise UserError(
                 f"out: cannot write to {self.folder}: {error.strerror} (choose another with --out)"
             ) from error
+        for names, kind, fits in ((FOLDERS, "folder", Path.is_dir), (FILES, "file", Path.is_file)):
+            for path in (self.folder / name for name in names):
+                if path.exists() and not fits(path):
+                    raise UserError(f"{path}: a {kind} belongs here; move what is there away")
+        return files.lock(self.folder)
 
     def _restore(self, shapes: Any) -> Any:
         expected = self._split(shapes)
         restored = self.checkpoints.restore(
             expected, optional=("replay",), warn=lambda text: print(text, file=sys.stderr)
         )
-        self.checkpoints.discard_after(restored.step)
         self.progress = Progress(**restored.meta["progress"])
+        self._changed = history.differences(restored.meta["config"], self.config.to_dict())
+        if self.finished and self._changed:
+            raise UserError(
+                f"--resume {self.folder}: its {self.progress.timesteps:,} control steps have been "
+                f"trained, so another {next(iter(self._changed))} would change nothing; give a "
+                "larger --total_timesteps too"
+            )
+        self.checkpoints.discard_after(restored.step)
+        self._begin_new_record(restored.step)
         for i, folder in enumerate(self.folders):
             folder.best.discard_after(restored.step)
             if not folder.best.steps():
                 self.progress.best[i] = None
+        self._tell_of_schedule()
         saved_with = restored.meta["hardware"]["jax"]
         if saved_with != jax.__version__:
             print(
@@ -142,6 +176,35 @@ class Trainer:
             )
         return state.replace(replay=jax.jit(lambda: self.population.init().replay)())
 
+    def _begin_new_record(self, step: int) -> None:
+        """Lets the best model of another task be, since its score says nothing of this one."""
+        kinds = ("env.", "eval_overrides.", "eval.best_by")
+        changed = [key for key in self._changed if key.startswith(kinds)]
+        if not changed:
+            return
+        for i, folder in enumerate(self.folders):
+            folder.best.discard_after(-1, folder.path / "earlier" / "best")
+            self.progress.best[i] = None
+        old, new = self._changed[changed[0]]
+        kept = self.folders[0].path / "earlier" / "best"
+        more = f" (and {len(changed) - 1} more settings)" if len(changed) > 1 else ""
+        print(
+            f"{changed[0]} is {new} and no longer {old}{more}: a new record of the best model "
+            f"begins at {step:,} control steps; the one before lies in {kept}",
+            file=sys.stderr,
+        )
+
+    def _tell_of_schedule(self) -> None:
+        train = self.config.train
+        if "total_timesteps" in self._changed and (
+            getattr(train, train.algo).schedule.kind != "constant"
+        ):
+            print(
+                f"{train.algo}.schedule now goes over {train.total_timesteps:,} control steps: the "
+                "rest is not what a run of that length from the start would have done",
+                file=sys.stderr,
+            )
+
     # -- the loop ---------------------------------------------------------------------
 
     def run(self) -> int:
@@ -153,14 +216,21 @@ class Trainer:
         train = self.config.train
         begun = time.monotonic() - self.progress.elapsed
         self.console = Console(
-            train.total_timesteps, start=self.progress.timesteps, enabled=train.log.console
+            train.total_timesteps,
+            start=self.progress.timesteps,
+            enabled=train.log.console,
+            table=train.log.table,
         )
         sinks: list[Sink] = []
         with _SignalGuard(self._on_signal):
             try:
                 evaluator = self._evaluator()
                 sinks = self._sinks(evaluator)
-                self._loop(evaluator, sinks, begun)
+                self._begin()
+                try:
+                    self._loop(evaluator, sinks, begun)
+                except Stopped as stopped:  # while it waited for a world
+                    self.state = stopped.state or self.state
                 self._save()
                 self.checkpoints.wait()
             except (UserError, OSError) as error:
@@ -182,33 +252,47 @@ class Trainer:
                 for sink in [*sinks, *self._own_sinks]:
                     with contextlib.suppress(OSError):
                         sink.close()
+                self.close()
         return 0 if self._stop_signal is None else 128 + self._stop_signal
+
+    def _begin(self) -> None:
+        """Writes what will be trained with."""
+        write_yaml(self.config, self.folder / "config.yaml")
+        for folder in self.folders:
+            write_yaml(folder.member.config, folder.path / "config.yaml")
+        history.record(self.folder, self.progress.timesteps, self._changed)
 
     def _loop(self, evaluator: Evaluator | None, sinks: list[Sink], begun: float) -> None:
         train, progress = self.config.train, self.progress
-        run_chunk = self._compiled_chunk()
+        eval_every, save_every = self.config.eval_every, self.config.checkpoint_every
+        for vector in (self.algo.vector, getattr(evaluator, "vector", None)):
+            if isinstance(vector, HostVector):
+                vector.stopped = lambda: self._stop_signal is not None
+        run_chunk, rhythm = self._compiled_chunk(), _Rhythm(train.chunk)
         compiling = None
-        while progress.timesteps < train.total_timesteps and self._stop_signal is None:
-            started, before = time.monotonic(), progress.timesteps
-            self.state, output = run_chunk(self.state)
+        while not self.finished and self._stop_signal is None:
+            most = min(train.total_timesteps, self._next(eval_every), self._next(save_every))
+            left = math.ceil((most - progress.timesteps) / self.algo.batch_size)
+            started, before, count = time.monotonic(), progress.timesteps, rhythm.next(left)
+            self.state, output = run_chunk(self.state, count)
             metrics, episodes, finite = jax.device_get(output)
-            progress.timesteps += self._steps_per_chunk
+            progress.timesteps += count * self.algo.batch_size
             progress.elapsed = time.monotonic() - begun
-            fps = self._steps_per_chunk / (time.monotonic() - started)
+            seconds = time.monotonic() - started
+            rhythm.took(seconds)
             self._watch(finite)
-            rows = self._rows(metrics, episodes, fps)
+            rows = self._rows(metrics, episodes, (progress.timesteps - before) / seconds)
             if evaluator and compiling is None:  # beside the next chunks
                 shapes = jax.eval_shape(lambda x: x, self.state.policy)
                 compiling = threading.Thread(target=evaluator.compile, args=(shapes,))
                 compiling.start()
-            done = progress.timesteps >= train.total_timesteps
-            if evaluator and (done or _crossed(before, progress.timesteps, train.eval.every)):
+            if evaluator and (self.finished or _crossed(before, progress.timesteps, eval_every)):
                 compiling.join()
                 for own, judged in zip(rows, self._evaluate(evaluator), strict=True):
                     own |= judged
                 progress.elapsed = time.monotonic() - begun
             row = self._write(sinks, rows)
-            if _crossed(before, progress.timesteps, train.checkpoint.every):
+            if _crossed(before, progress.timesteps, save_every):
                 self._save()
             if self._reached(row):
                 self.console.say(f"{train.eval.stop_metric} reached {train.eval.stop_at}")
@@ -216,18 +300,31 @@ class Trainer:
         if compiling:
             compiling.join()
         if self._stop_signal is not None:
-            self.console.say("stopped after a whole chunk; saving")
+            self.console.say("stopped after a whole iteration; saving")
+
+    def _next(self, every: int) -> float:
+        """The next multiple of `every` control steps; of 0 there is none."""
+        return math.inf if not every else (self.progress.timesteps // every + 1) * every
 
     def _compiled_chunk(self):
-        """`chunk` iterations as one program; the state's buffers are reused."""
+        """(state, count) -> the state after so many iterations, and means of metrics, sums over
+        episodes and finiteness; one program for every count, which reuses the state's buffers."""
         if isinstance(self.algo.vector, HostVector):
-            return HostLoop(self.algo, self.chunk, self.population.finite)
+            return HostLoop(self.algo, self.population.finite)
 
-        def chunk(state):
-            state, (metrics, sums) = jax.lax.scan(
-                lambda s, _: self.population.step(s), state, length=self.chunk
+        def iteration(_, carry):
+            state, totals = carry
+            state, (metrics, episodes) = self.population.step(state)
+            return state, jax.tree.map(jnp.add, totals, (_known(metrics), episodes))
+
+        def chunk(state, count):
+            metrics, episodes = jax.eval_shape(self.population.step, state)[1]
+            totals = jax.tree.map(
+                lambda x: jnp.zeros(x.shape, x.dtype), (jax.eval_shape(_known, metrics), episodes)
             )
-            return state, (metrics, sums, self.population.finite(state))
+            state, (known, episodes) = jax.lax.fori_loop(0, count, iteration, (state, totals))
+            means = {name: total / number for name, (total, number) in known.items()}
+            return state, (means, episodes, self.population.finite(state))
 
         # A restored or first state may share buffers; donation needs them apart. A replay,
         # which may fill the device, shares none.
@@ -237,7 +334,7 @@ class Trainer:
 
     def _evaluator(self) -> Evaluator | None:
         settings = self.config.train.eval
-        if not settings.every:
+        if not self.config.eval_every:
             if settings.stop_at is not None:
                 raise UserError("eval.stop_at: needs evaluations, but eval.every is 0")
             if self.config.is_population:
@@ -282,7 +379,9 @@ class Trainer:
 
         def key(seed):
             key = jax.random.fold_in(jax.random.key(EVAL_SEED), seed)
-            return jax.random.fold_in(key, steps)
+            for word in _words(steps):
+                key = jax.random.fold_in(key, word)
+            return key
 
         seeds = np.array([f.member.config.train.seed for f in self.folders], np.uint32)
         keys = jax.vmap(key)(seeds) if self.config.is_population else key(seeds[0])
@@ -308,6 +407,13 @@ class Trainer:
                 sink.write(steps, own)
         for sink in sinks:
             sink.write(steps, row)
+        if row["rollout/out_of_range"] and not self._told_of_range:
+            self._told_of_range = True
+            self.console.say(
+                f"observations or rewards beyond {LARGEST:g} were cut to it, first before "
+                f"{steps:,} control steps (rollout/out_of_range counts them): scale them in the "
+                "task, or end episodes that go astray"
+            )
         return row
 
     def _reached(self, row: dict[str, float]) -> bool:
@@ -317,16 +423,13 @@ class Trainer:
 
     def _rows(self, metrics: dict, episodes: Any, fps: float) -> list[dict[str, float]]:
         """What to log of a chunk, for each member."""
-        if not self.config.is_population:
-            return [self._row(metrics, episodes, fps)]
-        by_member = jax.tree.map(lambda x: np.moveaxis(x, 1, 0), (metrics, episodes))
-        return [self._row(*own, fps) for own in self.population.split(by_member)]
+        return [self._row(*own, fps) for own in self.population.split((metrics, episodes))]
 
     def _row(self, metrics: dict, episodes: Any, fps: float) -> dict[str, float]:
         vector = self.algo.vector
-        row = {name: known_mean(values) for name, values in metrics.items()}
-        count = int(episodes.count.sum())
-        means = episodes.sums.sum(0) / count if count else np.full(episodes.sums.shape[-1], np.nan)
+        row = {name: float(value) for name, value in metrics.items()}
+        count = int(episodes.count)
+        means = episodes.sums / count if count else np.full(episodes.sums.shape, np.nan)
         names = {
             "return": "rollout/ep_rew_mean",
             "length": "rollout/ep_len_mean",
@@ -336,7 +439,8 @@ class Trainer:
             row[names.get(name, f"rollout/{name}")] = float(mean)
         return row | {
             "rollout/episodes": count,
-            "rollout/nan_resets": int(episodes.nonfinite.sum()),
+            "rollout/nan_resets": int(episodes.nonfinite),
+            "rollout/out_of_range": int(episodes.out_of_range),
             **({"rollout/restarts": vector.restarts} if isinstance(vector, HostVector) else {}),
             "time/fps": fps,
             "time/iterations": self.progress.timesteps // self.algo.batch_size,
@@ -347,13 +451,14 @@ class Trainer:
     def _sinks(self, evaluator: Evaluator | None) -> list[Sink]:
         start, log = self.progress.timesteps, self.config.train.log
         output = jax.eval_shape(self.population.step, self.state)[1]
-        metrics, episodes = jax.tree.map(lambda x: np.zeros((1, *x.shape)), output)
+        metrics, episodes = jax.tree.map(lambda x: np.zeros(x.shape), output)
         row = self._rows(metrics, episodes, fps=0.0)[0]
         if evaluator:
             width = len(evaluator.statistics)
             row |= evaluation.scalars(evaluator.statistics, np.zeros((1, width)))
 
         def csv(folder: Path, row: dict[str, float]) -> CSVSink:
+            folder.mkdir(parents=True, exist_ok=True)
             columns = list(dict.fromkeys([STEP, *row]))
             return CSVSink(folder / "progress.csv", columns, resume_step=start)
 
@@ -436,6 +541,44 @@ class _SignalGuard:
     def __exit__(self, *_):
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+
+class _Rhythm:
+    """How many iterations the next chunk has: after the first, which is compiled, and one that
+    is timed, as many as take `RHYTHM` seconds.
+
+    Args:
+      fixed: so many each time.
+    """
+
+    def __init__(self, fixed: int | None):
+        self._fixed, self._count, self._chunks = fixed, 1, 0
+
+    def next(self, most: int) -> int:
+        """Iterations of the next chunk, `most` at the most."""
+        self._count = min(self._fixed or self._count, most)
+        return self._count
+
+    def took(self, seconds: float) -> None:
+        """How long they took."""
+        self._chunks += 1
+        if self._chunks > 1:
+            wanted = RHYTHM / max(seconds, 1e-6) * self._count
+            self._count = max(1, min(round(wanted), 8 * self._count))
+
+
+def _known(metrics: dict[str, jax.Array]) -> dict[str, tuple[jax.Array, jax.Array]]:
+    """Each metric as a sum and the number of its terms; NaN is none."""
+    return {
+        name: (jnp.where(jnp.isnan(value), 0.0, value), 1.0 - jnp.isnan(value))
+        for name, value in metrics.items()
+    }
+
+
+def _words(number: int) -> list[int]:
+    """A number's 32-bit words from the lowest on; zero has one."""
+    words = [number & 0xFFFFFFFF]
+    return words if number < 2**32 else [*words, *_words(number >> 32)]
 
 
 def _crossed(before: int, now: int, every: int) -> bool:

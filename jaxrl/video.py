@@ -15,6 +15,7 @@ import numpy as np
 from jaxrl.envs import Env
 from jaxrl.errors import UserError
 from jaxrl.evaluation import Actor
+from jaxrl.files import check_writable, replacing
 
 
 def record(env: Env, actor: Actor, params: Any, path: Path, seed: int = 0) -> None:
@@ -29,29 +30,43 @@ def record(env: Env, actor: Actor, params: Any, path: Path, seed: int = 0) -> No
       seed: of the episode.
 
     Raises:
-      UserError: the task cannot be drawn, or a library is missing.
+      UserError: the task cannot be drawn, a library is missing, or the file cannot be written.
     """
     if path.suffix != ".mp4":
         raise UserError(f"--video: got {path}, expected a file that ends in .mp4")
     if not can_be_drawn(env):
         raise UserError(f"--video: {type(env).__name__} cannot be drawn: it has no render()")
+    imageio = _imageio()
     try:
-        import imageio.v3 as imageio
-        import imageio_ffmpeg  # noqa: F401
-    except ImportError as error:
-        raise UserError("--video: needs `pip install 'jaxrl[video]'`") from error
-
-    stride = max(1, math.ceil(1 / (50 * env.control_dt) - 1e-9))  # at most 50 frames a second
-    film = getattr(env, "film", functools.partial(_film, env))
-    frames = film(actor, params, seed, stride)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with warnings.catch_warnings():  # the encoder is another program: forking is harmless
+        check_writable(path)
+        stride = max(1, math.ceil(1 / (50 * env.control_dt) - 1e-9))  # at most 50 frames a second
+        film = getattr(env, "film", functools.partial(_film, env))
+        frames = film(actor, params, seed, stride)
+        with replacing(path) as part, warnings.catch_warnings():
+            # the encoder is another program: forking is harmless
             warnings.simplefilter("ignore", RuntimeWarning)
             fps = 1 / (stride * env.control_dt)
-            imageio.imwrite(path, frames, fps=fps, macro_block_size=8)
-    except (OSError, ValueError) as error:
-        raise UserError(f"--video: cannot write {path}: {error}") from error
+            imageio.imwrite(part, frames, fps=fps, macro_block_size=8)
+    except UserError as error:
+        said = str(error)
+        raise UserError(said if said.startswith("--video") else f"--video: {said}") from error
+
+
+def _imageio() -> Any:
+    """The library that writes videos, with an encoder."""
+    try:
+        import imageio.v3 as imageio
+        import imageio_ffmpeg
+
+        imageio_ffmpeg.get_ffmpeg_exe()
+    except ImportError as error:
+        raise UserError("--video: needs `pip install 'jaxrl[video]'`") from error
+    except RuntimeError as error:
+        raise UserError(
+            "--video: there is no ffmpeg to encode with; `pip install --force-reinstall "
+            "imageio-ffmpeg` brings one, or name one in IMAGEIO_FFMPEG_EXE"
+        ) from error
+    return imageio
 
 
 def can_be_drawn(env: Env) -> bool:

@@ -1,21 +1,33 @@
 """Small Gymnasium environments, some of which misbehave. Imported by worker processes."""
 
+import ctypes
 import os
+import sys
 import time
 
 import gymnasium
 import numpy as np
-from gymnasium.spaces import Box, Dict, Discrete
+from gymnasium.spaces import Box, Dict, Discrete, Sequence, Text
 
 
 class Walk(gymnasium.Env):
     """Moves along a line by its action, in [-2, 6]; over after `limit` steps. Observes the
-    place and the step; `info["high"]` beyond 3."""
+    place and the step; `info["high"]` beyond 3. Of its resets the share `unlucky` fails."""
 
     metadata = {"render_fps": 10}
 
-    def __init__(self, limit: int = 5, trouble: str = "", at: int = 3, pause: float = 0.0):
+    def __init__(
+        self,
+        limit: int = 5,
+        trouble: str = "",
+        at: int = 3,
+        pause: float = 0.0,
+        unlucky: float = 0.0,
+    ):
         self.limit, self.trouble, self.at, self.pause = limit, trouble, at, pause
+        self.unlucky = unlucky
+        if trouble == "sleeps when made":
+            time.sleep(1000)
         self.observation_space = Box(-np.inf, np.inf, (2,), np.float64)
         self.action_space = Box(-2.0, 6.0, (1,), np.float32)
         self.place, self.steps = 0.0, 0
@@ -28,6 +40,12 @@ class Walk(gymnasium.Env):
         self.place, self.steps = self.np_random.uniform(), 0
         if self.trouble == "born broken":
             raise OSError("no device")
+        if self.trouble == "sleeps in reset":
+            time.sleep(1000)
+        if self.np_random.uniform() < self.unlucky:
+            if self.np_random.uniform() < 0.5:
+                raise OSError("no contact")
+            self.place = np.nan
         return self._obs(), {}
 
     def step(self, action):
@@ -46,6 +64,14 @@ class Walk(gymnasium.Env):
                 obs = obs.astype(str)
             if self.trouble == "dies":
                 os._exit(1)
+            if self.trouble == "exits":
+                sys.exit("enough")
+            if self.trouble == "sleeps":
+                time.sleep(1000)
+            if self.trouble == "sleeps in C":  # and keeps Python from running
+                ctypes.PyDLL(None).sleep(1000)
+            if self.trouble == "no dictionary":
+                return obs, reward, False, True, None
         over = self.steps >= self.limit
         return (
             obs,
@@ -65,15 +91,29 @@ class Shared(Walk):
 _places = [0.0]
 
 
-class Choices(gymnasium.Env):
-    """Pays 1 for the choice that its observation shows."""
+class Painted(Walk):
+    """The first pixel of its picture is ten times its place, and ten times its step."""
 
-    def __init__(self):
-        self.observation_space = Dict({"shown": Discrete(3), "noise": Box(-1, 1, (2, 2))})
-        self.action_space = Discrete(3)
+    def __init__(self, render_mode=None, **kwargs):
+        super().__init__(**kwargs)
+        self.render_mode = render_mode
+
+    def render(self):
+        picture = np.zeros((8, 8, 3), np.uint8)
+        picture[0, 0] = [round(10 * self.place), 10 * self.steps, 0]
+        return picture if self.trouble != "paints nothing" else None
+
+
+class Choices(gymnasium.Env):
+    """Pays 1 for the choice that its observation shows; choices count from `first` on."""
+
+    def __init__(self, first: int = 0):
+        shown, noise = Discrete(3, start=first), Box(-1, 1, (2, 2))
+        self.observation_space = Dict({"shown": shown, "noise": noise})
+        self.action_space = Discrete(3, start=first)
 
     def _obs(self):
-        self.shown = int(self.np_random.integers(3))
+        self.shown = int(self.np_random.integers(3) + self.action_space.start)
         return {"shown": self.shown, "noise": self.np_random.uniform(-1, 1, (2, 2))}
 
     def reset(self, *, seed=None, options=None):
@@ -86,7 +126,28 @@ class Choices(gymnasium.Env):
         return self._obs(), reward, self.steps >= 10, False, {}
 
 
-class Unbounded(Walk):
-    def __init__(self):
+SPACES = {
+    "unbounded": Box(-np.inf, np.inf, (1,)),
+    "empty": Box(0.0, 1.0, (0,)),
+    "text": Text(5),
+    "sequence": Dict({"fine": Discrete(2), "odd": Sequence(Discrete(3))}),
+    "number": Dict({1: Discrete(2)}),
+    "none": None,
+}
+
+
+class Odd(Walk):
+    """Has the named spaces, and the frame rate, whatever it is."""
+
+    def __init__(self, actions: str = "", observations: str = "", fps: float | str | None = 10):
         super().__init__()
-        self.action_space = Box(-np.inf, np.inf, (1,))
+        self.metadata = {"render_fps": fps}
+        self.action_space = SPACES.get(actions, self.action_space)
+        self.observation_space = SPACES.get(observations, self.observation_space)
+
+
+class Anything(Walk):
+    """Takes any keyword arguments."""
+
+    def __init__(self, **kwargs):
+        super().__init__()

@@ -61,7 +61,7 @@ def test_a_brax_environment_is_a_task(name, size, actions):
 
 
 def test_brax_episodes_truncate_start_afresh_and_sum_their_rewards():
-    vector = Vector(brax_task("reacher", episode_length=6), 4, starts=4)
+    vector = Vector(brax_task("reacher", episode_length=6), 4)
     assert vector.statistics == ("return", "length", "reward/ctrl", "reward/dist")
     steps, seen, end = play(vector, 20)
     assert np.flatnonzero(steps.truncated[:, 0]).tolist() == [5, 11, 17]
@@ -77,7 +77,7 @@ def test_brax_episodes_truncate_start_afresh_and_sum_their_rewards():
 
 
 def test_a_fallen_brax_pendulum_terminates():
-    vector = Vector(brax_task("inverted_pendulum", episode_length=7), 8, starts=8)
+    vector = Vector(brax_task("inverted_pendulum", episode_length=7), 8)
     assert vector.statistics == ("return", "length")  # it has no metrics
     steps, seen, _ = play(vector, 20)
     assert steps.terminated.any() and steps.truncated.any()

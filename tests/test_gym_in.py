@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gymnasium import spaces
 
 from jaxrl.bridge import gym_in
 from jaxrl.bridge.gym_in import HostVector, gym_class
-from jaxrl.bridge.worker import BadObservation, Guard
+from jaxrl.bridge.worker import Guard, Unusable, Wrap, Wrapped, _parts, flat_space
 from jaxrl.config import resolve
 from jaxrl.errors import UserError
 from jaxrl.evaluate import baselines
@@ -49,15 +50,50 @@ def test_an_exception_cuts_the_episode_and_the_next_one_is_sound():
         last = env.step(np.zeros(1))[0]
     obs, reward, terminated, truncated, info = env.step(np.zeros(1))
     assert (reward, terminated, truncated, info["restarted"]) == (0.0, False, True, True)
-    assert info["error"] == "ZeroDivisionError: lost contact"
+    assert env.failures == ["ZeroDivisionError: lost contact with the robot"]
     np.testing.assert_array_equal(obs, last)
     assert env.reset()[0][1] == 0
 
 
 def test_what_always_fails_is_given_up():
     env = Guard(WALK, {"trouble": "born broken"})
-    with pytest.raises(RuntimeError, match="failed 4 times in a row, last with OSError: no device"):
+    with pytest.raises(Unusable, match="failed 4 times in a row, last with OSError: no device"):
         env.reset()
+
+
+def test_unlucky_resets_are_tried_again_from_other_seeds():
+    def starts(env):
+        return np.array([env.reset(seed=seed)[0][0] for seed in range(200)])
+
+    env = Guard(WALK, {"unlucky": 0.1})
+    first = starts(env)
+    assert 10 < len(env.failures) < 40
+    np.testing.assert_array_equal(starts(env), first)
+    others = first != starts(Guard(WALK, {}))  # those of the worlds that never fail
+    assert 10 < others.sum() < 40 and len(np.unique(first)) == 200
+
+
+@pytest.mark.parametrize("trouble", ["raises", "exits", "no dictionary"])
+def test_a_world_made_anew_in_a_step_follows_from_its_seed(trouble):
+    def starts(seed):
+        env = Guard(WALK, {"trouble": trouble})
+        seen = [env.reset(seed=seed)[0][0]]
+        for step in range(1, 9):
+            if env.step(np.zeros(1))[3]:
+                assert step % 3 == 0
+                seen.append(env.reset()[0][0])
+        assert len(env.failures) == 2
+        return seen
+
+    assert starts(0) == starts(0) and len({*starts(0), *starts(1)}) == 6
+
+
+def test_discrete_actions_begin_where_the_space_says():
+    env = Guard(CHOICES, {"first": 5})
+    obs, _ = env.reset(seed=0)
+    for _ in range(5):
+        obs, reward, *_ = env.step(int(obs["shown"].argmax()))
+        assert reward == 1.0
 
 
 def test_a_nan_ends_the_episode_with_what_was_last_seen():
@@ -76,7 +112,7 @@ def test_a_nan_ends_the_episode_with_what_was_last_seen():
 def test_an_observation_that_does_not_fit_its_space_is_refused(trouble, said):
     env = Guard(WALK, {"trouble": trouble, "at": 1})
     env.reset(seed=0)
-    with pytest.raises(BadObservation, match=said):
+    with pytest.raises(Unusable, match=said):
         env.step(np.zeros(1))
 
 
@@ -94,9 +130,127 @@ def test_a_key_told_at_the_environments_own_end_may_be_missing_at_the_users():
 def test_a_wrong_key_of_info_is_named(key, said):
     env = Guard(WALK, {"limit": 2}, [key])
     env.reset(seed=0)
-    with pytest.raises(BadObservation, match=said):
+    with pytest.raises(Unusable, match=said):
         for _ in range(2):
             env.step(np.zeros(1))
+
+
+# -- delay, noise, history -----------------------------------------------------------------------
+
+
+def shares(*moves):
+    """Actions of Walk that move it so far."""
+    return [np.array([(move - 2.0) / 4.0]) for move in moves]
+
+
+def test_history_is_the_newest_observations_and_starts_filled_with_the_first():
+    env = Wrapped(Guard(WALK, {}), Wrap(history=3))
+    start = env.reset(seed=0)[0]
+    assert start.shape == (6,) and (start[1::2] == 0).all() and len(set(start[::2])) == 1
+    for action in shares(1, 2):
+        obs = env.step(action)[0]
+    np.testing.assert_allclose(obs - np.tile([start[0], 0], 3), [0, 0, 1, 1, 3, 2], atol=1e-5)
+
+
+def test_an_action_acts_after_the_delay_and_none_before():
+    env = Wrapped(Guard(WALK, {}), Wrap(action_delay=(2,)))
+    env.reset(seed=0)
+    rewards = [env.step(action)[1] for action in shares(1, 3, 4, 5)]
+    assert rewards == [2, 2, 1, 3]  # 2 is the middle of the action space
+    env = Wrapped(Guard(CHOICES, {}), Wrap(action_delay=(1,)))
+    seen = [env.reset(seed=0)[0]["shown"].argmax()]
+    for action in (2, 1, 2):
+        obs, reward, *_ = env.step(action)
+        seen.append(obs["shown"].argmax())
+    assert reward == (seen[2] == 1)
+
+
+def test_the_delay_is_drawn_for_each_episode():
+    env, seen = Wrapped(Guard(WALK, {}), Wrap(action_delay=(0, 2))), []
+    for seed in range(30):
+        env.reset(seed=seed)
+        rewards = [env.step(action)[1] for action in shares(3, 4, 5)]
+        assert rewards in ([3, 4, 5], [2, 3, 4], [2, 2, 3])
+        seen.append(rewards[2])
+    assert set(seen) == {3, 4, 5}
+
+
+def test_noise_has_its_components_std_and_follows_from_the_seed():
+    def noise():
+        env, seen = Wrapped(Guard(WALK, {"limit": 10**6}), Wrap((0,), (0.5, 0.0))), []
+        bare = Guard(WALK, {"limit": 10**6})
+        seen.append(env.reset(seed=3)[0] - bare.reset(seed=3)[0])
+        for action in shares(*[0.0] * 500):
+            seen.append(env.step(action)[0] - bare.step(action)[0])
+        return np.stack(seen)
+
+    first = noise()
+    np.testing.assert_array_equal(noise(), first)
+    assert (first[:, 1] == 0).all() and 0.45 < first[:, 0].std() < 0.55
+
+
+def test_dictionaries_have_each_part_behind_noise_and_history():
+    env = Wrapped(Guard(CHOICES, {}), Wrap(observation_noise=(0.1,), history=2))
+    start, after = env.reset(seed=0)[0], env.step(0)[0]
+    assert {key: part.shape for key, part in after.items()} == {"shown": (6,), "noise": (8,)}
+    for key, part in after.items():
+        np.testing.assert_array_equal(
+            *(x.reshape(2, -1)[i] for x, i in ((start[key], 1), (part, 0)))
+        )
+        assert not np.isin(part, [0.0, 1.0]).any() and part.dtype == np.float32
+
+
+def test_what_fails_shows_what_was_last_seen_of_it():
+    for trouble in ("nan", "raises"):
+        env = Wrapped(Guard(WALK, {"trouble": trouble}), Wrap(observation_noise=(1.0,), history=2))
+        env.reset(seed=0)
+        seen = [env.step(action) for action in shares(1, 1, 1)]
+        np.testing.assert_array_equal(seen[2][0], seen[1][0])
+        assert seen[2][2] == (trouble == "nan") and seen[2][3] == (trouble == "raises")
+
+
+WRAP = {"action_delay": [1], "observation_noise": [0.5, 0.0], "history": 2}
+
+
+@pytest.mark.parametrize("processes", [0, 2])
+def test_training_and_evaluation_see_delay_noise_and_history(processes):
+    env = run_config(WALK, processes=processes, wrap=WRAP).env
+    vector = env.make_vector(2)
+    start = vector.start(seed=0)
+    bare = HostVector(gym_class(WALK)(processes=0), 2).start(seed=0)
+    assert jax.tree.map(jnp.shape, vector.init(jax.random.key(0)).obs) == start.shape == (2, 4)
+    assert (start[:, 0] != bare[:, 0]).all() and (start[:, 1] == bare[:, 1]).all()
+    for _ in range(2):
+        vector.send(np.ones((2, 1), np.float32))
+        obs, step = vector.receive()
+    vector.close()
+    assert (obs[:, 1::2] == [1, 2]).all() and (step.reward == 6).all()
+
+    def actor(params, worlds, key):
+        assert worlds.obs.shape[1] == 4
+        return jnp.ones((worlds.obs.shape[0], 1))
+
+    table = env.make_evaluator(actor, 2)(None, jax.random.key(0))
+    np.testing.assert_array_equal(table[:, 0], 2 + 4 * 6)  # the first action comes too late
+
+
+def test_a_film_shows_the_world_behind_delay_and_history():
+    env = run_config("tests.gym_envs:Painted", processes=0, wrap={**WRAP, "history": 3}).env
+
+    def actor(params, worlds, key):
+        return jnp.full((1, 1), worlds.obs.shape[1] / 6.0)  # moves by 6 if it sees all frames
+
+    pixels = env.film(actor, None, 0, 2)[:, 0, 0]
+    assert (pixels[:, 1] == [0, 20, 40]).all()  # of five steps each second one
+    np.testing.assert_allclose(np.diff(pixels[:2, 0]), 10 * (2 + 6), atol=1)
+
+
+@pytest.mark.parametrize("name", [WALK, CHOICES])
+def test_wrapped_worlds_are_trained_on(tmp_path, name):
+    settings = {"total_timesteps": 32, "ppo": {"num_steps": 16, "network": NETWORK}}
+    wrap = {"action_delay": [0, 2], "observation_noise": 0.1, "history": 2}
+    config = run_config(name, settings, {"eval": {"every": 32}}, processes=0, wrap=wrap)
+    assert Trainer(config, tmp_path).run() == 0
 
 
 # -- many worlds ---------------------------------------------------------------------------------
@@ -196,7 +350,9 @@ def test_processes_that_died_between_two_steps_are_started_again(vector):
         assert (obs[:, 1] == 0).all()
     vector._envs.processes[0].kill()
     vector._envs.processes[0].join()
-    with pytest.raises(UserError, match="died 6 times, and no episode ended in between"):
+    with pytest.raises(
+        UserError, match=r"lost 6 times with no end of an episode .* a process died"
+    ):
         vector.send(np.zeros((4, 1), np.float32))
         vector.receive()
 
@@ -298,8 +454,13 @@ def test_episodes_end_at_the_users_limit_and_evaluations_do_not_wait_for_ever(mo
 
 
 def test_what_draws_no_pictures_is_named():
-    with pytest.raises(UserError, match=r"draws no pictures: .* 'render_mode'"):
-        run_config(WALK).env.film(lambda *_: np.zeros((1, 1)), None, 0, 1)
+    for name, kwargs, said in (
+        (WALK, {}, r"draws no pictures \(.* 'render_mode'"),
+        ("tests.gym_envs:Painted", {"trouble": "paints nothing"}, r"no pictures: .* not \[H, W, 3"),
+    ):
+        env = run_config(name, kwargs=kwargs, processes=0).env
+        with pytest.raises(UserError, match=said):
+            env.film(lambda *_: jnp.zeros((1, 1)), None, 0, 1)
 
 
 def test_baselines_of_choices_are_choices():
@@ -340,9 +501,11 @@ def test_choices_have_the_probabilities_of_their_logits():
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"env": {"gym": "Pendulm-v1"}}, "gym:Pendulm-v1 cannot be made"),
-        ({"env": {"gym": "no.such:Thing"}}, "gym:no.such:Thing cannot be made: No module"),
-        ({"env": {"gym": "tests.gym_envs:Unbounded"}}, "known are a bounded Box and Discrete"),
+        ({"env": {"gym": "Pendulm-v1"}}, "gym:Pendulm-v1: cannot be made: NameNotFound"),
+        (
+            {"env": {"gym": "no.such:Thing"}},
+            "no.such:Thing: cannot be made: ModuleNotFoundError: No",
+        ),
         ({"env": {"gym": WALK, "kwargs": {"limits": 3}}}, "unexpected keyword argument 'limits'"),
         ({"env": {"gym": WALK, "kwargs": 3}}, "env.kwargs: got 3, expected section"),
     ],
@@ -350,6 +513,75 @@ def test_choices_have_the_probabilities_of_their_logits():
 def test_what_cannot_be_made_is_named(values, said):
     with pytest.raises(UserError, match=said):
         resolve(values, platform="none")
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("class Env: pass; def", "SyntaxError: invalid syntax"),
+        ("import no_such_module", "ModuleNotFoundError: No module named 'no_such_module'"),
+        ("import sys; sys.exit('bye')", "SystemExit: bye"),
+        ("assert False, 'two\\nlines'", "AssertionError: two lines$"),
+        ("raise MemoryError", "MemoryError$"),
+        ("raise OSError('x' * 1000)", "OSError: x+...$"),
+        ("def Env(): raise KeyError('key')", "KeyError: 'key'"),
+        ("def Env(): return 3", "its spaces cannot be read: AttributeError"),
+    ],
+)
+def test_whatever_an_import_or_a_constructor_raises_is_one_line(tmp_path, monkeypatch, code, said):
+    name = f"broken_{abs(hash(code))}"
+    (tmp_path / f"{name}.py").write_text(code + "\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(UserError, match=rf"gym:{name}:Env: .*{said}") as raised:
+        resolve({"env": {"gym": f"{name}:Env", "processes": 0}}, platform="none")
+    assert "\n" not in str(raised.value) and len(str(raised.value)) < 300
+
+
+def test_an_import_that_kills_its_process_is_one_line(tmp_path, monkeypatch):
+    (tmp_path / "deadly.py").write_text("import os; os._exit(3)\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(UserError, match="gym:deadly:Env: a process died when it was tried"):
+        resolve({"env": {"gym": "deadly:Env"}}, platform="none")
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "said"),
+    [
+        ({"actions": "unbounded"}, "actions: known are a bounded Box and Discrete"),
+        ({"actions": "empty"}, "actions: known are a bounded Box and Discrete"),
+        ({"actions": "text"}, "actions: known are a bounded Box and Discrete"),
+        ({"actions": "none"}, "actions: known are a bounded Box and Discrete"),
+        ({"observations": "empty"}, "observation: its space has no numbers"),
+        ({"observations": "text"}, "observation: known are Box"),
+        ({"observations": "sequence"}, r"observation\['odd'\]: known are Box"),
+        ({"observations": "number"}, "observation: its space has the key 1, expected text"),
+        ({"observations": "none"}, "observation: known are Box"),
+        ({"fps": 0}, r"metadata\['render_fps'\] is 0, expected a number above 0"),
+        ({"fps": -1.0}, "metadata.* is -1.0, expected a number"),
+        ({"fps": float("nan")}, "metadata.* is nan, expected a number"),
+        ({"fps": "fast"}, "metadata.* is .fast., expected a number"),
+    ],
+)
+def test_odd_spaces_and_frame_rates_are_one_line(kwargs, said):
+    with pytest.raises(UserError, match=f"env.name: gym:tests.gym_envs:Odd: {said}") as raised:
+        resolve(
+            {"env": {"gym": "tests.gym_envs:Odd", "kwargs": kwargs, "processes": 0}},
+            platform="none",
+        )
+    assert "\n" not in str(raised.value)
+
+
+def test_nested_observations_are_flattened():
+    inner = spaces.Tuple([spaces.Discrete(2), spaces.Box(0, 255, (2, 2), np.uint8)])
+    space = spaces.Dict(
+        {"all": spaces.Dict({"parts": inner}), "grid": spaces.MultiDiscrete([2, 3])}
+    )
+    flat = flat_space(space)
+    assert {key: part.shape for key, part in flat.items()} == {"all": (6,), "grid": (5,)}
+    assert flat.contains(_parts(space, space.sample(), "observation"))
+    wrong = {"all": {"parts": (0, np.zeros(4))}, "grid": [0, 0]}
+    with pytest.raises(Unusable, match=r"observation\['all'\]\['parts'\]\[1\]: got float64 \(4,\)"):
+        _parts(space, wrong, "observation")
 
 
 def test_what_cannot_be_trained_is_named(tmp_path):

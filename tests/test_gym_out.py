@@ -7,13 +7,22 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
+from gymnasium.wrappers.vector import RecordEpisodeStatistics
 
 import jaxrl
 from jaxrl import envs
 from jaxrl.errors import UserError
+from jaxrl.trainer import Trainer
 from tests import toys
 
 envs.register("fragile", toys.Fragile)
+envs.register("chooser", toys.Chooser)
+gymnasium.register(
+    "jaxrl/Chooser-v0",
+    entry_point="jaxrl.bridge.gym_out:GymEnv",
+    vector_entry_point="jaxrl.bridge.gym_out:GymVectorEnv",
+    kwargs={"task": "chooser"},
+)
 
 
 def many(num_envs=4, task="countdown", **settings):
@@ -100,6 +109,47 @@ def test_seeds_repeat_and_starts_differ():
     assert len(np.unique(one[:, 0])) == 4
 
 
+def test_all_bits_of_a_seed_count():
+    from jaxrl.bridge.gym_out import GymEnv
+
+    seeds = [1, 2**32 + 1, 2**33 + 1, 2**64 + 1, 2**64 + 2**32 + 1]
+    for env in (GymEnv("countdown"), many()):
+        starts = [tuple(np.ravel(env.reset(seed=seed)[0])) for seed in seeds]
+        assert len(set(starts)) == len(seeds)
+        with pytest.raises(gymnasium.error.Error, match="-1"):
+            env.reset(seed=-1)
+
+
+def test_discrete_actions_are_gymnasiums():
+    env = gymnasium.make("jaxrl/Chooser-v0", wrap={"history": 2, "action_delay": 1})
+    assert env.action_space == gymnasium.spaces.Discrete(3)
+    env.reset(seed=0)
+    obs, reward, *_ = env.step(2)  # the action before, which is none: choice 0
+    assert reward == 0.0 and obs.shape == (4,)
+    assert env.step(1)[1] == 2.0 and env.step(0)[1] == 1.0
+
+    envs = gymnasium.make_vec("jaxrl/Chooser-v0", num_envs=3)
+    assert envs.single_action_space == gymnasium.spaces.Discrete(3)
+    envs.reset(seed=0)
+    np.testing.assert_array_equal(envs.step(np.array([2, 0, 1]))[1], [2.0, 0.0, 1.0])
+
+
+def test_discrete_tasks_behind_delay_and_history_are_trained_on(small_run, tmp_path):
+    wrap = {"action_delay": [0, 2], "history": 2}
+    config = small_run({"env": {"name": "chooser", "wrap": wrap}, "total_timesteps": 128})
+    assert Trainer(config, tmp_path).run() == 0
+
+
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+def test_gymnasiums_statistics_of_episodes_fit(mode):
+    env = RecordEpisodeStatistics(many(episode_length=3, autoreset_mode=mode))
+    env.reset(seed=0)
+    for _ in range(3):
+        *_, infos = env.step(still(env))
+    np.testing.assert_array_equal(infos["episode"]["l"], [3] * 4)
+    np.testing.assert_allclose(infos["episode"]["r"], infos["statistics"]["return"])
+
+
 def test_a_world_that_diverges_terminates_with_what_was_last_seen():
     from jaxrl.bridge.gym_out import GymEnv
 
@@ -124,11 +174,11 @@ def test_resets_of_many_worlds_are_gymnasiums(mode):
         seen.append(obs)
         assert (rewards == 1).all() and not terminated.any()
     assert truncated.all() and not infos["is_success"].any()
-    np.testing.assert_allclose(infos["episode"]["r"], 3.0)
+    np.testing.assert_allclose(infos["statistics"]["return"], 3.0)
     if mode is AutoresetMode.SAME_STEP:
         assert (obs[:, 1] == 0).all() and infos["_final_obs"].all()
         assert [row[1] for row in infos["final_obs"]] == [3.0] * 4
-        np.testing.assert_allclose(infos["final_info"]["episode"]["l"], 3.0)
+        np.testing.assert_allclose(infos["final_info"]["statistics"]["length"], 3.0)
         return
     assert (obs[:, 1] == 3).all()  # the true final observation
     np.testing.assert_array_equal(obs[:, 0], start[:, 0])

@@ -4,8 +4,12 @@
 
 import builtins
 import functools
+import os
 import pickle
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +22,7 @@ from gymnasium.utils.env_checker import check_env
 from scipy.optimize import minimize
 
 import envs_legacy  # noqa: F401  registers the environments
-from envs_legacy import kuka, structures
+from envs_legacy import kuka, scripted, structures
 from envs_legacy.bullet import pybullet
 from envs_legacy.kuka import VARIANTS, KukaPickPlace
 from envs_legacy.scripted import KukaExpert, episode, policy_of
@@ -535,3 +539,35 @@ def test_getting_up_in_turns_outlasts_doing_nothing(made):
     ends = {name: episode(env, policy_of(env, name), 0) for name in ("zero", "scripted")}
     assert ends["zero"]["survival_seconds"] == 0.0
     assert ends["scripted"]["survival_seconds"] > 1.0
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["-m", "envs_legacy.scripted", "KukaPickPlace-v0"],
+        ["benchmarks/bridge.py", "--envs", "envs_legacy:KukaPickPlace-v0"],
+    ],
+)
+def test_commands_say_in_one_line_that_pybullet_is_missing(tmp_path, command):
+    (tmp_path / "pybullet.py").write_text("raise ImportError('not here')\n")
+    root = Path(__file__).parent.parent
+    path = os.pathsep.join([str(tmp_path), str(root)])
+    done = subprocess.run(
+        [sys.executable, *command],
+        cwd=root,
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "needs PyBullet: pip install 'jaxrl[pybullet]'" in done.stderr
+
+
+def test_the_script_names_what_it_cannot_play():
+    for arguments, said in (
+        (["Nope-v0"], "Nope-v0: Environment `Nope` doesn't exist"),
+        (["CartPole-v1"], "CartPoleEnv has no script; choose --policy zero or random"),
+        (["KukaPickPlace-v0", "--episodes", "0"], "--episodes: expected at least 1"),
+    ):
+        with pytest.raises(UserError, match=said):
+            scripted.main(arguments)

@@ -178,10 +178,27 @@ def test_distributional_projection_and_losses_against_the_papers_loop():
     ours = value.target(*map(jnp.asarray, (head, reward, discount)))
     np.testing.assert_allclose(ours, wanted, atol=1e-5)
     np.testing.assert_allclose(ours.sum(1), 1.0, rtol=1e-5)
-    np.testing.assert_allclose(project(support[None], p[:1], value.support), p[:1], atol=1e-5)
+    np.testing.assert_allclose(project(np.arange(11.0)[None], p[:1]), p[:1], atol=1e-5)
     np.testing.assert_allclose(value.mean(jnp.asarray(head)), p @ support, rtol=1e-4, atol=1e-5)
     wanted_loss = -(wanted * np.log(p)).sum(1)
     np.testing.assert_allclose(value.loss(jnp.asarray(head), ours), wanted_loss, rtol=1e-4)
+
+
+@pytest.mark.parametrize("low", [-10_000.0, 0.0, 9_990.0])
+def test_a_distributional_target_keeps_its_mass_and_mean_far_from_zero(low):
+    rng = np.random.default_rng(1)
+    value = CategoricalValue(low, low + 10.0, 51)
+    head = rng.normal(size=(64, 51))
+    discount = np.full(64, 0.99)
+    reward = (1 - discount) * (low + 5.0) + rng.normal(size=64)  # returns stay on the support
+    target = np.asarray(value.target(*map(jnp.asarray, (head, reward, discount))), np.float64)
+    np.testing.assert_allclose(target.sum(-1), 1.0, atol=1e-5)
+    p = np.exp(head) / np.exp(head).sum(-1, keepdims=True)
+    places = np.arange(51) * 0.2  # above low
+    moved = (reward - (1 - discount) * low)[:, None] + discount[:, None] * places
+    np.testing.assert_allclose(
+        (target * places).sum(-1), (p * moved.clip(0, 10)).sum(-1), atol=2e-3
+    )
 
 
 def distance(one, two):

@@ -25,8 +25,6 @@ def make(env, num_envs=4, iterations=10, **settings):
 def test_targets_use_the_value_of_the_true_final_observation(env, monkeypatch):
     algo = make(env, num_steps=16)
     state = algo.init(jax.random.key(0))
-    envs = algo.vector.refill(state.envs, jax.random.key(1))
-    state = state.replace(envs=envs)
     _, rollout, _ = algo._collect(state, jax.random.key(2))
     # Value an observation by a formula that tells every start and time apart.
     monkeypatch.setattr(algo, "_value", lambda policy, obs: 3.0 * obs[..., 0] + obs[..., 1])

@@ -21,21 +21,20 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 def filled(env, rows, capacity, *, worlds=3, **settings):
     """A replay after `rows` steps; each action tells its observation's clock."""
-    vector = Vector(env, worlds, starts=8)
+    vector = Vector(env, worlds)
     replay = Replay(
         capacity, worlds, jnp.zeros(2), 1, episode_length=env.episode_length, **settings
     )
 
-    def step(carry, key):
+    def step(carry, _):
         envs, state = carry
-        envs, obs = vector.refill(envs, key), envs.obs
+        obs = envs.obs
         action = obs[:, 1:] / 100
         new, happened = vector.step(envs, action)
         return (new, replay.insert(state, obs, action, happened)), None
 
     start = (vector.init(jax.random.key(0)), replay.init())
-    keys = jax.random.split(jax.random.key(1), rows)
-    return replay, jax.jit(lambda: jax.lax.scan(step, start, keys)[0][1])()
+    return replay, jax.jit(lambda: jax.lax.scan(step, start, length=rows)[0][1])()
 
 
 @pytest.mark.parametrize("n_step", [1, 3])
@@ -143,7 +142,7 @@ def test_dictionaries_go_through_the_ring():
         no = jnp.zeros(1, bool)
         limit = no | (t == 3)
         final = jax.tree.map(lambda x: 10 * x, obs(t))
-        step = Timestep(jnp.ones(1), no, limit, final, no, jnp.zeros((1, 2)), no)
+        step = Timestep(jnp.ones(1), no, limit, final, no, no, jnp.zeros((1, 2)), no)
         state = replay.insert(state, obs(t), jnp.zeros((1, 1)), step)
     batch = replay.sample(state, jax.random.key(0), 100, gamma=0.9)
     assert batch.obs["b"].dtype == jnp.int32 and set(np.unique(batch.obs["b"])) == set(
@@ -193,3 +192,30 @@ def test_the_ring_splits_over_devices_with_its_worlds():
         [sys.executable, "-c", SHARDED], cwd=ROOT, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_a_cut_ends_the_episodes_under_way_with_what_they_led_to():
+    env = Countdown(episode_length=10_000)
+    replay, state = filled(env, 9, 13)
+    last = jnp.full((3, 2), 77.0)
+    state = replay.cut(state, last)
+    no = jnp.zeros(3, bool)
+    step = Timestep(jnp.ones(3), no, no, jnp.ones((3, 2)), no, no, jnp.zeros((3, 2)), no)
+    for _ in range(3):  # other episodes, whose observations are -5
+        state = replay.insert(state, jnp.full((3, 2), -5.0), jnp.zeros((3, 1)), step)
+    batch = replay.sample(state, jax.random.key(2), 500, gamma=GAMMA)
+    before, after = np.asarray(batch.obs), np.asarray(batch.next_obs)
+    crosses = (before[:, 1] != -5.0) & (after[:, 1] == -5.0)
+    assert not crosses.any()
+    assert (after == 77.0).any() and (np.asarray(batch.discount) > 0).all()
+
+
+def test_a_cut_leaves_ends_as_they_are_and_an_empty_ring_empty():
+    replay, state = filled(Countdown(episode_length=4), 8, 13)  # 4 divides 8 for no staggered world
+    at = (state.inserted - 1) % 13
+    ended = np.asarray(state.steps[at, :, 2] > 0)
+    cut = replay.cut(state, jnp.zeros((3, 2)))
+    np.testing.assert_array_equal(cut.steps[at, ended, 2], state.steps[at, ended, 2])
+    assert (np.asarray(cut.steps[at, :, 2]) > 0).all()
+    empty = replay.cut(replay.init(), jnp.zeros((3, 2)))
+    assert not np.asarray(empty.steps).any() and not np.asarray(empty.limits).any()

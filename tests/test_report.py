@@ -3,7 +3,9 @@
 import csv
 import json
 import math
+import os
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -14,7 +16,8 @@ from jaxrl.config import write_yaml
 from jaxrl.errors import UserError
 from jaxrl.reporting import overlay
 from jaxrl.reporting.members import grouped, is_population, read_members
-from jaxrl.reporting.pages import CURVES, read_rows
+from jaxrl.reporting.pages import CURVES
+from jaxrl.reporting.reading import COLUMNS, read_rows
 from jaxrl.reporting.statistics import GRID, aggregate, iqm, iqm_interval
 
 BASE = {
@@ -30,6 +33,7 @@ BASE = {
 def write_run(folder, rows=10, *, final=None, nan_from=None, scale=1.0, **changes):
     """A run as training leaves it: `rows` rows, 100 steps and 2 seconds each."""
     (folder / "eval").mkdir(parents=True)
+    (folder / "checkpoints").mkdir()
     config = {**BASE, **{k: v for k, v in changes.items() if k != "lr"}}
     if "lr" in changes:
         config["ppo"] = {**BASE["ppo"], "learning_rate": changes["lr"]}
@@ -50,7 +54,9 @@ def write_run(folder, rows=10, *, final=None, nan_from=None, scale=1.0, **change
         writer.writerows(table)
     if final is not None:
         summary = {"return": {"mean": final}, "success": {"mean": 0.5}}
-        (folder / "eval" / "final.json").write_text(json.dumps({"summary": summary}))
+        (folder / "eval" / "final.json").write_text(
+            json.dumps({"episodes": 100, "summary": summary})
+        )
     return folder
 
 
@@ -58,6 +64,7 @@ def write_run(folder, rows=10, *, final=None, nan_from=None, scale=1.0, **change
 def sweep(tmp_path):
     """Two learning rates, three seeds; one member is shorter, one diverges."""
     members = tmp_path / "sweep" / "members"
+    (tmp_path / "sweep" / "checkpoints").mkdir(parents=True)
     for seed in range(3):
         write_run(members / f"learning_rate=0.001,seed={seed}", final=100.0 + seed, seed=seed)
         write_run(
@@ -154,10 +161,12 @@ def test_a_population_is_overlaid(sweep, capsys):
     assert "6 members in 2 groups" in page and "data:image/png;base64," in page
     text = re.sub(r"<[^>]+>", " ", page)
     assert "ppo.learning_rate=1e-05" in text and "ppo.learning_rate=0.001" in text
-    assert "101.0 [100.0, 102.0]" in text  # final.json
+    assert "101 [100, 102]" in text  # final.json
     assert "3 (1 diverged, 1 ended early)" in text
     assert "diverged at 800 steps" in text and "ended at 600 of 1,000 steps" in text
-    assert re.search(r"learning_rate=1e-05,seed=2 +2 +36.0\* +0.300\*", text)  # row 6, 2 * 3 * 6
+    assert re.search(
+        r"=1e-05,seed=2 +ppo.learning_rate=1e-05 +2 +36\* +0.3\*", text
+    )  # row 6, 2 * 3 * 6
     assert "the last evaluation in training" in text
     assert "num_envs: 8" in text and "learning_rate:" not in text and "console" not in text
     assert not re.search(r"(src|href)=.https?://", page)
@@ -179,18 +188,25 @@ def test_a_group_may_diverge_at_once(tmp_path):
     assert "no finite number" in report.page(runs[0])
 
 
-def test_several_runs_go_to_the_folder_one_stands_in(sweep, tmp_path, monkeypatch):
+def test_several_runs_go_to_the_folder_one_stands_in(sweep, tmp_path, monkeypatch, undrawn):
     one, two = write_run(tmp_path / "one"), write_run(tmp_path / "two", seed=5)
     monkeypatch.chdir(tmp_path)
     assert report.main([str(one), str(two), str(sweep)]) == 0
     text = re.sub(r"<[^>]+>", " ", (tmp_path / "report.html").read_text())
     assert "3 runs compared" in text and "8 members in 2 groups" in text
     assert "sweep/members/learning_rate=1e-05,seed=0" in text
-    assert report.main([str(one), str(one)]) == 0  # the same run twice is one run
-    assert (one / "report.html").is_file()
+    assert report.main([str(two), str(two)]) == 0  # the same run twice is one run
+    assert (two / "report.html").is_file()
+    before = (tmp_path / "report.html").read_text()
+    assert report.main([str(one), str(two)]) == 0  # another page, in another file
+    (one / "checkpoints").rmdir()  # a run that came from elsewhere
+    assert report.main([str(one)]) == 0
+    made = {path.name for path in tmp_path.glob("*.html")}
+    assert made == {"report.html", "report-2.html", "report-3.html"}
+    assert (tmp_path / "report.html").read_text() == before and not (one / "report.html").exists()
 
 
-def test_members_without_rows_are_shown(sweep):
+def test_members_without_rows_are_shown(sweep, undrawn):
     empty = write_run(sweep / "members" / "learning_rate=0.001,seed=7", rows=0, seed=7)
     assert "no rows" in overlay.page([sweep])
     (empty / "progress.csv").unlink()
@@ -208,7 +224,7 @@ def test_each_group_looks_different(tmp_path, counts):
 
 
 def test_curves_of_every_algorithm_have_a_place():
-    names = {name for _, columns in CURVES for name in columns}
+    names = {name for panel in CURVES for name in panel.columns}
     assert names >= {
         "train/value_loss",
         "train/policy_gradient_loss",
@@ -220,7 +236,7 @@ def test_curves_of_every_algorithm_have_a_place():
     }
 
 
-def test_baselines_stand_beside_the_policy(tmp_path):
+def test_baselines_stand_beside_the_policy(tmp_path, undrawn):
     run = write_run(tmp_path / "run")
     judged = {"return": {"mean": 321.5}, "success": {"mean": 0.75}, "length": {"mean": 200.0}}
     text = json.dumps({"task": "t", "baselines": {"scripted": judged}})
@@ -233,6 +249,7 @@ def test_baselines_stand_beside_the_policy(tmp_path):
 
 def test_baselines_of_a_run_are_judged_with_its_settings(tmp_path, small_run):
     write_yaml(small_run({"env": {"ends_at": 3}}), tmp_path / "config.yaml")
+    (tmp_path / "checkpoints").mkdir()
     assert evaluate.main(["--baselines", str(tmp_path), "--episodes", "4"]) == 0
     written = json.loads((tmp_path / "eval" / "baselines.json").read_text())["baselines"]
     assert set(written) == {"zero", "random"} and written["zero"]["length"]["mean"] == 3
@@ -254,7 +271,8 @@ def test_what_is_no_run_is_refused(tmp_path):
         ([tmp_path / "nowhere"], "nowhere: not a run's folder"),
         ([run, tmp_path], "not a run's folder"),
         ([empty], "a population without members"),
-        ([run, "--out", tmp_path / "no" / "page.html"], "cannot write .*page.html"),
+        ([run, "--out", "/proc/page.html"], "cannot write /proc/page.html"),
+        ([run, "--out", tmp_path], "cannot write .*: Is a directory"),
     ]:
         with pytest.raises(UserError, match=message):
             report.main([str(word) for word in argv])
@@ -262,7 +280,227 @@ def test_what_is_no_run_is_refused(tmp_path):
     for argv in ([run], [run, write_run(tmp_path / "other", rows=0)]):
         with pytest.raises(UserError, match="no rows yet"):
             report.main([str(word) for word in argv])
-    judged = write_run(tmp_path / "judged")
-    (judged / "eval" / "final.json").write_text("{}")
-    with pytest.raises(UserError, match=r"final.json: not what an evaluation writes"):
-        report.main([str(judged), str(write_run(tmp_path / "third"))])
+
+
+# -- what a page shows ----------------------------------------------------------------
+
+
+def add_columns(run, **columns):
+    """More columns in all rows of a run's progress.csv."""
+    rows = list(csv.DictReader((run / "progress.csv").open()))
+    with (run / "progress.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, [*rows[0], *columns])
+        writer.writeheader()
+        writer.writerows([row | columns for row in rows])
+
+
+def text_of(page):
+    return re.sub(r" +", " ", re.sub(r"<[^>]+>", " ", page))
+
+
+OWN = {"rollout/final/height": 2, "eval/final/height": 3, "rollout/reward/upright": 1}
+OTHERS = {"train/learning_rate": 1e-3, "rollout/nan_resets": 0}
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """Axes of all panels that are drawn from here on, by the text of the picture."""
+    drawn = {}
+
+    def keep(figure, alt):
+        drawn[alt] = figure.axes[0]
+        return ""
+
+    monkeypatch.setattr(report, "image", keep)
+    monkeypatch.setattr(overlay, "image", keep)
+    return drawn
+
+
+def test_every_column_has_a_panel(tmp_path, figures):
+    run = write_run(tmp_path / "run", 2)
+    add_columns(run, **OWN, **OTHERS)
+    for runs in ([run], [run, write_run(tmp_path / "other", 2)]):
+        figures.clear()
+        page = overlay.page(runs) if runs[1:] else report.page(run)
+        drawn = " ".join(figures)
+        assert not [name for name in [*OWN, *OTHERS] if name not in drawn]
+        assert "name='viewport'" in page
+        for heading in ("task's own metrics", "Terms of the reward", "All other columns"):
+            assert heading in page
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Pages without pictures, which take their time."""
+    monkeypatch.setattr(report, "_panel", lambda *args: "")
+    monkeypatch.setattr(overlay, "_figure", lambda *args: "")
+
+
+def test_axes_have_names_and_single_points_are_visible(tmp_path, figures):
+    runs = [write_run(tmp_path / str(i), 2, seed=i, scale=1 + i) for i in range(2)]  # judged once
+    report.page(runs[0])
+    overlay.page(runs)
+    assert len(figures) == 7
+    for alt, axis in figures.items():
+        assert axis.get_xlabel() in ("control steps", "wall-clock seconds"), alt
+        assert axis.get_ylabel(), alt
+    for alt in (
+        "Return (rollout/ep_rew_mean, eval/mean_reward)",
+        "Return: evaluation (eval/mean_reward)",
+    ):
+        single = [line for line in figures[alt].lines if len(line.get_xdata()) == 1]
+        assert single and any(line.get_marker() not in ("None", "") for line in single), alt
+
+
+def test_the_headline_says_what_came_out(tmp_path, undrawn):
+    run = write_run(tmp_path / "run", 10, final=123.4)
+    line = re.search(r"<p class='headline'>(.*?)</p>", report.page(run))[1]
+    assert line == (
+        "PPO on countdown: the best model, over 100 episodes, succeeds in 50 % and has a mean "
+        "return of 123.4, after 1,000 control steps in 0.33 minutes."
+    )
+    (run / "eval" / "final.json").unlink()
+    assert "the last evaluation in training succeeds in 50 % and has a mean return of 20" in (
+        report.page(run)
+    )
+    pair = [run, write_run(tmp_path / "other", 10, final=7.0, lr=1e-4)]
+    line = re.search(r"<p class='headline'>(.*?)</p>", overlay.page(pair))[1]
+    assert line.startswith("PPO on countdown, 2 members in 2 groups: the best group, ppo.learning_")
+    assert (
+        text_of(overlay.page(pair)).count("ppo.learning_rate=0.001 ") == 3
+    )  # legend and two tables
+
+
+def summary(**means):
+    return {name: dict.fromkeys(COLUMNS, mean) for name, mean in means.items()}
+
+
+def test_evaluations_with_the_same_numbers_share_a_table(tmp_path, undrawn):
+    run = write_run(tmp_path / "run", 2)
+    first = {"episodes": 100, "seed": 0, "summary": summary(**{"return": 48_600.2})}
+    for name in ("best-200", "final", "other"):
+        numbers = first | {"summary": summary(length=3.0)} if name == "other" else first
+        (run / "eval" / f"{name}.json").write_text(json.dumps(numbers))
+    both = {"simulators": {"mjx": first, "mujoco": first | {"summary": summary(length=4.5)}}}
+    (run / "eval" / "on.json").write_text(json.dumps(both))
+    page = text_of(report.page(run))
+    assert re.findall(r"Evaluation: ([\w, -]+?) {2}", page.replace(" 100 ep", "  100 ep")) == [
+        "final, best-200",
+        "on",
+        "other",
+    ]
+    assert "return 48,600 48,600" in page and re.search(
+        r"mean mjx mujoco return 48,600 .*4.5", page
+    )
+
+
+def test_parts_of_the_run_are_told(tmp_path, capsys, undrawn):
+    run = write_run(tmp_path / "run", 2)
+    first = {"from_step": 0, "date": "2026-01-02", "command": "python <a>", "commit": None}
+    second = first | {"from_step": 48_600, "changed": {"ppo.learning_rate": [0.1, None]}}
+    (run / "history.yaml").write_text(yaml.safe_dump([first, second]))
+    for page in (report.page(run), overlay.page([run, write_run(tmp_path / "other", 2)])):
+        assert "Parts of the run" in page and "python &lt;a&gt;" in page
+        assert "48,600" in page and "ppo.learning_rate: 0.1 \u2192 null" in page
+    assert not capsys.readouterr().err
+    for nonsense in (
+        "3",
+        "[1, 2]",
+        "{a: b}",
+        "[{from_step: {}, changed: 3, date: [x]}]",
+        "[",
+        "\0",
+    ):
+        (run / "history.yaml").write_text(nonsense)
+        report.page(run)
+    assert capsys.readouterr().err.count("history.yaml: ") == 5
+
+
+# -- files that are none ----------------------------------------------------------------
+
+GARBAGE = [
+    b"",
+    b"\x00\xff\x89PNG\r\n" * 100,
+    b"[" * 1000,
+    b"{}",
+    b"[1, 2]",
+    b"\xef\xbb\xbf1,2\n3",
+]
+FILES = ("config.yaml", "eval/final.json", "eval/baselines.json", "videos/best.mp4", "history.yaml")
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("content", GARBAGE)
+def test_a_file_that_is_none_is_named_and_passed_over(name, content, tmp_path, capsys, undrawn):
+    run, other = write_run(tmp_path / "run", 2), write_run(tmp_path / "other", 2, seed=1)
+    (run / name).parent.mkdir(exist_ok=True)
+    (run / name).write_bytes(content)
+    assert "Learning curves" in report.page(run)
+    said = capsys.readouterr().err
+    assert "Learning curves" in overlay.page([run, other])
+    harmless = (name, content) == ("config.yaml", b"{}")
+    lines = said.splitlines()
+    assert len(lines) == (0 if harmless else 1)
+    assert all(x.startswith("warning: ") and str(run / name) in x for x in lines)
+
+
+@pytest.mark.parametrize("content", GARBAGE)
+def test_a_progress_that_is_none_is_one_line(content, tmp_path, undrawn):
+    run, other = write_run(tmp_path / "run", 2), write_run(tmp_path / "other", 2, seed=1)
+    (run / "progress.csv").write_bytes(content)
+    with pytest.raises(UserError, match="no rows yet"):
+        report.page(run)
+    assert "no rows" in overlay.page([run, other])
+
+
+def test_rows_among_garbage_are_shown(tmp_path, capsys, undrawn):
+    run = write_run(tmp_path / "run", 3)
+    lines = (run / "progress.csv").read_bytes().splitlines(keepends=True)
+    lines.insert(2, GARBAGE[1])
+    (run / "progress.csv").write_bytes(b"".join(lines))
+    assert "300 control steps" in report.page(run)
+    assert "progress.csv: " in capsys.readouterr().err
+
+
+def test_members_that_are_none_are_passed_over(sweep, capsys, undrawn):
+    (sweep / "members" / "stray").mkdir()
+    (sweep / "members" / "file").touch()
+    damaged = sweep / "members" / "learning_rate=0.001,seed=0" / "config.yaml"
+    damaged.write_bytes(GARBAGE[1])
+    assert "5 members in 2 groups" in overlay.page([sweep])
+    warned = capsys.readouterr().err
+    assert str(damaged) in warned and "stray: not a run's folder" in warned
+    for path in sweep.glob("members/*/config.yaml"):
+        path.unlink()
+    with pytest.raises(UserError, match="no run that can be read"):
+        overlay.page([sweep])
+
+
+def test_settings_of_odd_types_are_no_error(tmp_path, undrawn):
+    odd = {"algo": ["ppo"], "seed": {"a": 1}, "env": [1], 3: {4: None}, "num_envs": {"x": []}}
+    runs = [write_run(tmp_path / "a", 2), write_run(tmp_path / "b", 2)]
+    (runs[0] / "config.yaml").write_text(yaml.safe_dump(odd))
+    (runs[0] / "progress.csv").write_text("time/total_timesteps\n100\n")  # and no clock
+    assert "2 members" in overlay.page(runs) and report.page(runs[0])
+
+
+def test_only_whole_videos_are_shown(tmp_path, capsys, undrawn):
+    def box(kind, body=b""):
+        return (8 + len(body)).to_bytes(4) + kind + body
+
+    whole = box(b"ftyp", b"isom") + box(b"mdat", b"x" * 99) + box(b"moov")
+    run = write_run(tmp_path / "run", 2)
+    (run / "videos").mkdir()
+    for age, (name, raw) in enumerate({"cut": whole[:-20], "whole": whole, "old": whole}.items()):
+        (run / "videos" / f"{name}.mp4").write_bytes(raw)
+        os.utime(run / "videos" / f"{name}.mp4", (1000 - age, 1000 - age))
+    (run / "videos" / "folder.mp4").mkdir()
+    assert "data:video/mp4;base64," in report.page(run)
+    warned = capsys.readouterr().err
+    assert "cut.mp4: no whole video" in warned and "whole.mp4" not in warned
+
+
+def test_a_missing_matplotlib_is_said_before_anything_is_read(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(UserError, match=r"pip install 'jaxrl\[report\]'"):
+        report.main([str(tmp_path)])

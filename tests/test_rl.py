@@ -153,3 +153,62 @@ def test_schedules(kind, at, wanted):
         kind, jnp.float32(at), final=0.1, boundaries=(0.5, 0.8), factors=(0.5, 0.1)
     )
     assert float(found) == pytest.approx(wanted, abs=1e-6)
+
+
+def running(batches):
+    """Statistics after batches [K, B, ...]."""
+    start = normalizer.init(jnp.zeros(batches.shape[2:]))
+    update = jax.jit(
+        lambda s, b: jax.lax.scan(lambda s, x: (normalizer.update(s, x), None), s, b)[0]
+    )
+    return update(start, jnp.asarray(batches, jnp.float32))
+
+
+@pytest.mark.parametrize("where", [0, 5])  # in the first batch, or in a later one
+@pytest.mark.parametrize("value", [1e6, -1e6])
+def test_an_absurd_value_blinds_no_statistics(where, value):
+    rng = np.random.default_rng(0)
+    batches = 3.0 + 2.0 * rng.normal(size=(40, 512, 3))
+    batches[where, 7, 1] = value
+    found = running(batches)
+    assert np.abs(np.asarray(found.mean) - 3.0).max() < 0.2
+    assert np.sqrt(found.variance).max() < 6.0 and np.sqrt(found.variance).min() > 1.9
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e5])
+def test_sensible_values_of_any_size_are_taken_as_they_are(scale):
+    rng = np.random.default_rng(1)
+    batches = scale * (50.0 + rng.normal(size=(20, 256, 2)))
+    found = running(batches)
+    flat = batches.reshape(-1, 2)
+    np.testing.assert_allclose(found.mean, flat.mean(0), rtol=1e-4)
+    np.testing.assert_allclose(np.sqrt(found.variance), flat.std(0), rtol=1e-2)
+
+
+def test_what_begins_to_move_late_is_followed():
+    rng = np.random.default_rng(2)
+    batches = np.zeros((60, 128, 1))
+    batches[20:] = 1e4 + 1e3 * rng.normal(size=(40, 128, 1))
+    found = running(batches)
+    assert 3e3 < float(found.mean[0]) < 1e4 and 2e3 < float(np.sqrt(found.variance[0])) < 1e4
+
+
+def test_statistics_of_billions_of_samples_do_not_drift():
+    """Near the count from which on float32 no longer grows, and where shares round to nothing."""
+    key = jax.random.key(0)
+    start = normalizer.RunningStatistics(
+        count=jnp.float32(64 * normalizer.MEMORY),
+        mean=jnp.array([1.0, 4.0]),
+        variance=jnp.array([4.0, 0.25]),
+    )
+
+    def step(carry, t):
+        x = jnp.array([1.0, 4.0]) + jnp.array([2.0, 0.5]) * jax.random.normal(
+            jax.random.fold_in(key, t), (64, 2)
+        )
+        return normalizer.update(carry, x), None
+
+    end = jax.jit(lambda s: jax.lax.scan(step, s, jnp.arange(400_000))[0])(start)
+    np.testing.assert_allclose(end.mean, [1.0, 4.0], rtol=0.03)
+    np.testing.assert_allclose(end.variance, [4.0, 0.25], rtol=0.03)
+    assert end.count == start.count

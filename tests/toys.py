@@ -57,3 +57,53 @@ class Fragile(Countdown):
         broken = (new.obs[1] == self.breaks_at) & (new.obs[0] < 0.5)
         bad = jnp.where(broken, jnp.nan, 1.0)
         return new.replace(physics=new.physics * bad, obs=new.obs * bad, reward=new.reward * bad)
+
+
+@dataclasses.dataclass(frozen=True)
+class Chancy(Countdown):
+    """Ends with probability `p` in each step, by a key that it keeps in `info`."""
+
+    p: float = option(0.1, "probability")
+    episode_length: int = option(100_000, "time limit in steps")
+
+    def reset(self, key):
+        key, own = jax.random.split(key)
+        return super().reset(key).replace(info=own)
+
+    def step(self, state, action):
+        own, chance = jax.random.split(state.info)
+        ended = jax.random.uniform(chance) < self.p
+        return super().step(state, action).replace(terminated=ended, info=own)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stillborn(Countdown):
+    """Half of its starts are not finite."""
+
+    def reset(self, key):
+        state = super().reset(key)
+        bad = jnp.where(state.obs[0] < 0.5, jnp.nan, 1.0)
+        return state.replace(physics=state.physics * bad, obs=state.obs * bad)
+
+
+@dataclasses.dataclass(frozen=True)
+class Absurd(Countdown):
+    """In step 3 of a world whose start is below one half it observes and earns 1e30."""
+
+    def step(self, state, action):
+        new = super().step(state, action)
+        absurd = (new.physics[1] == 3) & (new.physics[0] < 0.5)
+        large = jnp.where(absurd, 1e30, 1.0)
+        return new.replace(obs=new.obs * large, reward=-new.reward * large)
+
+
+@dataclasses.dataclass(frozen=True)
+class Chooser(Countdown):
+    """As `Countdown`, but one of three choices is made, and its index is the reward."""
+
+    @property
+    def action_spec(self):
+        return ArraySpec((3,), 0, 1, discrete=True)
+
+    def step(self, state, action):
+        return super().step(state, action).replace(reward=action.astype(jnp.float32))

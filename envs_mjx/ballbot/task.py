@@ -102,7 +102,9 @@ class Ballbot(Simulated):
         "random", "commands: random directions and speeds, or the original's +y at full speed"
     )
     max_speed: float = option(0.425, "largest commanded speed (m/s)", above=0)
-    command_period: float = option(4.0, "seconds that a command holds", above=0)
+    command_period: float = option(
+        4.0, "seconds that a command holds", above=0, least=1e-3, most=1e6
+    )
     episode_seconds: float = option(8.0, "time limit (s)", above=0)
     max_tilt: float = option(20.0, "the episode is over beyond this tilt (deg)", above=0, most=90)
     start_tilt: float = option(3.0, "largest tilt at the start (deg)", least=0, most=20)

@@ -20,6 +20,9 @@ from jaxrl.rl.distributions import DISTRIBUTIONS, Gaussian
 from jaxrl.rl.normalizer import RunningStatistics
 from jaxrl.rl.returns import ReturnScale
 
+# A step size below which no float32 parameter moves.
+LEAST_RATE = 1e-12
+
 # (policy state, observation [..., O]) -> action [..., A] in [-1, 1]
 Policy = Callable[[Any, Any], jax.Array]
 
@@ -47,6 +50,13 @@ class ScheduleConfig:
                 f"{path}: piecewise needs increasing boundaries and one factor for each, got "
                 f"boundaries {list(self.boundaries)} and factors {list(self.factors)}"
             )
+        used = {"piecewise": ("boundaries", "factors"), "constant": ()}.get(self.kind, ("final",))
+        for name in ("final", "boundaries", "factors"):
+            if getattr(self, name) and name not in used:
+                raise UserError(
+                    f"{path}.{name}: has no effect with {path}.kind {self.kind} (it has: "
+                    f"{', '.join(used) or 'nothing more to set'})"
+                )
 
     def factor(self, progress: jax.Array) -> jax.Array:
         """The factor at `progress` in [0, 1]."""
@@ -64,7 +74,7 @@ class AlgorithmConfig:
     """Settings that all algorithms have. Those in an algorithm's `Hyperparameters` are
     traced: changing them does not recompile, and a population may have one each."""
 
-    learning_rate: float = option(3e-4, "Adam's step size at the start", above=0)
+    learning_rate: float = option(3e-4, "Adam's step size at the start", above=0, least=LEAST_RATE)
     schedule: ScheduleConfig = option(ScheduleConfig(), "learning-rate schedule")
     num_steps: int = option(32, "control steps a world in one iteration", least=1)
     gamma: float = option(0.99, "discount", least=0, most=1)
@@ -153,11 +163,10 @@ class Algorithm:
         self.total_iterations = total_iterations
         self.batch_size = config.num_steps * num_envs
         self._check()
-        starts = 2 + config.num_steps // 16
         if hasattr(env, "make_vector"):
             self.vector = env.make_vector(num_envs)
         else:
-            self.vector = Vector(env, num_envs, starts=starts, members=members, training=True)
+            self.vector = Vector(env, num_envs, members=members, training=True)
         self.network = ActorCritic(config.network, env.action_spec.shape[0])
         discrete = env.action_spec.discrete
         self.distribution = DISTRIBUTIONS[
@@ -232,10 +241,12 @@ class Algorithm:
 
     def step(self, state: TrainState) -> tuple[TrainState, tuple[dict, EpisodeSums]]:
         """One iteration. Scalars to log and episode sums come out."""
-        key, key_starts, key_iterate = jax.random.split(state.key, 3)
-        envs = self.vector.refill(state.envs, key_starts)
+        key, key_iterate = jax.random.split(state.key)
+        envs = self.vector.advance(state.envs)
         rate = state.hyper.learning_rate * self.rate(state)
         state, (metrics, episodes) = self._iterate(state.replace(envs=envs), key_iterate)
+        redrawn = state.envs.redrawn - envs.redrawn
+        episodes = episodes.replace(nonfinite=episodes.nonfinite + redrawn)
         metrics["train/learning_rate"] = rate
         if envs.curriculum is not None:
             for i, level in enumerate(envs.curriculum.level):
@@ -278,7 +289,17 @@ class Algorithm:
 
     def rate(self, state: TrainState) -> jax.Array:
         """Factor of the schedule now."""
-        return self.config.schedule.factor(state.iteration / max(self.total_iterations, 1))
+        return self.config.schedule.factor(self.progress(state))
+
+    def progress(self, state: TrainState) -> jax.Array:
+        """Share of the run that is done."""
+        return state.iteration / jnp.float32(max(self.total_iterations, 1))
+
+    def interrupt(self, state: TrainState) -> TrainState:
+        """The state where all episodes under way were cut short, as at a time limit, since the
+        worlds themselves are gone."""
+        scale = state.return_scale
+        return state.replace(return_scale=scale.replace(running=jnp.zeros_like(scale.running)))
 
     def _optimizer(self, hyper: Hyperparameters) -> optax.GradientTransformation:
         """AdamW but for the step size, which `_descend` applies."""
@@ -309,18 +330,23 @@ class EpisodeSums:
     Attributes:
       count: scalar, whole episodes that ended.
       sums: [2 + M] sums of their statistics, columns as `Vector.statistics`.
-      nonfinite: scalar, worlds reset because the simulation diverged.
+      nonfinite: scalar, worlds reset because the simulation diverged, and starts drawn again.
+      out_of_range: scalar, steps whose observation or reward was cut.
     """
 
     count: jax.Array
     sums: jax.Array
     nonfinite: jax.Array
+    out_of_range: jax.Array
 
 
 def episode_sums(step: Timestep) -> EpisodeSums:
     """The sums of one step of all worlds."""
     return EpisodeSums(
-        count=step.ended.sum(), sums=step.episode.sum(0), nonfinite=step.nonfinite.sum()
+        count=step.ended.sum(),
+        sums=step.episode.sum(0),
+        nonfinite=step.nonfinite.sum(),
+        out_of_range=step.out_of_range.sum(),
     )
 
 

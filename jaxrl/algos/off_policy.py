@@ -47,7 +47,9 @@ class OffPolicyConfig(AlgorithmConfig):
     num_steps: int = option(16, "control steps a world in one iteration", least=1)
     max_grad_norm: float = option(10.0, "gradient norm clip", above=0)
     network: NetworkConfig = option(NETWORK, "policy and critic networks")
-    critic_learning_rate: float = option(3e-4, "Adam's step size for the critics", above=0)
+    critic_learning_rate: float = option(
+        3e-4, "Adam's step size for the critics", above=0, least=base.LEAST_RATE
+    )
     batch_size: int = option(256, "samples of an update", least=1)
     gradient_steps: int = option(
         1,
@@ -55,7 +57,7 @@ class OffPolicyConfig(AlgorithmConfig):
         "update-to-data ratio",
         least=1,
     )
-    buffer_size: int = option(1_000_000, "control steps kept for replay", least=1)
+    buffer_size: int = option(1_000_000, "control steps kept for replay", least=1, most=10**15)
     storage: tuple[str, ...] = option(
         (), "types observations are kept in: one for all, or KEY=TYPE (float32, bfloat16, uint8..)"
     )
@@ -67,8 +69,10 @@ class OffPolicyConfig(AlgorithmConfig):
         0.005, "share of the critics that moves into their targets", above=0, most=1
     )
     policy_delay: int = option(1, "updates of the critics for one of the policy", least=1)
-    num_critics: int = option(2, "critics; the least of them counts", least=1)
-    num_atoms: int = option(1, "atoms of a distributional critic (C51); 1: a plain one", least=1)
+    num_critics: int = option(2, "critics; the least of them counts", least=1, most=1000)
+    num_atoms: int = option(
+        1, "atoms of a distributional critic (C51); 1: a plain one", least=1, most=10_000
+    )
     value_range: tuple[float, ...] = option(
         (-10.0, 10.0), "least and greatest return of a distributional critic"
     )
@@ -196,6 +200,10 @@ class OffPolicy(Algorithm):
                 replay=axes.replay.replace(inserted=None),
             )
         )
+
+    def interrupt(self, state: TrainState) -> TrainState:
+        state = super().interrupt(state)
+        return state.replace(replay=self.replay.cut(state.replay, state.envs.obs))
 
     # -- one iteration ------------------------------------------------------------------
 

@@ -47,7 +47,7 @@ class ExpertConfig:
 class PPOConfig(AlgorithmConfig):
     """Settings of PPO."""
 
-    num_epochs: int = option(4, "passes over the collected data", least=1)
+    num_epochs: int = option(4, "passes over the collected data", least=1, most=10_000)
     num_minibatches: int = option(4, "minibatches a pass", least=1)
     gae_lambda: float = option(0.95, "trace decay of the advantages", least=0, most=1)
     clip_range: float = option(0.2, "policy ratio clip", above=0)
@@ -137,8 +137,7 @@ class PPO(Algorithm):
     def _expert_coef(self, state: TrainState) -> jax.Array:
         """Weight of the expert's advice now."""
         c = self.config.expert
-        progress = state.iteration / max(self.total_iterations, 1)
-        return c.coef * jnp.maximum(1.0 - progress / c.until, 0.0)
+        return c.coef * jnp.maximum(1.0 - self.progress(state) / c.until, 0.0)
 
     def _advice(self, envs: VectorState, wanted: jax.Array) -> jax.Array | None:
         """[N, A] what the expert would do, zero unless `wanted`; None without one."""

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from jaxrl.algos import off_policy
+from jaxrl.algos import base, off_policy
 from jaxrl.algos.base import PolicyState, TrainState
 from jaxrl.algos.off_policy import Learner, OffPolicy, OffPolicyConfig
 from jaxrl.errors import UserError
@@ -69,6 +69,11 @@ class SAC(OffPolicy):
         super()._check()
         if self.config.network.distribution != "tanh_normal":
             raise UserError("sac.network.distribution: SAC needs tanh_normal")
+        if 0 < self.config.temperature_learning_rate < base.LEAST_RATE:
+            raise UserError(
+                f"sac.temperature_learning_rate: got {self.config.temperature_learning_rate}, must "
+                f"be 0 or at least {base.LEAST_RATE}"
+            )
 
     def _init_own(self, params: Any, hyper: Hyperparameters) -> Temperature:
         log = jnp.log(hyper.initial_temperature)

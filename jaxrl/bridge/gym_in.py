@@ -13,10 +13,10 @@ import dataclasses
 import functools
 import json
 import math
-import multiprocessing
 import os
 import sys
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable
+from multiprocessing import sharedctypes
 from typing import Any, ClassVar
 
 import gymnasium
@@ -24,29 +24,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 
 from jaxrl.algos.base import episode_sums
 from jaxrl.algos.defaults import GENERIC
-from jaxrl.bridge.worker import BadObservation, Group, Guard, trial
-from jaxrl.envs import ArraySpec, Timestep
+from jaxrl.bridge.processes import Here, Lost, Processes, Stopped
+from jaxrl.bridge.worker import Examiner, Group, Unusable, Wrap, line, view
+from jaxrl.envs import ArraySpec, Timestep, WrapConfig, Wrapped
+from jaxrl.envs.vector import LARGEST
 from jaxrl.errors import UserError
 from jaxrl.logs import known_mean
 from jaxrl.options import merge, option
 
+# Worlds of a training, which step in turn.
+MOST_WORLDS = 10_000
 # Worlds of an evaluation.
 MOST_EVALUATED = 16
 # Steps after which an evaluation no longer believes that episodes end.
 LONGEST_EPISODE = 100_000
-# How processes start: not as copies of this one, whose threads would be missing in them.
-CONTEXT = "forkserver" if sys.platform == "linux" else "spawn"
 # A step of all worlds, one after the other, that is not worth handing to other processes (s).
 SHORT_STEP = 5e-4
-# Deaths of processes with no end of an episode in between, after which training gives up.
+# Times that processes are lost with no end of an episode in between, after which training gives up.
 MOST_REVIVALS = 5
 MOST_FILMED = 60.0  # s
-# What the pipes to a process that has died raise.
-LOST = (EOFError, BrokenPipeError, ConnectionResetError)
+NO_WRAP = WrapConfig()
 
 # Fewer worlds and longer iterations than the defaults of compiled tasks: each world is one more
 # simulator on the host, and what a control step costs beside it does not shrink with their number.
@@ -55,9 +55,7 @@ HOST = {
     "sac": {"num_envs": 4, "sac": {"num_steps": 250, "gradient_steps": 2}},
     "td3": {"num_envs": 4, "td3": {"num_steps": 250, "gradient_steps": 2}},
 }
-PRESETS = {
-    algo: merge(GENERIC["cpu"][algo], settings, {"chunk": 1}) for algo, settings in HOST.items()
-}
+PRESETS = {algo: merge(GENERIC["cpu"][algo], settings) for algo, settings in HOST.items()}
 
 
 @functools.cache
@@ -91,39 +89,52 @@ class GymTask:
         "one a world where worlds in one process disturb each other",
         least=0,
     )
+    step_timeout: float | None = option(
+        60.0,
+        "most seconds of a world's step (five times as long to be made or reset); after that the "
+        "worlds are started again; none: no limit",
+        above=0,
+    )
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {"cpu": PRESETS, "gpu": PRESETS}
 
     def __post_init__(self) -> None:
-        space = self._probe["action_space"]
-        bounded = (
-            isinstance(space, gymnasium.spaces.Box) and np.isfinite([space.low, space.high]).all()
-        )
-        if not bounded and not isinstance(space, gymnasium.spaces.Discrete):
-            raise UserError(
-                f"env.name: gym:{self.id} has actions {space}; known are a bounded Box and Discrete"
-            )
+        _ = self._probe  # complaints first
 
     @functools.cached_property
     def _probe(self) -> dict[str, Any]:
         """What one environment says of itself."""
-        try:
-            env = Guard(self.id, dict(self.kwargs))
-        except TypeError as error:
-            raise UserError(f"env: gym:{self.id}: {error}") from error
-        except (gymnasium.error.Error, ImportError, AttributeError) as error:
-            raise UserError(f"env.name: gym:{self.id} cannot be made: {error}") from error
-        try:
-            spec, fps = env._env.spec, env._env.metadata.get("render_fps")
-            return {
-                "observation_space": env.observation_space,
-                "action_space": env._actions,
-                "limit": spec.max_episode_steps if spec else None,
-                "control_dt": 1.0 / fps if fps else 0.02,
-                "criterion": getattr(env._env.unwrapped, "success_criterion", None),
-            }
-        finally:
-            env.close()
+        known_by = (*self._known_by, self.processes == 0)
+        if known_by not in _probes:
+            try:
+                _probes[known_by] = self._ask("describe")
+            except Unusable as error:
+                raise UserError(f"env.name: gym:{self.id}: {line(error)}") from error
+            except Lost as error:
+                raise UserError(f"env.name: gym:{self.id}: {error} when it was tried") from error
+        return _probes[known_by]
+
+    @property
+    def _known_by(self) -> tuple[str, str]:
+        return self.id, json.dumps(self.kwargs, default=repr)
+
+    def _ask(self, method: str) -> Any:
+        """What `Examiner` answers, in a process of its own, or here where all is to be here."""
+        make = functools.partial(Examiner, self.id, dict(self.kwargs))
+        place = Here if self.processes == 0 else Processes
+        with contextlib.closing(place([make], self.step_timeout)) as there:
+            there.send(method, [()])
+            return there.answers()[0]
+
+    @functools.cached_property
+    def trial(self) -> tuple[float, bool]:
+        """`Examiner.trial`, once; of what fails, that steps take for ever."""
+        if self._known_by not in _trials:
+            try:
+                _trials[self._known_by] = self._ask("trial")
+            except (Unusable, Lost):  # it is told when training starts
+                _trials[self._known_by] = math.inf, True
+        return _trials[self._known_by]
 
     @property
     def control_dt(self) -> float:
@@ -153,37 +164,48 @@ class GymTask:
         """What success means; None if there is none."""
         return self.success and (self._probe["criterion"] or f"info[{self.success!r}] at the end")
 
-    def make_vector(self, num_envs: int) -> HostVector:
-        """What steps its worlds."""
-        return HostVector(self, num_envs)
+    def make_vector(self, num_envs: int, wrap: WrapConfig = NO_WRAP) -> HostVector:
+        """What steps its worlds, behind delay, noise and history."""
+        if num_envs > MOST_WORLDS:
+            raise UserError(
+                f"num_envs: got {num_envs:,}, must be at most {MOST_WORLDS:,} worlds of a "
+                "Gymnasium environment"
+            )
+        return HostVector(self, num_envs, wrap)
 
-    def film(self, actor: Any, params: Any, seed: int, stride: int) -> np.ndarray:
+    def film(
+        self, actor: Any, params: Any, seed: int, stride: int, wrap: WrapConfig = NO_WRAP
+    ) -> np.ndarray:
         """[F, H, W, 3] uint8 pictures of an episode's first minute, each `stride`-th step.
 
         Raises:
           UserError: the environment draws none.
         """
-        act, key = _compiled(actor), jax.random.key(seed)
-        frames, over, step = [], False, 0
-        settings = {**self.kwargs, "render_mode": "rgb_array"}
-        with contextlib.ExitStack() as stack:
-            try:
-                env = Guard(self.id, settings, (), self.episode_length)
-                stack.callback(env.close)
-                obs, _ = env.reset(seed=seed)
-                while not over and step * self.control_dt < MOST_FILMED:
-                    if step % stride == 0:
-                        frames.append(np.asarray(env.render(), np.uint8))
-                    action = act(params, jax.tree.map(lambda x: x[None], obs), key, step)
-                    obs, _, terminated, truncated, _ = env.step(np.asarray(action)[0])
-                    over, step = terminated or truncated, step + 1
-            except (gymnasium.error.Error, TypeError, ValueError, AssertionError) as error:
-                raise UserError(f"--video: gym:{self.id} draws no pictures: {error}") from error
+        kwargs = {**self.kwargs, "render_mode": "rgb_array"}
+        processes = 0 if self.processes == 0 else 1
+        try:
+            drawn = dataclasses.replace(
+                self, kwargs=kwargs, processes=processes, success=None, metrics=()
+            )
+        except UserError as error:
+            raise UserError(f"--video: gym:{self.id} draws no pictures ({error})") from error
+        act, key, frames = _compiled(actor), jax.random.key(seed), []
+        with contextlib.closing(drawn.make_vector(1, wrap)) as vector:
+            obs = vector.start(seed)
+            for step in range(math.ceil(MOST_FILMED / self.control_dt)):
+                if step % stride == 0:
+                    frames.append(vector.picture())
+                vector.send(np.asarray(act(params, obs, key, step)))
+                obs, seen = vector.receive()
+                if seen.terminated[0] or seen.truncated[0]:
+                    break
         return np.stack(frames)
 
-    def make_evaluator(self, actor: Any, episodes: int) -> HostEvaluator:
+    def make_evaluator(
+        self, actor: Any, episodes: int, wrap: WrapConfig = NO_WRAP
+    ) -> HostEvaluator:
         """What judges policies on it."""
-        return HostEvaluator(self, actor, episodes)
+        return HostEvaluator(self, actor, episodes, wrap)
 
 
 def _spec(space: gymnasium.Space) -> ArraySpec | dict[str, ArraySpec]:
@@ -198,37 +220,32 @@ class HostState:
 
     obs: Any
     curriculum: None = None
+    redrawn = 0  # starts are drawn again where the worlds are
 
 
+# What is known of environments, by their names and arguments.
+_probes: dict[tuple[Any, ...], dict[str, Any]] = {}
 _trials: dict[tuple[str, str], tuple[float, bool]] = {}
-
-
-def _trial(task: GymTask) -> tuple[float, bool]:
-    """`worker.trial` in a process of its own, once; of what fails, that steps take for ever."""
-    known_by = task.id, json.dumps(task.kwargs, default=repr)
-    if known_by not in _trials:
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context(CONTEXT)) as pool:
-            try:
-                result = pool.submit(trial, task.id, dict(task.kwargs)).result()
-            except Exception:  # whatever it is, it is told when training starts
-                result = (math.inf, True)
-        _trials[known_by] = result
-    return _trials[known_by]
 
 
 class HostVector:
     """`num_envs` worlds of a Gymnasium environment, in processes that step as many each.
 
-    A process that dies takes all down; they are started again, every episode counts as cut
-    short by a time limit, and the restart is counted.
+    A process that dies, or whose world takes too long, takes all down; they are started again,
+    every episode counts as cut short by a time limit, and the restart is counted.
 
     Args:
       task: the environment.
       num_envs: number of worlds N.
+      wrap: what is around each world.
+
+    Attributes:
+      stopped: whether training was told to stop; then no wait goes on for long (`Stopped`).
     """
 
-    def __init__(self, task: GymTask, num_envs: int):
-        self.task, self.num_envs = task, num_envs
+    def __init__(self, task: GymTask, num_envs: int, wrap: WrapConfig = NO_WRAP):
+        self.task, self.num_envs, self.wrap = task, num_envs, wrap
+        self.stopped: Callable[[], bool] = lambda: False
         self.least_episode = 1  # its own time limit may come at any step
         success = (task.success,) if task.success else ()
         self._keys = (*success, *task.metrics)
@@ -238,8 +255,8 @@ class HostVector:
         )
         self.restarts = 0
         self.here, self.processes = self._layout()
-        self._revivals, self._lost = 0, False
-        self._envs: AsyncVectorEnv | _Here | None = None
+        self._revivals = 0
+        self._envs: Processes | Here | None = None
         self._totals = np.zeros((num_envs, 2))  # return and length so far
 
     def _layout(self) -> tuple[bool, int]:
@@ -249,7 +266,7 @@ class HostVector:
         if task.processes is not None:
             few = [p for p in even if p <= task.processes]
             return not few, max(few, default=1)
-        seconds, independent = _trial(task)
+        seconds, independent = task.trial
         if not independent and count > 1:
             return False, count
         if independent and count * seconds < SHORT_STEP:
@@ -262,7 +279,7 @@ class HostVector:
 
     def observation(self) -> Any:
         """Shapes of one observation."""
-        spec = self.task.observation_spec
+        spec = Wrapped(self.task, self.wrap).observation_spec
         return jax.tree.map(
             lambda part: jax.ShapeDtypeStruct(part.shape, jnp.float32),
             spec,
@@ -278,7 +295,7 @@ class HostVector:
             )
         )
 
-    def refill(self, state: HostState, key: jax.Array) -> HostState:
+    def advance(self, state: HostState) -> HostState:
         """For shapes only."""
         return state
 
@@ -286,7 +303,7 @@ class HostVector:
         """For shapes only, so that a compiled iteration can be asked what it would yield."""
         number, flag = jnp.zeros(self.num_envs), jnp.zeros(self.num_envs, bool)
         episode = jnp.zeros((self.num_envs, len(self.statistics)))
-        return state, Timestep(number, flag, flag, state.obs, flag, episode, flag)
+        return state, Timestep(number, flag, flag, state.obs, flag, flag, episode, flag)
 
     def start(self, seed: int) -> Any:
         """Starts the processes, or new episodes in them; returns observations [N, ...].
@@ -295,62 +312,80 @@ class HostVector:
           UserError: an environment cannot be made or observes what its space does not hold.
         """
         each = self.num_envs // self.processes
-        task = self.task
-        make = functools.partial(
-            Group, each, task.id, dict(task.kwargs), self._keys, task.episode_length
-        )
         self._totals[:] = 0.0
-        self._seed, self._lost = seed, False
+        self._seed = seed
         try:
             with self._told():
-                if self._envs is None and self.here:
-                    self._envs = _Here(make())
-                elif self._envs is None:
-                    # A group resets its own worlds.
-                    self._envs = AsyncVectorEnv(
-                        [make] * self.processes,
-                        context=CONTEXT,
-                        autoreset_mode=AutoresetMode.DISABLED,
-                    )
-                obs = self._envs.reset(seed=[seed + each * i for i in range(self.processes)])[0]
-        except LOST as error:
+                if self._envs is None:
+                    self._envs = self._started()
+                self._envs.send("reset", [(seed + each * i,) for i in range(self.processes)])
+                self._warn(self._envs.answers())
+        except Lost as error:
             self.close()
             raise UserError(
-                f"gym:{task.id}: a process died while it made or reset the environment"
+                f"gym:{self.task.id}: {error} while the environment was made or reset"
             ) from error
-        self._obs = self._flat(obs)
+        self._obs = jax.tree.map(lambda x: x.clip(-LARGEST, LARGEST), self._seen())
         return self._obs
 
-    def _flat(self, tree: Any) -> Any:
-        """Leaves [N, ...] from [processes, N / processes, ...]."""
-        return jax.tree.map(lambda x: x.reshape(self.num_envs, *x.shape[2:]), tree)
+    def _started(self) -> Processes | Here:
+        """The worlds, and the memory that they leave their observations in."""
+        task, wrap = self.task, Wrap(**dataclasses.asdict(self.wrap))
+        settings = task.id, dict(task.kwargs), self._keys, task.episode_length
+        one, self._tree = jax.tree.flatten(self.observation())
+        self._memory = [
+            (sharedctypes.RawArray("f", self.num_envs * math.prod(x.shape)), self.num_envs)
+            for x in one
+        ]
+        make = functools.partial(Group, settings, wrap)
+        place = Here if self.here else Processes
+        return place([make] * self.processes, task.step_timeout, self.stopped, self._memory)
+
+    def _seen(self) -> Any:
+        """Observations [N, ...] that the worlds have left."""
+        return jax.tree.unflatten(self._tree, [view(*cells).copy() for cells in self._memory])
+
+    def _warn(self, failures: list[list[tuple[int, str]]]) -> None:
+        """Counts the worlds that were made anew, and tells of them."""
+        each = self.num_envs // self.processes
+        for process, own in enumerate(failures):
+            for i, error in own:
+                self.restarts += 1
+                world = each * process + i
+                print(f"warning: world {world} was made anew after {error}", file=sys.stderr)
 
     def send(self, actions: np.ndarray) -> None:
         """Lets the worlds step under actions [N, A], or [N] indices; returns at once."""
+        each = actions.reshape(self.processes, -1, *actions.shape[1:])
+        self._envs.send("step", [(own,) for own in each])
+
+    def picture(self) -> np.ndarray:
+        """[H, W, 3] uint8 of the only world."""
         try:
             with self._told():
-                self._envs.step_async(actions.reshape(self.processes, -1, *actions.shape[1:]))
-        except LOST:
-            self._lost = True
+                self._envs.send("picture", [()])
+                return self._envs.answers()[0]
+        except Lost as error:
+            raise UserError(f"gym:{self.task.id}: {error} while it drew a picture") from error
 
     def receive(self) -> tuple[Any, Timestep]:
         """Waits for the step: observations to act on next, and what came of it."""
-        if self._lost:
-            return self._revive()
         try:
             with self._told():
-                obs, *numbers, infos = self._envs.step_wait()
-        except LOST:
-            return self._revive()
-        obs, reward, terminated, truncated = self._flat((obs, *numbers))
+                *numbers, groups, failures = zip(*self._envs.answers())
+        except Lost as error:
+            return self._revive(error)
+        reward, terminated, truncated = map(np.concatenate, numbers)
+        self._warn(failures)
+        obs = self._seen()
         final_obs = obs
         last = np.zeros((self.num_envs, len(self._keys)))
         nonfinite = np.zeros(self.num_envs, bool)
         each = self.num_envs // self.processes
         ended = [
             (each * process + i, final, told)
-            for process, group in enumerate(infos.get("ended", ()))
-            for i, final, told in group or ()
+            for process, group in enumerate(groups)
+            for i, final, told in group
         ]
         if ended:
             self._revivals = 0
@@ -358,13 +393,16 @@ class HostVector:
         for i, final, told in ended:
             jax.tree.map(lambda whole, own, i=i: whole.__setitem__(i, own), final_obs, final)
             last[i], nonfinite[i] = told["last"], told.get("nonfinite", False)
-            if told.get("restarted"):
-                self.restarts += 1
-                print(f"warning: world {i} was made anew after {told['error']}", file=sys.stderr)
         truncated = truncated & ~terminated
+        seen = [x.reshape(self.num_envs, -1) for x in jax.tree.leaves((reward, obs, final_obs))]
+        out_of_range = np.any([(np.abs(x) > LARGEST).any(1) for x in seen], 0)
+        if out_of_range.any():
+            obs, final_obs, reward = jax.tree.map(
+                lambda x: x.clip(-LARGEST, LARGEST), (obs, final_obs, reward)
+            )
         step = self._timestep(reward, terminated, truncated, final_obs, nonfinite, last)
         self._obs = obs
-        return obs, step
+        return obs, dataclasses.replace(step, out_of_range=out_of_range)
 
     def _timestep(self, reward, terminated, truncated, final_obs, nonfinite, last) -> Timestep:
         """The step, and the sums of the episodes that end with it."""
@@ -379,23 +417,21 @@ class HostVector:
             truncated=truncated,
             final_obs=final_obs,
             nonfinite=nonfinite,
+            out_of_range=np.zeros(self.num_envs, bool),
             episode=episode.astype(np.float32),
             ended=done,
         )
 
-    def _revive(self) -> tuple[Any, Timestep]:
-        """Starts all processes again after one has died."""
+    def _revive(self, error: Lost) -> tuple[Any, Timestep]:
+        """Starts all processes again after one was lost."""
         self.restarts += self.num_envs
         self._revivals += 1
         if self._revivals > MOST_REVIVALS:
             raise UserError(
-                f"gym:{self.task.id}: processes that step it died {self._revivals} times, and no "
-                "episode ended in between"
+                f"gym:{self.task.id}: processes were lost {self._revivals} times with no end of an "
+                f"episode in between, the last time since {error}"
             )
-        print(
-            "warning: a process that steps an environment died; all are started again",
-            file=sys.stderr,
-        )
+        print(f"warning: {error}; all worlds are started again", file=sys.stderr)
         before, seed = self._obs, self._seed + self.num_envs
         self.close()
         none, every = np.zeros(self.num_envs, bool), np.ones(self.num_envs, bool)
@@ -407,52 +443,17 @@ class HostVector:
 
     def close(self) -> None:
         """Ends the processes, whatever they are at."""
-        if self._envs is None:
-            return
-        if isinstance(self._envs, _Here):
+        if self._envs is not None:
             self._envs.close()
-        else:
-            for process in self._envs.processes:
-                process.terminate()
-                process.join()
-            self._envs.closed = True  # its own way of closing waits for those that died
-        self._envs = None
+            self._envs = None
 
     @contextlib.contextmanager
     def _told(self):
         """What a world complains of, as an error for the user."""
-        # Gymnasium would print a page first.
-        level, gymnasium.logger.min_level = gymnasium.logger.min_level, 1000
         try:
             yield
-        except (BadObservation, RuntimeError) as error:
-            raise UserError(f"gym:{self.task.id}: {error}") from error
-        finally:
-            gymnasium.logger.min_level = level
-
-
-class _Here:
-    """A group of worlds in this process, as an `AsyncVectorEnv` of one.
-
-    Args:
-      group: the worlds.
-    """
-
-    def __init__(self, group: Group):
-        self._group = group
-
-    def reset(self, *, seed: list[int]) -> tuple[Any, dict[str, Any]]:
-        return jax.tree.map(lambda x: x[None], self._group.reset(seed=seed[0]))
-
-    def step_async(self, actions: np.ndarray) -> None:
-        self._actions = actions[0]
-
-    def step_wait(self) -> tuple[Any, ...]:
-        *arrays, info = self._group.step(self._actions)
-        return *jax.tree.map(lambda x: x[None], arrays), {k: [v] for k, v in info.items()}
-
-    def close(self) -> None:
-        self._group.close()
+        except (Unusable, TimeoutError) as error:
+            raise UserError(f"gym:{self.task.id}: {line(error)}") from error
 
 
 class HostLoop:
@@ -460,12 +461,11 @@ class HostLoop:
 
     Args:
       algo: the algorithm; its vector is a `HostVector`.
-      chunk: iterations in one call.
       finite: of the training state, as `Population.finite`.
     """
 
-    def __init__(self, algo: Any, chunk: int, finite: Any):
-        self.algo, self.chunk = algo, chunk
+    def __init__(self, algo: Any, finite: Any):
+        self.algo = algo
 
         # Whatever is done once a control step is compiled whole: alone, each small operation of
         # JAX costs as much as an environment's step.
@@ -481,16 +481,17 @@ class HostLoop:
         self._finite = jax.jit(finite)
         self._obs: Any = None
 
-    def __call__(self, state: Any) -> tuple[Any, Any]:
-        """`chunk` iterations: the state, and metrics, episode sums and finiteness of them."""
+    def __call__(self, state: Any, count: int) -> tuple[Any, Any]:
+        """`count` iterations: the state, and means of metrics, episode sums and finiteness."""
         vector, rows = self.algo.vector, []
         if self._obs is None:  # a new or a resumed run
             self._obs = vector.start(int(jax.random.bits(state.key) >> 1))
-        for _ in range(self.chunk):
+        for _ in range(count):
             state, row = self._iteration(state)
             rows.append(row)
         metrics, sums = jax.tree.map(lambda *x: np.stack(x), *jax.device_get(rows))
-        return state, (metrics, sums, self._finite(state))
+        means = {name: known_mean(values) for name, values in metrics.items()}
+        return state, (means, jax.tree.map(lambda x: x.sum(0), sums), self._finite(state))
 
     def _iteration(self, state: Any) -> tuple[Any, tuple[dict, Any]]:
         algo, vector = self.algo, self.algo.vector
@@ -503,7 +504,11 @@ class HostLoop:
                 state, metric = self._improve(state, steps, key_learn, t)
                 metrics.append(metric)
                 steps = []
-            acted_on, (self._obs, step) = self._obs, vector.receive()
+            try:
+                acted_on, (self._obs, step) = self._obs, vector.receive()
+            except Stopped as stopped:
+                stopped.state = state
+                raise
             steps.append((acted_on, action, more, step))
             sums.append(episode_sums(step))
         state, metric = self._improve(state, steps, key_learn, algo.config.num_steps)
@@ -526,11 +531,12 @@ class HostEvaluator:
       env: the environment.
       actor: what acts.
       episodes: number of episodes E.
+      wrap: what is around each world.
     """
 
-    def __init__(self, env: GymTask, actor: Any, episodes: int):
+    def __init__(self, env: GymTask, actor: Any, episodes: int, wrap: WrapConfig = NO_WRAP):
         self.episodes = episodes
-        self.vector = HostVector(env, min(episodes, MOST_EVALUATED))
+        self.vector = HostVector(env, min(episodes, MOST_EVALUATED), wrap)
         self._act = _compiled(actor)
 
     @property

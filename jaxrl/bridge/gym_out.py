@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
+from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
@@ -39,7 +40,19 @@ def space(spec: Any) -> gymnasium.Space:
     """The Gymnasium space of an `ArraySpec`, or of a dictionary of them."""
     if isinstance(spec, dict):
         return gymnasium.spaces.Dict({name: space(part) for name, part in spec.items()})
+    if spec.discrete:
+        return gymnasium.spaces.Discrete(spec.shape[0])
     return gymnasium.spaces.Box(spec.low, spec.high, spec.shape, np.float32)
+
+
+def key_of(seed: int) -> Any:
+    """A PRNG key that all bits of a seed, however large, take part in."""
+    import jax
+
+    key, rest = jax.random.key(seed % 2**32), seed >> 32
+    while rest:
+        key, rest = jax.random.fold_in(key, rest % 2**32), rest >> 32
+    return key
 
 
 @functools.cache
@@ -107,8 +120,7 @@ class GymEnv(gymnasium.Env):
 
         super().reset(seed=seed)
         if seed is not None or self._key is None:
-            first = self.np_random.integers(2**32) if seed is None else seed
-            self._key = jax.random.key(int(first))
+            self._key = key_of(int(self.np_random.integers(2**32) if seed is None else seed))
         self._key, start = jax.random.split(self._key)
         self._state, self._steps = self._reset(start), 0
         if self.render_mode == "human":
@@ -119,7 +131,8 @@ class GymEnv(gymnasium.Env):
         """One control step; the time limit truncates."""
         if self._state is None:
             raise gymnasium.error.ResetNeeded("call reset() before step()")
-        self._state, out = self._step(self._state, np.asarray(action, np.float32))
+        action = np.asarray(action, self.action_space.dtype)
+        self._state, out = self._step(self._state, action)
         obs, reward, terminated, metrics, nonfinite = _numpy(out)
         self._steps += 1
         terminated = bool(terminated)
@@ -152,9 +165,8 @@ class GymEnv(gymnasium.Env):
 class GymVectorEnv(VectorEnv):
     """Many worlds of a task, stepped in one compiled program.
 
-    At an episode's end `infos` has `episode` ("r" return, "l" length), the task's statistics
-    of the episode under `statistics`, and `is_success`; with same-step resets also `final_obs`
-    and `final_info`.
+    At an episode's end `infos` has under `statistics` its return, length, and the task's
+    statistics, and `is_success`; with same-step resets also `final_obs` and `final_info`.
 
     Args:
       task: name of the task.
@@ -204,10 +216,11 @@ class GymVectorEnv(VectorEnv):
         """Fresh random starts of all worlds, or of those in `options["reset_mask"]`."""
         import jax
 
+        if seed is not None:
+            self._np_random, self._np_random_seed = seeding.np_random(seed)
         mask = (options or {}).get("reset_mask")
         if seed is not None or self._key is None:
-            first = self.np_random.integers(2**32) if seed is None else seed
-            self._key = jax.random.key(int(first))
+            self._key = key_of(int(self.np_random.integers(2**32) if seed is None else seed))
         self._key, start = jax.random.split(self._key)
         if mask is None or self._state is None:
             mask = np.ones(self.num_envs, bool)
@@ -215,7 +228,7 @@ class GymVectorEnv(VectorEnv):
             self._state = self._init(start)
         else:
             self._state = self._renew(self._state, start, mask)
-        obs = _numpy(self._state[0].obs)
+        obs = _numpy(self._state.obs)
         self._obs = obs if mask.all() else _where(mask, obs, self._obs)
         self._over = self._over & ~mask
         return self._obs, {}
@@ -223,7 +236,7 @@ class GymVectorEnv(VectorEnv):
     def step(
         self, actions: np.ndarray
     ) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """One control step of all worlds; actions [N, A]."""
+        """One control step of all worlds; actions [N, A], or [N] indices."""
         if self._state is None:
             raise gymnasium.error.ResetNeeded("call reset() before step()")
         if self.autoreset_mode == AutoresetMode.DISABLED and self._over.any():
@@ -232,9 +245,9 @@ class GymVectorEnv(VectorEnv):
                 'options={"reset_mask": ...}'
             )
         waits = self._over  # of next-step resets: these worlds start anew instead of stepping
-        actions = np.asarray(actions, np.float32)
+        actions = np.asarray(actions, self.action_space.dtype)
         self._state, step = self._step(self._state, actions, waits)
-        obs, step = _numpy(self._state[0].obs), _numpy(step)
+        obs, step = _numpy(self._state.obs), _numpy(step)
         done = step.terminated | step.truncated
         infos = self._infos(step, done)
         if self.autoreset_mode == AutoresetMode.SAME_STEP:
@@ -255,8 +268,6 @@ class GymVectorEnv(VectorEnv):
         infos: dict[str, Any] = {"nonfinite": step.nonfinite, "_nonfinite": step.nonfinite}
         if done.any():
             columns = dict(zip(self._statistics, step.episode.T, strict=True))
-            episode = {"r": columns.pop("return"), "l": columns.pop("length")}
-            infos |= {"episode": episode, "_episode": done}
             infos |= {"statistics": columns, "_statistics": done}
             if "success" in columns:
                 infos |= {"is_success": (columns["success"] > 0) & done, "_is_success": done}
@@ -268,7 +279,7 @@ class GymVectorEnv(VectorEnv):
             return None
         import jax
 
-        physics = self._state[0].worlds.physics
+        physics = self._state.worlds.physics
         return tuple(
             _picture(self.task, jax.tree.map(lambda x, i=i: x[i], physics))
             for i in range(self.num_envs)
@@ -291,27 +302,20 @@ def _many(env: Any, num_envs: int) -> tuple[Any, Any, Any, tuple[str, ...]]:
 
     def keep(mask, old, new):
         """`new`, but worlds in the mask [N] stay as they were."""
-        per_world = ("worlds", "used", "steps", "whole", "totals")
+        per_world = ("worlds", "steps", "whole", "totals")
         kept = {name: select(mask, getattr(old, name), getattr(new, name)) for name in per_world}
         return new.replace(**kept)
 
     def init(key):
-        key, start = jax.random.split(key)
-        return vector.init(start, stagger=False), key
+        return vector.init(key, stagger=False)
 
-    def step(state, action, waits):
-        envs, key = state
-        key, starts = jax.random.split(key)
-        # All fresh starts are made anew as soon as a world has used up its own.
-        spent = (envs.used >= vector.starts).any()
-        envs = jax.lax.cond(spent, vector.refill, lambda envs, _: envs, envs, starts)
+    def step(envs, action, waits):
         new, step = vector.step(envs, action)
         quiet = jax.tree.map(jnp.zeros_like, step).replace(final_obs=envs.obs)
-        return (keep(waits, envs, new), key), select(waits, quiet, step)
+        return keep(waits, envs, new), select(waits, quiet, step)
 
-    def renew(state, key, mask):
-        envs, key = init(key)
-        return keep(~mask, state[0], envs), key
+    def renew(envs, key, mask):
+        return keep(~mask, envs, init(key))
 
     return jax.jit(init), jax.jit(step), jax.jit(renew), vector.statistics
 

@@ -61,10 +61,10 @@ class Env(Protocol):
     """A task. Implementations are frozen dataclasses of their settings.
 
     A task may also have `presets` (training settings by device, "cpu" and "gpu", and by
-    algorithm; without, those of `jaxrl.algos.defaults`), `baselines()` (scripted controllers
-    by name, State -> action), `make_vector(num_envs)` (worlds that are not stepped in a
-    compiled program), `on(simulator)` (the same task in another of its `simulators`, for
-    judging policies),
+    algorithm), `baselines()` (scripted controllers by name, State -> action),
+    `make_vector(num_envs, wrap)` (worlds that are not stepped in a compiled program, behind a
+    `WrapConfig` if one is given),
+    `on(simulator)` (the same task in another of its `simulators`, for judging policies),
     `curriculum` (see `jaxrl.envs.curriculum`), `eval_overrides` (settings of its own that
     differ at evaluation) and `render(physics states [T, ...], stride) -> [F, H, W, 3] uint8`.
 

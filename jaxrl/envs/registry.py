@@ -2,20 +2,28 @@
 
 Any installed package adds tasks with the entry-point group `jaxrl.envs`, and whole families
 of them, named `family:name`, with the group `jaxrl.families`: a family is a function from
-the name within it to a task class. A script adds a task for itself with `register`.
+the name within it to a task class. A class that no package names is "package.module:Class",
+and a script adds a task for itself with `register`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import importlib.util
+import operator
+import typing
 from collections.abc import Iterable
 from importlib import metadata
 from typing import Any
+
+import gymnasium
 
 from jaxrl.errors import UserError
 
 GROUP = "jaxrl.envs"
 FAMILIES = "jaxrl.families"
+CONTRACT = ("observation_spec", "action_spec", "episode_length", "control_dt", "reset", "step")
 _registered: dict[str, type] = {}
 
 
@@ -35,19 +43,23 @@ def _families() -> list[str]:
 
 
 def env_class(name: str) -> type:
-    """The class of a task.
+    """The class of a task: one of `names()`, or "package.module:Class".
 
     Raises:
-      UserError: no such task or family, or its package cannot be imported.
+      UserError: no such task or family, or one that cannot be imported or is no task.
     """
     if name in _registered:
         return _registered[name]
     family, colon, member = name.partition(":")
-    group = FAMILIES if colon else GROUP
-    for entry in metadata.entry_points(group=group):
+    for entry in metadata.entry_points(group=FAMILIES if colon else GROUP):
         if entry.name == family:
-            return _load(entry)(member) if colon else _load(entry)
-    raise unknown("family", family, _families()) if colon else unknown("task", name, names())
+            found = _import(entry.name, entry.value)
+            return found(member) if colon else _checked(name, found)
+    if colon and ("." in family or _is_module(family)):
+        return _checked(name, _import(name, name))
+    if colon:
+        raise unknown("family", family, [*_families(), "package.module:Class"])
+    raise unknown("task", name, names())
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
@@ -64,11 +76,38 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     return UserError(f"env.name: unknown {kind} {name!r}{hint} (known: {', '.join(known)})")
 
 
-def _load(entry: metadata.EntryPoint) -> Any:
+def _is_module(name: str) -> bool:
+    with contextlib.suppress(ImportError, ValueError):
+        return importlib.util.find_spec(name) is not None
+    return False
+
+
+def _import(name: str, value: str) -> Any:
+    """What "package.module:attribute" names; `name` is for messages."""
+    module, _, attribute = value.partition(":")
     try:
-        return entry.load()
-    except (ImportError, AttributeError) as error:
+        return operator.attrgetter(attribute)(importlib.import_module(module))
+    except (Exception, SystemExit) as error:  # whatever the module does when it is imported
+        said = " ".join(str(error).splitlines())
         raise UserError(
-            f"env.name: {entry.name!r} is registered as {entry.value!r}, "
-            f"which cannot be imported: {error}"
+            f"env.name: {name!r} is {value!r}, which cannot be imported: "
+            f"{type(error).__name__}: {said}"
         ) from error
+
+
+def _checked(name: str, found: Any) -> type:
+    """The class, if it has what `Env` asks for."""
+    if not isinstance(found, type):
+        raise UserError(f"env.name: {name!r} is no class, but {type(found).__name__}")
+    if issubclass(found, gymnasium.Env):
+        raise UserError(f"env.name: {name!r} is a Gymnasium environment: --env.gym {name}")
+    fields = getattr(found, "__dataclass_fields__", None)
+    lacks = [part for part in CONTRACT if not hasattr(found, part) and part not in (fields or ())]
+    if fields is None or lacks:
+        what = f"lacks {', '.join(lacks)}" if lacks else "is no dataclass"
+        raise UserError(f"env.name: {name!r} is no task: it {what} (see jaxrl/envs/env.py)")
+    try:
+        typing.get_type_hints(found)
+    except Exception as error:  # they are expressions, and can do anything
+        raise UserError(f"env.name: the annotations of {name!r} cannot be read: {error}") from error
+    return found

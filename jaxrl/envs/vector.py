@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,6 +17,38 @@ from jaxrl.envs.env import Env, State
 # Worlds stepped at a time on a CPU. The intermediate values of so many stay in its cache;
 # thousands at once are 1.7 times slower (ballbot).
 CPU_BLOCK = 128
+# Observations and rewards beyond this are cut to it: one value of 1e12 would make all others
+# of its kind look alike to a running mean and standard deviation.
+LARGEST = 1e6
+# How often a start that is not finite is drawn again.
+MOST_DRAWS = 100
+# Name of the axis of a population's members under `vmap`.
+MEMBERS_AXIS = "members"
+
+
+@struct.dataclass
+class Starts:
+    """Fresh starts, made N at a time when they are needed; each is handed out once.
+
+    All starts of a run stand in one endless row, in generations of N. The one at place j of
+    generation g is drawn with a key that follows from (g, j) alone, so that it does not matter
+    when it is made.
+
+    Attributes:
+      fresh: leaves [N, ...], a stretch of that row.
+      generation: uint32, generation of the first of them.
+      place: int32 in [0, N), its place there.
+      used: int32, how many of them have been handed out; N: all.
+      key: PRNG key of the row.
+      redrawn: int32, starts so far that were drawn again because they were not finite.
+    """
+
+    fresh: State
+    generation: jax.Array
+    place: jax.Array
+    used: jax.Array
+    key: jax.Array
+    redrawn: jax.Array
 
 
 @struct.dataclass
@@ -24,8 +57,7 @@ class VectorState:
 
     Attributes:
       worlds: the task's states, leaves [N, ...].
-      fresh: unused starts, leaves [R, N, ...]; world i uses fresh[0, i] first.
-      used: [N] int32, starts that each world took from `fresh`.
+      starts: fresh starts for worlds whose episodes end.
       steps: [N] int32, control steps against the time limit.
       whole: [N] bool, the episode began at step 0 (the first ones are staggered).
       totals: [N, 2 + M] running sums of return, length and the task's metrics.
@@ -33,8 +65,7 @@ class VectorState:
     """
 
     worlds: State
-    fresh: State
-    used: jax.Array
+    starts: Starts
     steps: jax.Array
     whole: jax.Array
     totals: jax.Array
@@ -43,6 +74,10 @@ class VectorState:
     @property
     def obs(self) -> Any:
         return self.worlds.obs
+
+    @property
+    def redrawn(self) -> jax.Array:
+        return self.starts.redrawn
 
 
 @struct.dataclass
@@ -55,6 +90,7 @@ class Timestep:
       truncated: [N] bool; the time limit ended it, and only that.
       final_obs: observation that the action led to, before any reset.
       nonfinite: [N] bool; the simulation diverged (counted as terminated, reward 0).
+      out_of_range: [N] bool; the reward or a number observed was beyond `LARGEST`.
       episode: [N, 2 + M] statistics of the episodes that ended here, zero elsewhere;
         columns as `Vector.statistics`.
       ended: [N] bool; a whole episode ended here, so `episode` counts.
@@ -65,6 +101,7 @@ class Timestep:
     truncated: jax.Array
     final_obs: Any
     nonfinite: jax.Array
+    out_of_range: jax.Array
     episode: jax.Array
     ended: jax.Array
 
@@ -75,10 +112,8 @@ class Vector:
     Args:
       env: the task.
       num_envs: number of worlds N.
-      starts: fresh starts R kept for each world between two calls of `refill`. A world
-        that ends more often than that begins to reuse its own; two episodes in a row
-        never begin alike. At least 2.
-      members: how many such vectors are stepped side by side under `vmap`.
+      members: how many such vectors are stepped side by side under `vmap`, whose axis then has
+        the name `MEMBERS_AXIS`.
       training: starts follow the task's curriculum; else they have its full difficulty.
 
     Raises:
@@ -90,16 +125,13 @@ class Vector:
         env: Env,
         num_envs: int,
         *,
-        starts: int = 2,
         members: int = 1,
         training: bool = False,
     ):
-        if starts < 2:
-            raise ValueError(f"Vector starts: got {starts}, must be at least 2")
         self.env = env
         self.num_envs = num_envs
         self.least_episode = env.episode_length  # control steps between two time limits
-        self.starts = starts
+        self.members = members
         self.block = max(CPU_BLOCK // members, 1)
         metrics = jax.eval_shape(env.reset, jax.random.key(0)).metrics
         self.metric_names = tuple(sorted(metrics))
@@ -126,39 +158,92 @@ class Vector:
           stagger: begin the first episodes at random steps of the time limit, so that
             they do not all end together; such episodes enter no statistics.
         """
-        key_worlds, key_fresh, key_steps = jax.random.split(key, 3)
+        key_worlds, key_starts, key_steps = jax.random.split(key, 3)
         n = self.num_envs
         level = curriculum.init(self.curriculum) if self.curriculum else None
         steps = jnp.zeros(n, jnp.int32)
         if stagger:
             steps = jax.random.randint(key_steps, (n,), 0, self.env.episode_length)
+        worlds, redrawn = self._reset(jax.random.split(key_worlds, n), level)
         return VectorState(
-            worlds=self._reset(jax.random.split(key_worlds, n), level),
-            fresh=self._starts(key_fresh, level),
-            used=jnp.zeros(n, jnp.int32),
+            worlds=worlds,
+            starts=Starts(
+                fresh=jax.tree.map(jnp.copy, worlds),  # of the right shape; none to hand out
+                generation=jnp.zeros((), jnp.uint32),
+                place=jnp.zeros((), jnp.int32),
+                used=jnp.full((), n, jnp.int32),
+                key=key_starts,
+                redrawn=redrawn,
+            ),
             steps=steps,
             whole=steps == 0,
             totals=jnp.zeros((n, len(self.statistics))),
             curriculum=level,
         )
 
-    def refill(self, state: VectorState, key: jax.Array) -> VectorState:
-        """Moves the curriculum and replaces all fresh starts; call it once a rollout."""
-        level = state.curriculum
-        if self.curriculum:
-            level = curriculum.advance(self.curriculum, level)
-        return state.replace(
-            fresh=self._starts(key, level), used=jnp.zeros_like(state.used), curriculum=level
+    def advance(self, state: VectorState) -> VectorState:
+        """Moves the curriculum; call it once a rollout. Starts of another level are dropped."""
+        if state.curriculum is None:
+            return state
+        level = curriculum.advance(self.curriculum, state.curriculum)
+        moved = (level.level != state.curriculum.level).any()
+        used = jnp.where(moved, self.num_envs, state.starts.used)
+        return state.replace(curriculum=level, starts=state.starts.replace(used=used))
+
+    def _supply(self, state: VectorState, wanted: jax.Array) -> Starts:
+        """The starts, with at least `wanted` (at most N) that have not been handed out.
+
+        New ones are made in a loop of one round or none: a conditional would copy them in each
+        step. All members of a population make theirs when one of them has to, so that the
+        loop's condition stays one for all; their content does not depend on it.
+        """
+        short = (state.starts.used + wanted > self.num_envs).astype(jnp.int32)
+        if self.members > 1:
+            short = jax.lax.pmax(short, MEMBERS_AXIS)
+
+        def renew(_, starts: Starts) -> Starts:
+            place = starts.place + starts.used
+            first, n = place % self.num_envs, self.num_envs
+            generation = starts.generation + (place // n).astype(jnp.uint32)
+            at = first + jnp.arange(n)
+            keys = jax.vmap(lambda g, j: jax.random.fold_in(jax.random.fold_in(starts.key, g), j))(
+                generation + (at // n).astype(jnp.uint32), at % n
+            )
+            fresh, redrawn = self._reset(keys, state.curriculum)
+            return starts.replace(
+                fresh=fresh,
+                generation=generation,
+                place=first,
+                used=jnp.zeros_like(starts.used),
+                redrawn=starts.redrawn + redrawn,
+            )
+
+        return jax.lax.fori_loop(0, short, renew, state.starts)
+
+    def _reset(self, keys: jax.Array, level: CurriculumState | None) -> tuple[State, jax.Array]:
+        """Starts [N, ...] with keys [N], and how many were not finite and so drawn again."""
+
+        def reset(key: jax.Array) -> State:
+            return self.env.reset(key) if level is None else self.env.reset(key, level.level)
+
+        def draw(carry):  # the first round draws all, so that the reset is compiled once
+            count, redrawn, worlds, missing = carry
+            own = jax.vmap(lambda key: jax.random.fold_in(key, count))(keys)
+            drawn = self._in_blocks(reset, own)
+            drawn = drawn.replace(obs=_cut(drawn.obs))
+            bad = ~all_finite((drawn.physics, drawn.obs), self.num_envs)
+            redrawn += jnp.where(count > 0, missing.sum(), 0)
+            return count + 1, redrawn, select(missing, drawn, worlds), missing & bad
+
+        none = jnp.zeros((), jnp.int32)
+        shapes = jax.eval_shape(jax.vmap(reset), keys)
+        blank = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        _, redrawn, worlds, _ = jax.lax.while_loop(
+            lambda carry: carry[3].any() & (carry[0] <= MOST_DRAWS),
+            draw,
+            (none, none, blank, jnp.ones(self.num_envs, bool)),
         )
-
-    def _starts(self, key: jax.Array, level: CurriculumState | None) -> State:
-        keys = jax.random.split(key, (self.starts, self.num_envs))
-        return jax.vmap(lambda keys: self._reset(keys, level))(keys)
-
-    def _reset(self, keys: jax.Array, level: CurriculumState | None) -> State:
-        if level is None:
-            return jax.vmap(self.env.reset)(keys)
-        return jax.vmap(self.env.reset, in_axes=(0, None))(keys, level.level)
+        return worlds, redrawn
 
     def step(self, state: VectorState, action: jax.Array) -> tuple[VectorState, Timestep]:
         """One control step of every world; worlds that end go on from a fresh start.
@@ -167,7 +252,7 @@ class Vector:
           state: N worlds.
           action: [N, A] in [-1, 1].
         """
-        worlds = self._step_worlds(state.worlds, action)
+        worlds = self._in_blocks(self.env.step, state.worlds, action)
         whole = all_finite((worlds.physics, worlds.obs, worlds.reward), self.num_envs)
         metrics = jnp.zeros((self.num_envs, 0))  # a task may have none
         if self.metric_names:
@@ -175,6 +260,8 @@ class Vector:
         metrics = jnp.where(whole[:, None], metrics, 0.0)
         reward = jnp.where(whole, worlds.reward, 0.0)
         final_obs = select(whole, worlds.obs, state.worlds.obs)
+        out_of_range = _beyond((reward, final_obs), self.num_envs)
+        reward, final_obs = _cut((reward, final_obs))
 
         steps = state.steps + 1
         terminated = worlds.terminated.astype(bool) | ~whole
@@ -184,12 +271,12 @@ class Vector:
         totals, episode = self._statistics(state.totals, reward, metrics)
         ended = done & state.whole
         episode = jnp.where(ended[:, None], episode, 0.0)
-        slot = state.used % self.starts
-        mine = jnp.arange(self.num_envs)
-        fresh = jax.tree.map(lambda x: x[slot, mine], state.fresh)
+        starts = self._supply(state, done.sum())
+        mine = jnp.clip(starts.used + jnp.cumsum(done) - 1, 0, self.num_envs - 1)
+        fresh = jax.tree.map(lambda x: x[mine], starts.fresh)
         new = state.replace(
-            worlds=select(done, fresh, worlds),
-            used=state.used + done,
+            worlds=select(done, fresh, worlds.replace(obs=final_obs)),
+            starts=starts.replace(used=starts.used + done.sum()),
             steps=jnp.where(done, 0, steps),
             whole=state.whole | done,
             totals=jnp.where(done[:, None], 0.0, totals),
@@ -201,6 +288,7 @@ class Vector:
             truncated=truncated,
             final_obs=final_obs,
             nonfinite=~whole,
+            out_of_range=out_of_range,
             episode=episode,
             ended=ended,
         )
@@ -213,13 +301,14 @@ class Vector:
         columns = jnp.array([self.statistics.index(name) for name in self.curriculum.metric])
         return curriculum.observe(level, episode[:, columns].sum(0), ended.sum())
 
-    def _step_worlds(self, worlds: State, action: jax.Array) -> State:
-        """The task's step of all worlds; on a CPU in blocks that fit its cache."""
+    def _in_blocks(self, function: Callable[..., State], *trees: Any) -> State:
+        """The function of one world, over trees with leaves [N, ...]; on a CPU in blocks that
+        fit its cache."""
         n = self.num_envs
         block = max(b for b in range(1, min(n, self.block) + 1) if n % b == 0)
         if platform.target() != "cpu" or not self.block / 4 <= block < n:
-            return jax.vmap(self.env.step)(worlds, action)
-        return jax.lax.map(lambda x: self.env.step(*x), (worlds, action), batch_size=block)
+            return jax.vmap(function)(*trees)
+        return jax.lax.map(lambda x: function(*x), trees, batch_size=block)
 
     def _statistics(
         self, totals: jax.Array, reward: jax.Array, metrics: jax.Array
@@ -241,9 +330,27 @@ def _reduction(name: str) -> int:
 
 def all_finite(tree: Any, n: int) -> jax.Array:
     """[n] bool: every float leaf [n, ...] of the tree is finite in that row."""
-    leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
-    flat = jnp.concatenate([x.reshape(n, -1) for x in leaves], axis=1)
-    return jnp.isfinite(flat).all(axis=1)
+    return jnp.isfinite(_rows(tree, n)).all(axis=1)
+
+
+def _rows(tree: Any, n: int) -> jax.Array:
+    """[n, F] all floats of a tree with leaves [n, ...]."""
+    floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+    return jnp.concatenate([jnp.zeros((n, 0)), *(x.reshape(n, -1) for x in floats)], axis=1)
+
+
+def _beyond(tree: Any, n: int) -> jax.Array:
+    """[n] bool: some float of that row is beyond `LARGEST`."""
+    return (jnp.abs(_rows(tree, n)) > LARGEST).any(axis=1)
+
+
+def _cut(tree: Any) -> Any:
+    """The tree with its floats cut to `LARGEST`."""
+
+    def cut(x):
+        return jnp.clip(x, -LARGEST, LARGEST) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+    return jax.tree.map(cut, tree)
 
 
 def select(mask: jax.Array, yes: Any, no: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,20 +15,28 @@ from jaxrl.envs.env import ArraySpec, Env, State
 from jaxrl.errors import UserError
 from jaxrl.options import option
 
+# What a task has whose worlds no compiled program steps.
+ELSEWHERE = ("make_vector", "make_evaluator", "film")
+
 
 @dataclasses.dataclass(frozen=True)
 class WrapConfig:
     """Settings that every task has; a dictionary observation has them for each entry."""
 
     action_delay: tuple[int, ...] = option(
-        (0,), "control steps until an action acts; two numbers: drawn from that range", least=0
+        (0,),
+        "control steps until an action acts; two numbers: drawn from that range",
+        least=0,
+        most=1000,
     )
     observation_noise: tuple[float, ...] = option(
         (0.0,),
         "std of noise on observations, in their units; one number, or one a component",
         least=0,
     )
-    history: int = option(1, "newest observations that a policy sees side by side", least=1)
+    history: int = option(
+        1, "newest observations that a policy sees side by side", least=1, most=1000
+    )
 
     @property
     def is_off(self) -> bool:
@@ -43,7 +52,7 @@ class Info:
       task: the task's own.
       obs: the task's observation without noise.
       frames: leaves [H, O], noisy observations, newest last.
-      actions: [D, A] actions, newest last.
+      actions: [D, A] actions, or [D] indices, newest last.
       delay: scalar int32, of this episode.
       key: PRNG key of the noise.
     """
@@ -72,12 +81,10 @@ class Wrapped:
     wrap: WrapConfig
 
     def __post_init__(self) -> None:
-        if len(self.wrap.action_delay) > 2 or list(self.wrap.action_delay) != sorted(
-            self.wrap.action_delay
-        ):
+        delay = list(self.wrap.action_delay)
+        if not 1 <= len(delay) <= 2 or delay != sorted(delay):
             raise UserError(
-                f"env.wrap.action_delay: got {list(self.wrap.action_delay)}, expected one number "
-                "or a range LOW,HIGH"
+                f"env.wrap.action_delay: got {delay}, expected one number or a range LOW,HIGH"
             )
         noise = len(self.wrap.observation_noise)
         for spec in jax.tree.leaves(self.task.observation_spec, is_leaf=_is_spec):
@@ -90,7 +97,9 @@ class Wrapped:
     def __getattr__(self, name: str) -> Any:
         if name in ("task", "wrap"):  # not set yet: while being copied
             raise AttributeError(name)
-        return getattr(self.task, name)
+        found = getattr(self.task, name)
+        # Worlds that no program steps have all this around them where they are.
+        return functools.partial(found, wrap=self.wrap) if name in ELSEWHERE else found
 
     @property
     def observation_spec(self) -> ArraySpec | dict[str, ArraySpec]:
@@ -109,7 +118,8 @@ class Wrapped:
         key_task, key_delay, key_noise = jax.random.split(key, 3)
         state = self.task.reset(key_task, *level)
         least, most = self.wrap.action_delay[0], self.wrap.action_delay[-1]
-        size = self.task.action_spec.shape[0]
+        spec = self.task.action_spec
+        kind = int if spec.discrete else float
         key_now, key_noise = jax.random.split(key_noise)
         noisy = self._noisy(state.obs, key_now)
         frames = jax.tree.map(lambda x: jnp.stack([x] * self.wrap.history), noisy)
@@ -117,7 +127,7 @@ class Wrapped:
             task=state.info,
             obs=state.obs,
             frames=frames,
-            actions=jnp.zeros((most + 1, size)),
+            actions=jnp.zeros((most + 1, *(() if spec.discrete else spec.shape)), kind),
             delay=jax.random.randint(key_delay, (), least, most + 1),
             key=key_noise,
         )
@@ -126,6 +136,7 @@ class Wrapped:
     def step(self, state: State, action: jax.Array) -> State:
         """As the task's, under the action given `delay` steps ago."""
         info: Info = state.info
+        action = jnp.asarray(action, info.actions.dtype)
         actions = jnp.concatenate([info.actions[1:], action[None]])
         new = self.task.step(self.unwrapped(state), actions[-1 - info.delay])
         key_now, key_noise = jax.random.split(info.key)

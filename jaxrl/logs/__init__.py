@@ -1,6 +1,25 @@
 """Where numbers go: CSV, TensorBoard, Weights & Biases, the console."""
 
 from jaxrl.logs.console import Console
-from jaxrl.logs.sinks import STEP, CSVSink, Sink, TensorBoardSink, WandbSink, known_mean
+from jaxrl.logs.numbers import readable
+from jaxrl.logs.sinks import (
+    STEP,
+    CSVSink,
+    Sink,
+    TensorBoardSink,
+    WandbSink,
+    known_mean,
+    read_csv,
+)
 
-__all__ = ["STEP", "CSVSink", "Console", "Sink", "TensorBoardSink", "WandbSink", "known_mean"]
+__all__ = [
+    "STEP",
+    "CSVSink",
+    "Console",
+    "Sink",
+    "TensorBoardSink",
+    "WandbSink",
+    "known_mean",
+    "read_csv",
+    "readable",
+]

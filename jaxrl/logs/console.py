@@ -1,60 +1,69 @@
-"""The console: a progress bar and tables on a terminal, plain lines in a pipe."""
+"""The console: a progress bar and short tables on a terminal, plain lines in a pipe."""
 
 from __future__ import annotations
 
 import math
 import sys
 import time
+from typing import IO, Any, Literal
 
 from rich.console import Console as RichConsole
-from rich.progress import (
-    BarColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.table import Table
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Column, Table
+from rich.text import Text
+
+from jaxrl.logs.numbers import readable
 
 LINE_EVERY = 10.0  # seconds between plain lines
 
 _BRIEF = {
-    "rollout/ep_rew_mean": "reward",
-    "rollout/ep_len_mean": "length",
+    "rollout/ep_rew_mean": "return",
     "rollout/success_rate": "success",
+    "rollout/ep_len_mean": "length",
     "time/fps": "steps/s",
 }
+# name, its columns at an evaluation and in training
+_SHORT = (
+    ("return", "eval/mean_reward", "rollout/ep_rew_mean"),
+    ("success", "eval/success_rate", "rollout/success_rate"),
+    ("length", "eval/mean_ep_length", "rollout/ep_len_mean"),
+    ("KL", "", "train/approx_kl"),
+    ("value loss", "", "train/value_loss"),
+    ("critic loss", "", "train/critic_loss"),
+    ("actor loss", "", "train/actor_loss"),
+    ("steps/s", "", "time/fps"),
+)
 
 
 class Console:
-    """Shows a run as it goes.
+    """Shows a run as it goes; never fails, whatever becomes of standard error.
 
     Args:
       total: control steps of the whole run.
       start: control steps already done.
       enabled: show anything at all.
+      table: what to show at an evaluation: the most important numbers, or all.
     """
 
-    def __init__(self, total: int, *, start: int = 0, enabled: bool = True):
-        self._enabled = enabled
+    def __init__(
+        self,
+        total: int,
+        *,
+        start: int = 0,
+        enabled: bool = True,
+        table: Literal["short", "full"] = "short",
+    ):
         self._total = total
+        self._full = table == "full"
         self._last_line = -math.inf
-        self._begun, self._start = time.monotonic(), start
-        self._rich = RichConsole(file=sys.stderr, highlight=False)
-        self._progress = None
-        if enabled and self._rich.is_terminal:
-            self._progress = Progress(
-                TextColumn("{task.percentage:3.0f}%"),
-                BarColumn(),
-                TextColumn("{task.completed:,.0f}/{task.total:,.0f} steps"),
-                TimeElapsedColumn(),
-                TextColumn("ETA"),
-                TimeRemainingColumn(elapsed_when_finished=False),
-                TextColumn("{task.description}"),
-                console=self._rich,
-            )
-            self._task = self._progress.add_task("compiling", total=total, completed=start)
-            self._progress.start()
+        self._pace = (time.monotonic(), start)  # from where on the speed is measured
+        self._written = False
+        self._enabled = enabled and sys.stderr is not None  # None: closed by the shell
+        self._rich = RichConsole(file=_Quiet(sys.stderr), highlight=False)
+        self._bar = None
+        if self._enabled and self._rich.is_interactive:
+            self._bar = _Bar(self._rich, start, max(total, start))
+            self._bar.start()
 
     def say(self, text: str) -> None:
         """Prints a line above the bar."""
@@ -63,53 +72,127 @@ class Console:
 
     def write(self, step: int, row: dict[str, float]) -> None:
         """Moves the bar; in a pipe prints a line now and then."""
-        brief = "  ".join(
-            f"{label} {row[name]:,.4g}{_spread(row, name)}"
+        total, left = max(self._total, step), self._left(step)  # a run ends on a whole iteration
+        brief = [
+            f"{label} {_number(row, name)}"
             for name, label in _BRIEF.items()
             if not math.isnan(row.get(name, math.nan))
-        )
-        if self._progress:
-            self._progress.update(self._task, completed=step, description=brief)
+        ]
+        if self._bar:
+            self._bar.show(step, total, left, brief)
         elif self._enabled and time.monotonic() - self._last_line >= LINE_EVERY:
             self._last_line = time.monotonic()
-            self.say(f"{step:,}/{self._total:,} steps  ETA {self._eta(step)}  {brief}")
-        if any(name.startswith("eval/") for name in row):
-            self._table(row)
+            self.say("  ".join([f"{step:,}/{total:,} steps", f"ETA {left}", *brief]))
+        if self._enabled and any(name.startswith("eval/") for name in row):
+            self._rich.print(_full_table(row) if self._full else _short_table(step, row))
 
-    def _eta(self, step: int) -> str:
-        done = step - self._start
+    def _left(self, step: int) -> str:
+        """Time to the end at the speed so far; compiling counts only until there is another."""
+        since, start = self._pace
+        passed, done = time.monotonic() - since, step - start
+        if not self._written:
+            self._written, self._pace = True, (time.monotonic(), step)
         if done <= 0:
             return "?"
-        left = (time.monotonic() - self._begun) * (self._total - step) / done
-        return f"{int(left) // 60}:{int(left) % 60:02d}"
-
-    def _table(self, row: dict[str, float]) -> None:
-        if not self._enabled:
-            return
-        table = Table(show_header=False, box=None, pad_edge=False)
-        section = None
-        for name in sorted(row):
-            if name.removesuffix("_std") in row and name.endswith("_std"):
-                continue
-            group, _, short = name.partition("/")
-            if group != section:
-                table.add_row(f"{group}/", "")
-                section = group
-            table.add_row(f"   {short}", _number(row[name]) + _spread(row, name))
-        self._rich.print(table)
+        seconds = int(passed * max(self._total - step, 0) / done)
+        return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
 
     def close(self) -> None:
-        if self._progress:
-            self._progress.stop()
+        if self._bar:
+            self._bar.stop()
 
 
-def _spread(row: dict[str, float], name: str) -> str:
-    """Of a population, the standard deviation over its members."""
+class _Bar(Progress):
+    """One line of progress over the whole width, and one of numbers, as many as fit."""
+
+    def __init__(self, console: RichConsole, start: int, total: int):
+        whole = {"table_column": Column(no_wrap=True)}
+        self._numbers = ["compiling"]
+        super().__init__(
+            TextColumn("{task.percentage:3.0f}%", **whole),
+            BarColumn(bar_width=None),
+            TextColumn("{task.completed:,.0f}/{task.total:,.0f} steps", **whole),
+            TimeElapsedColumn(**whole),
+            TextColumn("ETA {task.fields[left]}", **whole),
+            console=console,
+            expand=True,
+        )
+        self._task = self.add_task("", total=total, completed=start, left="?")
+
+    def show(self, step: int, total: int, left: str, numbers: list[str]) -> None:
+        self._numbers = numbers
+        self.update(self._task, completed=step, total=total, left=left)
+
+    def get_renderables(self):
+        yield self.make_tasks_table(self.tasks)
+        yield _Fitting(self._numbers)
+
+
+class _Fitting:
+    """As many texts as fit on a line."""
+
+    def __init__(self, texts: list[str]):
+        self._texts = texts
+
+    def __rich_console__(self, console: RichConsole, options: Any):
+        line = "    "
+        for text in self._texts:
+            if len(line) + len(text) + 1 <= options.max_width:
+                line += f" {text} "
+        yield Text(line, no_wrap=True, overflow="crop")
+
+
+class _Quiet:
+    """A stream that takes writes until one fails (closed pipe, full disk), then nothing."""
+
+    def __init__(self, stream: IO[str] | None):
+        self._stream = stream
+        self._lost = stream is None
+
+    def write(self, text: str) -> int:
+        self._try("write", text)
+        return len(text)
+
+    def flush(self) -> None:
+        self._try("flush")
+
+    def _try(self, method: str, *args: Any) -> None:
+        if self._lost:
+            return
+        try:
+            getattr(self._stream, method)(*args)
+        except (OSError, ValueError):  # ValueError: closed by Python
+            self._lost = True
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def _short_table(step: int, row: dict[str, float]) -> Table:
+    table = Table(f"   at {step:,} steps", box=None, pad_edge=False, header_style="dim")
+    for column in ("evaluation", "training"):
+        table.add_column(column, justify="right", min_width=12)
+    for label, *names in _SHORT:
+        if any(name in row for name in names):
+            table.add_row(f"   {label}", *(_number(row, n) if n in row else "" for n in names))
+    return table
+
+
+def _full_table(row: dict[str, float]) -> Table:
+    table = Table(show_header=False, box=None, pad_edge=False)
+    section = None
+    for name in sorted(row):
+        if name.removesuffix("_std") in row and name.endswith("_std"):
+            continue
+        group, _, short = name.partition("/")
+        if group != section:
+            table.add_row(f"{group}/", "")
+            section = group
+        table.add_row(f"   {short}", _number(row, name))
+    return table
+
+
+def _number(row: dict[str, float], name: str) -> str:
+    """The number, and of a population the standard deviation over its members."""
     std = row.get(f"{name}_std", math.nan)
-    return "" if math.isnan(std) else f" ± {std:.2g}"
-
-
-def _number(value: float) -> str:
-    if not math.isfinite(value):
-        return "-" if math.isnan(value) else str(value)
-    return f"{value:,.0f}" if value == int(value) and abs(value) >= 100 else f"{value:.4g}"
+    return readable(row[name]) + ("" if math.isnan(std) else f" ± {readable(std, 2)}")

@@ -6,6 +6,7 @@ import csv
 import io
 import math
 import secrets
+import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,11 +28,53 @@ class Sink(Protocol):
     def close(self) -> None: ...
 
 
+def read_csv(path: Path) -> tuple[list[dict[str, str]], int]:
+    """The readable rows of a `progress.csv`, and the number of lines that are none.
+
+    A readable row has the control steps and in every cell a number or nothing. A line that
+    was cut short when the run died, or that something else wrote, is none.
+
+    Raises:
+      OSError: the file cannot be read.
+    """
+    rows: list[dict[str, str]] = []
+    names: list[str] = []
+    bad = 0
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
+        for line in file:
+            cells = _cells(line)
+            if not names and cells:
+                names = cells
+            elif cells and len(cells) == len(names) and _is_row(row := dict(zip(names, cells))):
+                rows.append(row)
+            elif line.strip():
+                bad += 1
+    return rows, bad
+
+
+def _cells(line: str) -> list[str]:
+    """The cells of a whole line; none of one that is broken."""
+    if not line.endswith("\n"):
+        return []
+    try:
+        return next(csv.reader([line]), [])
+    except csv.Error:
+        return []
+
+
+def _is_row(row: dict[str, str]) -> bool:
+    try:
+        numbers = {name: float(cell or "nan") for name, cell in row.items()}
+    except ValueError:
+        return False
+    return math.isfinite(numbers.get(STEP, math.nan))
+
+
 class CSVSink:
     """One row a call in a CSV file; cells without a number are empty.
 
     Args:
-      path: file; rows up to `resume_step` are kept, later ones dropped.
+      path: file; readable rows up to `resume_step` are kept, others dropped.
       columns: all column names.
       resume_step: control steps that the resumed run stands at, 0 for a new one.
     """
@@ -39,8 +82,11 @@ class CSVSink:
     def __init__(self, path: Path, columns: Sequence[str], *, resume_step: int = 0):
         kept = []
         if resume_step and path.exists():
-            with path.open(newline="") as file:
-                kept = [row for row in csv.DictReader(file) if _upto(row, resume_step)]
+            rows, bad = read_csv(path)
+            kept = [row for row in rows if float(row[STEP]) <= resume_step]
+            if bad:
+                lines = "1 line that is" if bad == 1 else f"{bad:,} lines that are"
+                print(f"warning: {path}: dropped {lines} no row of numbers", file=sys.stderr)
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, columns, extrasaction="ignore")
         writer.writeheader()
@@ -55,13 +101,6 @@ class CSVSink:
 
     def close(self) -> None:
         self._file.close()
-
-
-def _upto(row: dict[str, str], step: int) -> bool:
-    try:
-        return float(row.get(STEP) or "") <= step
-    except ValueError:
-        return False  # a row cut short when the run died
 
 
 def _known(value: float) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import math
 import os
 from collections.abc import Sequence
@@ -14,13 +13,14 @@ from typing import Any
 import numpy as np
 
 from jaxrl.algos import ALGORITHMS
-from jaxrl.config import read_yaml
 from jaxrl.errors import UserError
 from jaxrl.options import flatten
-from jaxrl.reporting.pages import STEPS, read_rows
+from jaxrl.reporting.pages import SECONDS, STEPS
+from jaxrl.reporting.reading import Evaluation, read_config, read_evaluation, read_rows, warn
 from jaxrl.runs import MEMBERS
 
-WITHOUT_EFFECT = ("log", "checkpoint", "eval")  # sections that change nothing of what is learned
+# Settings that change nothing of what a run learns, or that a run has only among others.
+WITHOUT_EFFECT = ("log", "checkpoint", "eval", "num_seeds", "sweep")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +60,7 @@ class Member:
         at = None
         algo = self.settings.get("algo")
         start = self.settings.get(f"{algo}.learning_starts", 0)  # there is no loss before
+        start = start if isinstance(start, (int, float)) else 0
         for row in reversed([row for row in self.rows if row[STEPS] > start]):
             losses = [v for k, v in row.items() if k.startswith("train/") and "loss" in k]
             if not losses or any(map(math.isfinite, losses)):
@@ -68,25 +69,27 @@ class Member:
         return at
 
     @functools.cached_property
-    def judged(self) -> bool:
-        """The run was judged at its end (eval/final.json)."""
-        return (self.folder / "eval" / "final.json").is_file()
+    def judged(self) -> Evaluation | None:
+        """What the evaluation at the end found (eval/final.json)."""
+        path = self.folder / "eval" / "final.json"
+        return read_evaluation(path) if path.is_file() else None
 
     @functools.cached_property
     def final(self) -> dict[str, float]:
         """Means of "return" and "success": judged at the end, or else last in training."""
         if self.judged:
-            path = self.folder / "eval" / "final.json"
-            try:
-                summary = json.loads(path.read_text())["summary"]
-                means = {name: float(values["mean"]) for name, values in summary.items()}
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise UserError(f"{path}: not what an evaluation writes; evaluate again") from error
+            summary = next(iter(self.judged.summaries.values()))
+            means = {name: values["mean"] for name, values in summary.items()}
             return {name: means.get(name, math.nan) for name in ("return", "success")}
         return {
             "return": self.last("eval/mean_reward"),
             "success": self.last("eval/success_rate"),
         }
+
+    @property
+    def minutes(self) -> float:
+        """Wall-clock time of the run; NaN without rows."""
+        return self.rows[-1].get(SECONDS, math.nan) / 60 if self.rows else math.nan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,48 +126,52 @@ def is_population(run: Path) -> bool:
     return (run / MEMBERS).is_dir()
 
 
-def check_run(folder: Path, *, rows: bool = True) -> None:
+def check_run(folder: Path) -> None:
     """Refuses a folder that holds no run.
-
-    Args:
-      folder: the run's folder.
-      rows: it must have a progress.csv too.
 
     Raises:
       UserError: what it lacks.
     """
-    for name in ("config.yaml", "progress.csv")[: 1 + rows]:
+    for name in ("config.yaml", "progress.csv"):
         if not (folder / name).is_file():
             raise UserError(f"{folder}: not a run's folder (it has no {name})")
 
 
 def read_members(runs: Sequence[Path]) -> list[Member]:
-    """All runs, populations opened.
+    """All runs that can be read, populations opened.
 
     Raises:
-      UserError: a folder holds no run, or no run has rows.
+      UserError: a folder holds no run, none can be read, or none has rows.
     """
     folders: list[Path] = []
     for run in runs:
-        inside = [run]
         if is_population(run):
             inside = sorted(p for p in (run / MEMBERS).iterdir() if p.is_dir())
             if not inside:
                 raise UserError(f"{run}: a population without members (members/ is empty)")
+            folders += inside
         else:
             check_run(run)
-        folders += inside
+            folders.append(run)
     shared = Path(os.path.commonpath([folder.resolve().parent for folder in folders]))
-    members = [_read(folder, shared) for folder in folders]
+    members = [member for folder in folders if (member := _read(folder, shared))]
+    named = ", ".join(map(str, runs))
+    if not members:
+        raise UserError(f"{named}: no run that can be read (see the warnings)")
     if not any(member.rows for member in members):
-        raise UserError(f"{', '.join(map(str, runs))}: progress.csv has no rows yet")
+        raise UserError(f"{named}: progress.csv has no rows yet")
     return members
 
 
-def _read(folder: Path, shared: Path) -> Member:
-    check_run(folder, rows=False)
-    config = read_yaml(folder / "config.yaml")
-    unused = {*WITHOUT_EFFECT, "seed", *ALGORITHMS} - {config.get("algo")}
+def _read(folder: Path, shared: Path) -> Member | None:
+    """The run in a folder; None if its settings cannot be read."""
+    if not (folder / "config.yaml").is_file():
+        warn(folder, "not a run's folder (it has no config.yaml)")
+        return None
+    config = read_config(folder)
+    if config is None:
+        return None
+    unused = {*WITHOUT_EFFECT, "seed", *ALGORITHMS} - {str(config.get("algo"))}
     progress = folder / "progress.csv"
     return Member(
         name=str(folder.resolve().relative_to(shared)),

@@ -12,26 +12,33 @@ from typing import Any
 import numpy as np
 import yaml
 
+from jaxrl.logs import readable
 from jaxrl.options import nest
 from jaxrl.reporting.members import Group, Member, differing, grouped, read_members, shown
 from jaxrl.reporting.pages import (
     CURVES,
     SECONDS,
+    SOURCES,
     STEPS,
+    Panel,
+    axes,
+    device,
     document,
-    hardware,
     hardware_table,
+    history_table,
     image,
-    panels,
+    percent,
+    plots,
+    sections,
     table,
 )
+from jaxrl.reporting.reading import hardware, read_history
 from jaxrl.reporting.statistics import aggregate, iqm_interval
 
 # Okabe & Ito's colours, which colour-blind readers tell apart, without the pale ones
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#4d4d4d")
 DASHES = ((), (3, 1), (1, 1), (4, 1, 1, 1))  # in line widths
-RETURNS = CURVES[0][1]
-SOURCES = {"rollout": "training", "eval": "evaluation"}  # of columns that share a scale
+RETURNS = CURVES[0].columns
 NOTHING = "&ndash;"
 
 EXPLANATION = """
@@ -96,30 +103,42 @@ def _looks(groups: Sequence[Group]) -> list[tuple[str, tuple[float, ...]]]:
     return [(to_hex(hue), DASHES[i % len(DASHES)]) for i, hue in enumerate(hues)]
 
 
-def figure(groups: Sequence[Group]) -> str:
-    """All curves that some member has; the returns against time as well."""
+def curves(groups: Sequence[Group]) -> list[str]:
+    """All columns that some member has, under their headings; the returns against time too."""
     members = [member for group in groups for member in group.members]
-    wanted = [
-        (title if len(columns) == 1 else f"{title}: {SOURCES[name.partition('/')[0]]}", name, x)
-        for title, columns in CURVES
-        for name in columns
-        if any(member.curve(name).size for member in members)
-        for x in ((STEPS, SECONDS) if columns == RETURNS else (STEPS,))
+    columns = dict.fromkeys(name for m in members for row in m.rows[:1] for name in row)
+    found = sections([c for c in columns if any(m.curve(c).size for m in members)])
+    if not any(found.values()):
+        return ["<p>No member has a finite number to draw.</p>"]
+    last = list(found)[-1]
+    return [
+        plots(heading, _figures(groups, panels), folded=heading == last)
+        for heading, panels in found.items()
     ]
-    if not wanted:
-        return "<p>No member has a finite number to draw.</p>"
-    drawing, axes = panels(len(wanted), height=3)
-    for axis, (title, name, x) in zip(axes, wanted):
-        for group, style in zip(groups, styles(groups)):
-            draw(axis, group, style, name, x)
-        cut = limit(axis, [member.curve(name)[1] for member in members])
-        axis.set_title(title, fontsize=11, loc="left", fontweight="bold")
-        axis.set_title(name + cut, fontsize=8, loc="right", color="#777")
-        axis.set_xlabel("control steps" if x == STEPS else "wall-clock seconds", fontsize=9)
-        axis.set_xlim(left=0)
-        if x == SECONDS:
-            axis.xaxis.set_major_formatter("{x:,.0f}")
-    return image(drawing, "curves of the groups")
+
+
+def _figures(groups: Sequence[Group], panels: Sequence[Panel]) -> list[str]:
+    return [
+        _figure(groups, panel, name, x)
+        for panel in panels
+        for name in panel.columns
+        for x in ((STEPS, SECONDS) if name in RETURNS else (STEPS,))
+    ]
+
+
+def _figure(groups: Sequence[Group], panel: Panel, name: str, x: str) -> str:
+    """One column of all groups against control steps or seconds."""
+    source = SOURCES.get(name.partition("/")[0]) if name != panel.title else None
+    title = f"{panel.title}: {source}" if source else panel.title
+    drawing, axis = axes(title, panel.y, "control steps" if x == STEPS else "wall-clock seconds")
+    for group, style in zip(groups, styles(groups)):
+        draw(axis, group, style, name, x)
+    if cut := limit(axis, [m.curve(name)[1] for group in groups for m in group.members]):
+        axis.set_title(cut, fontsize=8, loc="right", color="#777")
+    axis.set_xlim(left=0)
+    if x == SECONDS:
+        axis.xaxis.set_major_formatter("{x:,.0f}")
+    return image(drawing, f"{title} ({name})")
 
 
 def draw(axis: Any, group: Group, style: Style, name: str, x: str) -> None:
@@ -129,13 +148,17 @@ def draw(axis: Any, group: Group, style: Style, name: str, x: str) -> None:
         curve = member.curve(name, x)
         if curve.size:
             curves.append(curve)
-            axis.plot(*curve, color=style.colour, lw=0.8, alpha=style.line, zorder=1)
+            single = {"marker": ".", "ms": 6} if curve.shape[1] == 1 else {}
+            axis.plot(*curve, color=style.colour, lw=0.8, alpha=style.line, zorder=1, **single)
             if member.diverged is not None:
                 axis.plot(*curve[:, -1], "x", color=style.colour, ms=7, mew=2, zorder=4)
     if not curves:
         return
     grid, count, (middle, low, high) = aggregate(curves)
     line = {"color": style.colour, "ls": (0, style.dashes) if style.dashes else "-", "zorder": 3}
+    if len(grid) == 1:  # lines and areas of one point are invisible
+        spread = [middle - low, high - middle] if len(curves) > 1 else None
+        axis.errorbar(grid, middle, spread, fmt="o", ms=5, color=style.colour, capsize=4, zorder=3)
     axis.fill_between(grid, low, high, color=style.colour, alpha=style.shade, lw=0, zorder=2)
     axis.plot(grid, middle, lw=1.2, **line)
     axis.plot(grid, np.where(count == len(curves), middle, np.nan), lw=2.4, **line)
@@ -149,7 +172,7 @@ def limit(axis: Any, values: Sequence[np.ndarray]) -> str:
         return ""
     margin = 0.15 * (high - low)
     axis.set_ylim(low - margin, high + margin)
-    return ", extremes cut off"
+    return "extremes cut off"
 
 
 # -- the page -------------------------------------------------------------------------
@@ -169,18 +192,65 @@ def page(runs: Sequence[Path]) -> str:
         title,
         [
             f"<h1>{html.escape(title)}</h1>",
-            f"<p>{counted(len(members), 'member')} in {counted(len(groups), 'group')}.</p>",
-            group_table(groups),
-            "<h2>Learning curves</h2>",
+            f"<p class='headline'>{html.escape(headline(runs, groups))}</p>",
+            group_table(groups) if len(groups) < len(members) else "",
             EXPLANATION,
             f"<div class='legend' style='columns:{width}ch'>{''.join(names(groups))}</div>",
-            figure(groups),
+            *curves(groups),
             "<h2>Members</h2>",
             member_table(groups),
+            *_histories(runs),
             _hardware(runs),
             configuration(groups),
         ],
     )
+
+
+def headline(runs: Sequence[Path], groups: Sequence[Group]) -> str:
+    """What came out, in a sentence: of the one group, or of the best."""
+    count = sum(len(group.members) for group in groups)
+    size = counted(count, "member")
+    if len(groups) > 1:
+        size += f" in {counted(len(groups), 'group')}"
+    task, algo = (_common(groups, name) for name in ("env.name", "algo"))
+    what = " on ".join(part for part in (algo.upper(), task) if part)
+    text = f"{what}, {size}" if what else size
+    score, unit = ("success", percent) if "success" in _scores(groups) else ("return", readable)
+    rated = [(g, v) for g in groups if (v := _middle(g, score)) is not None]
+    best, value = max(rated, key=lambda pair: pair[1][0], default=(groups[0], None))
+    if value is not None and task:  # other tasks' returns are on other scales
+        middle, low, high = map(unit, value)
+        who = "they have" if len(groups) == 1 else f"the best group, {best.label}, has"
+        several = len(best.members) > 1
+        text += f": {who} {'an interquartile mean ' if several else 'a '}{score} of {middle}"
+        text += f" (95 % interval {low} to {high})" if several else ""
+    if task:
+        minutes = max((m.minutes for m in best.members if m.rows), default=math.nan)
+        text += f", after {readable(best.steps)} control steps in {readable(minutes, 2)} minutes"
+    where = ", ".join(filter(None, dict.fromkeys(device(hardware(run)) for run in runs)))
+    return f"{text} on {where}." if where else f"{text}."
+
+
+def _common(groups: Sequence[Group], name: str) -> str:
+    """A setting that all groups share; empty if they do not."""
+    values = {str(group.settings.get(name, "")) for group in groups}
+    return values.pop() if len(values) == 1 else ""
+
+
+def _middle(group: Group, score: str) -> np.ndarray | None:
+    """[3] IQM of a group's final scores and its interval; None without any."""
+    finite = [v for m in group.members if math.isfinite(v := m.final[score])]
+    return iqm_interval(np.array(finite)) if finite else None
+
+
+def _histories(runs: Sequence[Path]) -> list[str]:
+    """How runs were started and resumed."""
+    tables = {run: history_table(read_history(run)) for run in runs}
+    return [
+        (f"<p>{html.escape(run.resolve().name)}</p>" if len(runs) > 1 else "") + text
+        for run, text in tables.items()
+        if text
+    ]
 
 
 def counted(count: int, noun: str) -> str:
@@ -207,8 +277,8 @@ def group_table(groups: Sequence[Group]) -> str:
     rows = []
     for group, name in zip(groups, names(groups)):
         numbers = [_interval([m.final[score] for m in group.members]) for score in scores]
-        minutes = max((m.rows[-1][SECONDS] / 60 for m in group.members if m.rows), default=math.nan)
-        size = [_count(group), f"{group.steps:,.0f}", f"{minutes:.1f}"]
+        minutes = max((m.minutes for m in group.members if m.rows), default=math.nan)
+        size = [_count(group), readable(group.steps), readable(minutes, 2)]
         rows.append([name, *numbers, *size, _best(group)])
     head = ["group", *scores, "members", "steps each", "minutes", "best member"]
     return table(head, rows) + NOTE_GROUPS
@@ -237,9 +307,9 @@ def _interval(values: Sequence[float]) -> str:
     if not len(finite):
         return NOTHING
     middle, low, high = iqm_interval(finite)
-    text = _rounded(middle)
+    text = readable(middle)
     if len(finite) > 1:
-        text += f" [{_rounded(low)}, {_rounded(high)}]"
+        text += f" [{readable(low)}, {readable(high)}]"
     return text + (f" of {len(finite)}" if len(finite) < len(values) else "")
 
 
@@ -253,23 +323,22 @@ def member_table(groups: Sequence[Group]) -> str:
     """Each member's final evaluation, and what became of it."""
     scores = _scores(groups)
     rows: list[list[str]] = []
-    for group, name in zip(groups, names(groups)):
-        rows.append([name])
+    for group, label in zip(groups, names(groups)):
         for member in group.members:
+            end = member.rows[-1][STEPS] if member.rows else math.nan
             numbers = [_number(member, score) for score in scores]
-            name = html.escape(member.name)
-            rows.append([name, str(member.seed), *numbers, group.status(member)])
-    unjudged = any(not m.judged for group in groups for m in group.members)
-    return table(["member", "seed", *scores, ""], rows) + (NOTE_UNJUDGED if unjudged else "")
+            numbers += [readable(end), readable(member.minutes, 2), group.status(member)]
+            own = [label] if len(groups) > 1 else []
+            seed = html.escape(str(member.seed))
+            rows.append([html.escape(member.name), *own, seed, *numbers])
+    head = ["member", *["group"] * (len(groups) > 1), "seed", *scores, "steps", "minutes", ""]
+    unjudged = any("*" in cell for row in rows for cell in row[-3 - len(scores) : -3])
+    return table(head, rows) + (NOTE_UNJUDGED if unjudged else "")
 
 
 def _number(member: Member, score: str) -> str:
     value = member.final[score]
-    return _rounded(value) + "*" * (not member.judged) if math.isfinite(value) else NOTHING
-
-
-def _rounded(value: float) -> str:
-    return f"{value:.3f}" if abs(value) < 10 else f"{value:,.1f}"
+    return readable(value) + "*" * (not member.judged) if math.isfinite(value) else NOTHING
 
 
 def _hardware(runs: Sequence[Path]) -> str:

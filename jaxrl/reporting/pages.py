@@ -1,73 +1,101 @@
-"""What the report's pages are made of: a run's rows, tables, figures, one HTML file."""
+"""What the report's pages are made of: panels, tables, words, one HTML file."""
 
 from __future__ import annotations
 
 import base64
-import csv
+import dataclasses
 import html
 import io
-import math
+import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from jaxrl.errors import UserError
-from jaxrl.logs import STEP
+from jaxrl.logs import STEP, readable
 
 STEPS = STEP
 SECONDS = "time/time_elapsed"
 
-# title, columns that share one scale; a run shows those that its progress.csv has
+
+@dataclasses.dataclass(frozen=True)
+class Panel:
+    """Columns that share a scale.
+
+    Args:
+      title: of the panel.
+      y: what the vertical axis shows.
+      columns: of progress.csv; training's before the evaluations'.
+    """
+
+    title: str
+    y: str
+    columns: tuple[str, ...]
+
+
+# A run shows those that its progress.csv has.
 CURVES = (
-    ("Return", ("rollout/ep_rew_mean", "eval/mean_reward")),
-    ("Success rate", ("rollout/success_rate", "eval/success_rate")),
-    ("Episode length (steps)", ("rollout/ep_len_mean", "eval/mean_ep_length")),
-    ("Curriculum level", ("rollout/level",)),
-    ("Squared distance to the expert's actions", ("train/expert_loss",)),
-    ("Approximate KL", ("train/approx_kl",)),
-    ("Explained variance", ("train/explained_variance",)),
-    ("Value loss", ("train/value_loss",)),
-    ("Policy gradient loss", ("train/policy_gradient_loss",)),
-    ("Exploration (std)", ("train/std",)),
-    ("Critic loss", ("train/critic_loss",)),
-    ("Actor loss", ("train/actor_loss",)),
-    ("Q value", ("train/q_value",)),
-    ("Temperature", ("train/ent_coef",)),
-    ("Temperature loss", ("train/ent_coef_loss",)),
-    ("Control steps per second", ("time/fps",)),
+    Panel("Return", "sum of rewards", ("rollout/ep_rew_mean", "eval/mean_reward")),
+    Panel("Success rate", "share of episodes", ("rollout/success_rate", "eval/success_rate")),
+    Panel("Episode length", "control steps", ("rollout/ep_len_mean", "eval/mean_ep_length")),
+    Panel("Curriculum level", "level (0 to 1)", ("rollout/level",)),
+    Panel("Distance to the expert's actions", "squared distance", ("train/expert_loss",)),
+    Panel("Approximate KL", "divergence (nats)", ("train/approx_kl",)),
+    Panel("Explained variance", "share of variance", ("train/explained_variance",)),
+    Panel("Value loss", "loss", ("train/value_loss",)),
+    Panel("Policy gradient loss", "loss", ("train/policy_gradient_loss",)),
+    Panel("Exploration", "std of the actions", ("train/std",)),
+    Panel("Critic loss", "loss", ("train/critic_loss",)),
+    Panel("Actor loss", "loss", ("train/actor_loss",)),
+    Panel("Q value", "mean over the batch", ("train/q_value",)),
+    Panel("Temperature", "weight of the entropy", ("train/ent_coef",)),
+    Panel("Temperature loss", "loss", ("train/ent_coef_loss",)),
+    Panel("Speed", "control steps per second", ("time/fps",)),
 )
+COUNTERS = ("rollout/episodes", "rollout/nan_resets", "rollout/restarts", "eval/std_reward")
+CLOCKS = (STEPS, SECONDS, "time/iterations")
+SOURCES = {"rollout": "training", "eval": "evaluation"}  # of columns that share a scale
 
 STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:1240px;margin:2em auto;padding:0 1em;color:#222}
+h1{overflow-wrap:anywhere}.headline{font-size:1.15em;max-width:60em}
 table{border-collapse:collapse;margin:1em 0;font-size:14px}
 td,th{padding:.25em .7em;text-align:right;white-space:nowrap}
 th{border-bottom:1px solid #999}td:first-child,th:first-child{text-align:left}
-tr:nth-child(even){background:#f4f5f7}pre{background:#f4f5f7;padding:1em;overflow:auto}
-img,video{max-width:100%}small{color:#666}.wide{overflow-x:auto}
+.texts td,.texts th{text-align:left;vertical-align:top;white-space:normal;max-width:36em}
+.texts td:first-child{white-space:nowrap}.texts td:last-child{overflow-wrap:anywhere}
+tr:nth-child(even){background:#f4f5f7}
+pre{background:#f4f5f7;padding:1em;overflow:auto}img,video{max-width:100%}
+.plots{display:grid;gap:.8em 1.2em;
+grid-template-columns:repeat(auto-fill,minmax(min(100%,380px),1fr))}
+.plots img{width:100%}small{color:#666}.wide{overflow-x:auto}summary{cursor:pointer}
+summary h2{display:inline-block}
 .legend{position:sticky;top:0;background:#fffe;padding:.5em 0;margin-bottom:.8em;max-height:30vh;
 overflow:auto;border-bottom:1px solid #ddd}
-.group{display:flex;align-items:baseline;white-space:normal}svg{flex:none;margin-right:.5em}
+.group{display:flex;align-items:baseline;white-space:normal;text-align:left}svg{flex:none;margin-right:.5em}
+@media(max-width:600px){body{margin:1em auto}.legend{max-height:20vh;font-size:13px}}
 """
 
 
 def document(title: str, sections: Sequence[str]) -> str:
     """One page that needs nothing else."""
-    head = f"<meta charset='utf-8'><title>{html.escape(title)}</title><style>{STYLE}</style>"
-    return f"<!doctype html><html><head>{head}</head><body>{''.join(sections)}</body></html>"
+    head = (
+        "<meta charset='utf-8'><meta name='viewport' content='width=device-width, "
+        f"initial-scale=1'><title>{html.escape(title)}</title><style>{STYLE}</style>"
+    )
+    body = "".join(sections)
+    return f"<!doctype html><html lang='en'><head>{head}</head><body>{body}</body></html>"
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, kind: str = "") -> str:
     """A table.
 
     Args:
-      head, rows: HTML of the cells; the first of a row is text, the others are numbers, and
-        a single one goes across the table.
+      head, rows: HTML of the cells; the first of a row is text, the others are numbers.
+      kind: "texts" if all cells are texts, which may be long.
     """
     lines = [f"<tr>{''.join(f'<th>{cell}</th>' for cell in head)}</tr>"]
-    for row in rows:
-        across = f" colspan='{len(head)}'" if len(row) == 1 else ""
-        lines.append(f"<tr>{''.join(f'<td{across}>{cell}</td>' for cell in row)}</tr>")
-    return f"<div class='wide'><table>{''.join(lines)}</table></div>"
+    lines += [f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows]
+    return f"<div class='wide'><table class='{kind}'>{''.join(lines)}</table></div>"
 
 
 def data(raw: bytes, kind: str) -> str:
@@ -75,63 +103,139 @@ def data(raw: bytes, kind: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(raw).decode()}"
 
 
-def panels(count: int, *, height: float) -> tuple[Any, list[Any]]:
-    """A figure and its `count` axes, two in a line of `height` inches.
+# -- panels ---------------------------------------------------------------------------
 
-    Raises:
-      UserError: matplotlib is not installed.
-    """
+
+def need_matplotlib() -> None:
+    """Raises UserError if pictures cannot be drawn."""
     try:
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import EngFormatter
+        import matplotlib.figure  # noqa: F401
     except ImportError as error:
         raise UserError("report: needs `pip install 'jaxrl[report]'`") from error
-    lines = math.ceil(count / 2)
-    figure = Figure(figsize=(10.8, height * lines), layout="constrained")
-    figure.get_layout_engine().set(h_pad=0.1, w_pad=0.1)
-    axes = list(figure.subplots(lines, 2, squeeze=False).flat)
-    for axis in axes[count:]:
-        axis.remove()
-    for axis in axes[:count]:
-        axis.grid(color="#e4e4e4", lw=0.8)
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.spines[["left", "bottom"]].set_color("#999")
-        axis.tick_params(color="#999", labelsize=9)
-        axis.xaxis.set_major_formatter(EngFormatter(sep=""))  # 500k, 1M
-    return figure, axes[:count]
+
+
+def sections(columns: Sequence[str]) -> dict[str, list[Panel]]:
+    """Panels of all columns of progress.csv that hold a number, by their headings."""
+    known = [
+        dataclasses.replace(panel, columns=tuple(c for c in panel.columns if c in columns))
+        for panel in CURVES
+    ]
+    shown = {column for panel in CURVES for column in panel.columns}
+    left = [c for c in columns if c not in shown and c not in CLOCKS]
+    metrics: dict[str, list[str]] = {}
+    for column in left:
+        source, _, name = column.partition("/")
+        if source in SOURCES and column not in COUNTERS:
+            metrics.setdefault(name, []).append(column)
+    own = [Panel(name, _statistic(name), tuple(both)) for name, both in metrics.items()]
+    used = {column for panel in own for column in panel.columns}
+    others = [Panel(c, c.rpartition("/")[2], (c,)) for c in left if c not in used]
+    return {
+        "Learning curves": [panel for panel in known if panel.columns],
+        "The task's own metrics": [p for p in own if not p.title.startswith("reward/")],
+        "Terms of the reward": [p for p in own if p.title.startswith("reward/")],
+        "All other columns": others,
+    }
+
+
+def _statistic(metric: str) -> str:
+    """What is made of a metric over an episode, see `jaxrl.envs.State`."""
+    if metric.startswith("reward/"):
+        return "sum over an episode"
+    return "end of the episode" if metric.startswith("final/") else "mean over an episode"
+
+
+def axes(title: str, y: str, x: str = "control steps") -> tuple[Any, Any]:
+    """A figure of one panel, and its axes."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter
+
+    figure = Figure(figsize=(4.6, 2.7), layout="constrained")
+    axis = figure.subplots()
+    axis.grid(color="#e4e4e4", lw=0.8)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.spines[["left", "bottom"]].set_color("#999")
+    axis.tick_params(color="#999", labelsize=9)
+    axis.xaxis.set_major_formatter(EngFormatter(sep=""))  # 500k, 1M
+    axis.set_title(title, fontsize=11, loc="left", fontweight="bold")
+    axis.set_xlabel(x, fontsize=9)
+    axis.set_ylabel(y, fontsize=9)
+    return figure, axis
 
 
 def image(figure: Any, alt: str) -> str:
     """The figure as part of a page."""
+    from matplotlib.ticker import EngFormatter
+
+    for axis in figure.axes:
+        if max(map(abs, axis.get_ylim())) >= 10_000:
+            axis.yaxis.set_major_formatter(EngFormatter(sep=""))
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150)
-    return f"<img alt='{html.escape(alt)}' src='{data(buffer.getvalue(), 'image/png')}'>"
+    source = data(buffer.getvalue(), "image/png")
+    return f"<img alt='{html.escape(alt)}' title='{html.escape(alt)}' src='{source}'>"
 
 
-def read_rows(path: Path) -> list[dict[str, float]]:
-    """Rows of the CSV file; empty cells are NaN. A last row cut short is left out."""
-    rows = []
-    with path.open(newline="") as file:
-        for row in csv.DictReader(file):
-            try:
-                rows.append({k: math.nan if v == "" else float(v) for k, v in row.items()})
-            except (TypeError, ValueError):  # a cell missing, or no number
-                break
-    return rows
+def plots(heading: str, images: Sequence[str], *, folded: bool = False) -> str:
+    """Panels under a heading, as many side by side as fit; nothing without panels."""
+    if not images:
+        return ""
+    grid = f"<div class='plots'>{''.join(images)}</div>"
+    if folded:
+        return f"<details><summary><h2>{heading}</h2></summary>{grid}</details>"
+    return f"<h2>{heading}</h2>{grid}"
 
 
-def hardware(run: Path) -> dict[str, Any]:
-    """What the run ran on, as its newest readable checkpoint says; empty without one."""
-    from jaxrl.checkpoint import Checkpointer, DamagedError, read_meta
-
-    store = Checkpointer(run / "checkpoints")
-    for step in reversed(store.steps()):
-        try:
-            return read_meta(store.folder / str(step))["meta"]["hardware"]
-        except DamagedError:
-            continue
-    return {}
+# -- tables and words -----------------------------------------------------------------
 
 
 def hardware_table(facts: dict[str, Any]) -> str:
-    return table(("", ""), [(key, html.escape(str(value))) for key, value in facts.items()])
+    rows = [(html.escape(str(key)), html.escape(str(value))) for key, value in facts.items()]
+    return table(("", ""), rows, kind="texts")
+
+
+def device(facts: dict[str, Any]) -> str:
+    """What a run ran on, in words; empty if it is not known."""
+    if facts.get("platform") == "cpu" and facts.get("cpu"):
+        return f"{facts['cpu']} with {facts.get('cpu_cores', '?')} cores"
+    return str(facts.get("device", ""))
+
+
+def history_table(parts: Sequence[dict[str, Any]]) -> str:
+    """How a run was started and resumed; nothing without parts."""
+    if not parts:
+        return ""
+    named = [name for name in ("commit", "jaxrl", "jax", "device") if any(map(_has(name), parts))]
+    rows = []
+    for part in parts:
+        start = part.get("from_step")
+        texts = [f"{start:,}" if isinstance(start, int) else start]
+        texts += [part.get(name) for name in ("date", *named)]
+        texts += [_changes(part.get("changed")), part.get("command")]
+        rows.append([html.escape("" if text is None else str(text)) for text in texts])
+    head = ["from step", "date", *named, "changed", "command"]
+    return "<h2>Parts of the run</h2>" + table(head, rows, kind="texts")
+
+
+def _has(name: str):
+    return lambda part: part.get(name) is not None
+
+
+def _changes(changed: Any) -> str:
+    """Settings that differ from the part before."""
+    if not isinstance(changed, dict):
+        return ""
+    texts = []
+    for key, values in changed.items():
+        pair = isinstance(values, list) and len(values) == 2
+        old, new = map(_plain, values) if pair else ("?", _plain(values))
+        texts.append(f"{key}: {old} \u2192 {new}")
+    return "; ".join(texts)
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def percent(share: float) -> str:
+    return f"{readable(100 * share, 3)} %"

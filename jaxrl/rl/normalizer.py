@@ -1,4 +1,4 @@
-"""Running mean and variance of a stream of batches."""
+"""Running mean and variance of a stream of batches, which a few absurd values cannot blind."""
 
 from __future__ import annotations
 
@@ -8,13 +8,20 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+# Values further than this many standard deviations from the mean count as if they were there.
+# Statistics that are wrong by far are right again after a few batches all the same.
+MOST_DEVIATIONS = 100.0
+# Batches that the statistics remember: the newest has at least a share of one in so many. In
+# float32 a smaller share would round to nothing, and a sum of roundings would take its place.
+MEMORY = 1e5
+
 
 @struct.dataclass
 class RunningStatistics:
-    """Statistics of all samples seen, per component.
+    """Statistics of all samples seen, per component; from `MEMORY` batches on older ones fade.
 
     Attributes:
-      count: scalar, number of samples.
+      count: scalar, number of samples remembered.
       mean: tree as one sample.
       variance: tree as one sample; population variance (divided by the count).
     """
@@ -42,24 +49,40 @@ def update(statistics: RunningStatistics, batch: Any) -> RunningStatistics:
 
     Args:
       statistics: statistics of samples of shape S.
-      batch: tree of [..., *S].
+      batch: tree of [..., *S], finite.
     """
     first, mean0 = jax.tree.leaves(batch)[0], jax.tree.leaves(statistics.mean)[0]
     added = first.size // mean0.size
-    total = statistics.count + added
+    total = jnp.minimum(statistics.count + added, added * MEMORY)
     share = added / total
 
     def merge(mean, variance, x):
-        x = x.reshape(-1, *mean.shape)
+        x = _within(x.reshape(-1, *mean.shape), mean, variance, statistics.count)
         delta = x.mean(0) - mean
-        merged = (1 - share) * variance + share * x.var(0)
-        return mean + share * delta, merged + share * (1 - share) * delta**2
+        variance = jnp.where(statistics.count > 0, variance, 0.0)  # 1 at first is no sample
+        change = x.var(0) + (1 - share) * delta**2 - variance
+        return mean + share * delta, variance + share * change
 
     merged = jax.tree.map(merge, statistics.mean, statistics.variance, batch)
     mean, variance = jax.tree.transpose(
         jax.tree.structure(statistics.mean), jax.tree.structure((0, 0)), merged
     )
     return RunningStatistics(count=total, mean=mean, variance=variance)
+
+
+def _within(x: jax.Array, mean: jax.Array, variance: jax.Array, count: jax.Array) -> jax.Array:
+    """Samples [B, *S] cut to a range about the mean; the first batch, before which nothing is
+    known, to a range about zero.
+
+    What the first batch spans is told by the mean of its fourth roots, to which one value of 1e6
+    among thousands adds next to nothing. A component that never moved may begin to, by one unit
+    in the first batch, and then by a hundred times more in each.
+    """
+    span = jnp.sqrt(jnp.sqrt(jnp.abs(x))).mean(0) ** 4
+    spread = jnp.where(count > 0, jnp.sqrt(variance), span)
+    middle = jnp.where(count > 0, mean, 0.0)
+    most = MOST_DEVIATIONS * spread + 1.0
+    return jnp.clip(x, middle - most, middle + most)
 
 
 def normalize(

@@ -140,6 +140,27 @@ class Replay:
             inserted=state.inserted + 1,
         )
 
+    def cut(self, state: ReplayState, obs: Any) -> ReplayState:
+        """Ends all episodes with the last step, as at a time limit: the next row begins others.
+
+        Args:
+          state: contents.
+          obs: [N, ...] observations that the last step led to.
+        """
+        at, mine = (state.inserted - 1) % self.capacity, jnp.arange(self.num_envs)
+        row, slot = state.steps[at], state.limits % self._slots
+        goes_on = (row[:, 1] == 0) & (row[:, 2] == 0) & (state.inserted > 0)
+        limit = jnp.where(goes_on, 1.0 + slot, row[:, 2])
+
+        def keep(ring, x):
+            return ring.at[slot, mine].set(select(goes_on, x, ring[slot, mine]))
+
+        return state.replace(
+            steps=state.steps.at[at, :, 2].set(limit),
+            limit_obs=jax.tree.map(keep, state.limit_obs, self._packing.pack(obs)),
+            limits=state.limits + goes_on,
+        )
+
     def sample(
         self, state: ReplayState, key: jax.Array, batch_size: int, *, gamma: jax.Array | float
     ) -> Transitions:

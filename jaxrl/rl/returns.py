@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from jaxrl.rl import normalizer
-from jaxrl.rl.normalizer import RunningStatistics
+from jaxrl.rl.normalizer import MOST_DEVIATIONS, RunningStatistics
 
 
 def n_step_return(
@@ -75,5 +75,6 @@ class ReturnScale:
         return ReturnScale(running, normalizer.update(self.statistics, returns))
 
     def __call__(self, reward: jax.Array) -> jax.Array:
-        """Rewards over the standard deviation of the return."""
-        return reward / jnp.sqrt(self.statistics.variance + 1e-8)
+        """Rewards over the standard deviation of the return, cut to `MOST_DEVIATIONS`."""
+        scaled = reward / jnp.sqrt(self.statistics.variance + 1e-8)
+        return jnp.clip(scaled, -MOST_DEVIATIONS, MOST_DEVIATIONS)

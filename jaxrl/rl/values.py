@@ -42,6 +42,7 @@ class CategoricalValue:
 
     def __init__(self, low: float, high: float, atoms: int):
         self.outputs = atoms
+        self.low, self.step = low, (high - low) / (atoms - 1)
         self.support = jnp.linspace(low, high, atoms)
 
     def mean(self, head: jax.Array) -> jax.Array:
@@ -50,30 +51,31 @@ class CategoricalValue:
 
     def target(self, head: jax.Array, reward: jax.Array, discount: jax.Array) -> jax.Array:
         """[..., Z] logits, [...], [...] -> [..., Z] probabilities of r + discount q."""
-        moved = reward[..., None] + discount[..., None] * self.support
-        return project(moved, jax.nn.softmax(head), self.support)
+        # In steps above the least atom: of returns far from zero the difference would be lost.
+        first = (reward - (1.0 - discount) * self.low) / self.step
+        places = first[..., None] + discount[..., None] * jnp.arange(self.outputs)
+        return project(places, jax.nn.softmax(head))
 
     def loss(self, head: jax.Array, target: jax.Array) -> jax.Array:
         """[..., Z] logits, [..., Z] probabilities -> [...] cross-entropy."""
         return -(target * jax.nn.log_softmax(head)).sum(-1)
 
 
-def project(values: jax.Array, probabilities: jax.Array, support: jax.Array) -> jax.Array:
-    """A distribution moved onto the atoms of an evenly spaced support.
+def project(places: jax.Array, probabilities: jax.Array) -> jax.Array:
+    """A distribution moved onto evenly spaced atoms.
 
-    Each value shares its probability between its two neighbours, the nearer the more;
+    Each place shares its probability between its two neighbours, the nearer the more;
     beyond the ends all of it goes to the end. The triangular kernel says the same as the
     usual loop over floor and ceiling, without a scatter.
 
     Source: Bellemare et al. 2017, eq. 7.
 
     Args:
-      values: [..., Z].
-      probabilities: [..., Z] of these values.
-      support: [Z] increasing.
+      places: [..., Z] where the probability lies, in steps from the first atom.
+      probabilities: [..., Z] of these places.
     """
-    chex.assert_equal_shape([values, probabilities])
-    step = support[1] - support[0]
-    values = jnp.clip(values, support[0], support[-1])
-    share = jnp.clip(1.0 - jnp.abs(values[..., None, :] - support[:, None]) / step, 0.0, 1.0)
+    chex.assert_equal_shape([places, probabilities])
+    atoms = places.shape[-1]
+    places = jnp.clip(places, 0.0, atoms - 1.0)
+    share = jnp.maximum(1.0 - jnp.abs(places[..., None, :] - jnp.arange(atoms)[:, None]), 0.0)
     return (share * probabilities[..., None, :]).sum(-1)

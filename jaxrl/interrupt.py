@@ -1,0 +1,26 @@
+"""Ctrl-C while one of the commands imports, starts or ends.
+
+There is nothing to save yet, or no longer; and nobody to answer an exception, which an import
+may also swallow. Importing this takes SIGINT, if the process is `python -m jaxrl.<command>`.
+"""
+
+import os
+import signal
+import sys
+
+_CLI = os.path.join(os.path.dirname(__file__), "cli.py")
+
+
+def _interrupted(number: int, frame: object) -> None:
+    files = set()
+    while frame:
+        files.add(frame.f_code.co_filename)
+        frame = frame.f_back
+    if _CLI not in files or any(file.startswith("<frozen importlib") for file in files):
+        os._exit(130)
+    raise KeyboardInterrupt
+
+
+_as_command = sys.argv[:1] == ["-m"] and any("jaxrl." in word for word in sys.orig_argv)
+if _as_command and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, _interrupted)
