@@ -61,7 +61,8 @@ class Env(Protocol):
     """A task. Implementations are frozen dataclasses of their settings.
 
     A task may also have `presets` (training settings by device, "cpu" and "gpu", and by
-    algorithm; without, those of `jaxrl.algos.defaults`), `baselines()` (scripted controllers by name, State -> action),
+    algorithm; without, those of `jaxrl.algos.defaults`), `baselines()` (scripted controllers by
+    name, State -> action),
     `make_vector(num_envs, wrap)` (worlds that are not stepped in a compiled program, behind a
     `WrapConfig` if one is given),
     `on(simulator)` (the same task in another of its `simulators`, for judging policies),
