@@ -58,6 +58,8 @@ class Walk(gymnasium.Env):
                 raise ZeroDivisionError("lost contact\nwith the robot")
             if self.trouble == "nan":
                 obs = obs * np.nan
+            if self.trouble == "absurd":
+                obs, reward = obs * 1e30, -1e30
             if self.trouble == "shape":
                 obs = obs[:1]
             if self.trouble == "type":

@@ -426,7 +426,13 @@ def test_a_task_is_found_by_its_class(own_tasks):
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_gymnasium_module_that_breaks_is_refused(name, own_tasks, capfd, monkeypatch):
     argv = ["--env.gym", f"own_tasks.{name}:X"]
-    refuse(train.main, argv, "cannot be made: .*(Error|Exit|module)|cannot be made: .*invalid", capfd, monkeypatch)
+    refuse(
+        train.main,
+        argv,
+        "cannot be made: .*(Error|Exit|module)|cannot be made: .*invalid",
+        capfd,
+        monkeypatch,
+    )
 
 
 # -- the process -----------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Gymnasium environments as tasks: what comes of them, and of those that misbehave."""
 
+import csv
 import os
 import signal
 
@@ -430,6 +431,42 @@ def test_training_evaluates_saves_and_resumes(tmp_path, settings, capfd):
     assert again.run() == 0 and again.progress.timesteps == 128
     after = jax.device_get(again.state.policy.params)
     assert any((a != b).any() for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(after)))
+
+
+def test_a_resume_joins_no_episode_to_the_one_before(tmp_path):
+    """Walk observes the number of its step: what follows in an episode has the next one."""
+    sac = {
+        "num_steps": 16,
+        "learning_starts": 16,
+        "batch_size": 8,
+        "buffer_size": 400,
+        "network": NETWORK,
+    }
+    settings = {"algo": "sac", "sac": sac, "eval": {"every": 0}}
+    config = run_config(WALK, settings, {"total_timesteps": 64}, kwargs={"limit": 1000})
+    assert Trainer(config, tmp_path).run() == 0
+    longer = resolve(config.to_dict(), {"total_timesteps": 128}, platform="none")
+    again = Trainer(longer, tmp_path, resume=True)
+    assert again.run() == 0
+    state, replay = again.state.replay, again.algo.replay
+    assert int(state.inserted) == 64
+    batch = replay.sample(state, jax.random.key(0), 2000, gamma=0.9)
+    np.testing.assert_array_equal(batch.next_obs[:, 1], batch.obs[:, 1] + 1)
+    assert (np.asarray(batch.discount) > 0).all() and (np.asarray(batch.obs[:, 1]) == 31).any()
+
+
+def test_absurd_values_are_cut_counted_and_told(tmp_path, capfd):
+    settings = {"total_timesteps": 64, "ppo": {"num_steps": 16, "network": NETWORK}}
+    config = run_config(WALK, settings, {"eval": {"every": 0}}, kwargs={"trouble": "absurd"})
+    console = resolve(config.to_dict(), {"log": {"console": True}}, platform="none")
+    trainer = Trainer(console, tmp_path)
+    assert trainer.run() == 0
+    with (tmp_path / "progress.csv").open() as file:
+        cut = [float(row["rollout/out_of_range"]) for row in csv.DictReader(file)]
+    assert sum(cut) >= 8  # every fifth of 64 steps, but for what began before
+    assert "observations or rewards beyond 1e+06 were cut" in capfd.readouterr().err
+    leaves = jax.tree.leaves((trainer.state.policy, trainer.state.learner))
+    assert all(np.isfinite(x).all() for x in leaves)
 
 
 def test_training_goes_on_when_an_environment_raises(tmp_path, capfd):

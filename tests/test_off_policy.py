@@ -14,7 +14,7 @@ from jaxrl.rl import losses
 from jaxrl.rl.replay import Transitions
 from jaxrl.rl.values import CategoricalValue, project
 from tests.test_ppo import Seen
-from tests.toys import Countdown, Fragile
+from tests.toys import Absurd, Countdown, Fragile
 
 KINDS = {"sac": (SAC, SACConfig), "td3": (TD3, TD3Config)}
 SMALL = {
@@ -182,6 +182,22 @@ def test_distributional_projection_and_losses_against_the_papers_loop():
     np.testing.assert_allclose(value.mean(jnp.asarray(head)), p @ support, rtol=1e-4, atol=1e-5)
     wanted_loss = -(wanted * np.log(p)).sum(1)
     np.testing.assert_allclose(value.loss(jnp.asarray(head), ours), wanted_loss, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["sac", "td3"])
+def test_absurd_rewards_blind_neither_scale_nor_critics(kind):
+    """A few rewards of -1e30 among many of 1, whose discounted sums spread by about 3."""
+    algo = make(kind, Absurd(share=0.02), num_envs=32, normalize_reward=True)
+    step, state = jax.jit(algo.step), algo.init(jax.random.key(0))
+    cut = 0
+    for _ in range(20):
+        state, (metrics, episodes) = step(state)
+        cut += int(episodes.out_of_range)
+    assert cut > 0
+    assert 1.0 < float(jnp.sqrt(state.return_scale.statistics.variance)) < 30.0
+    assert np.sqrt(state.policy.normalizer.variance).max() < 10.0
+    assert abs(float(metrics["train/q_value"])) < 100.0
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves((state.policy, state.learner)))
 
 
 @pytest.mark.parametrize("low", [-10_000.0, 0.0, 9_990.0])

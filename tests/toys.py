@@ -88,11 +88,13 @@ class Stillborn(Countdown):
 
 @dataclasses.dataclass(frozen=True)
 class Absurd(Countdown):
-    """In step 3 of a world whose start is below one half it observes and earns 1e30."""
+    """In step 3 of a world whose start is below `share` it observes and earns 1e30."""
+
+    share: float = option(0.5, "of all starts")
 
     def step(self, state, action):
         new = super().step(state, action)
-        absurd = (new.physics[1] == 3) & (new.physics[0] < 0.5)
+        absurd = (new.physics[1] == 3) & (new.physics[0] < self.share)
         large = jnp.where(absurd, 1e30, 1.0)
         return new.replace(obs=new.obs * large, reward=-new.reward * large)
 

@@ -10,7 +10,7 @@ from flax import struct
 
 # Values further than this many standard deviations from the mean count as if they were there.
 # Statistics that are wrong by far are right again after a few batches all the same.
-MOST_DEVIATIONS = 100.0
+MOST_DEVIATIONS = 20.0
 # Batches that the statistics remember: the newest has at least a share of one in so many. In
 # float32 a smaller share would round to nothing, and a sum of roundings would take its place.
 MEMORY = 1e5
@@ -76,7 +76,7 @@ def _within(x: jax.Array, mean: jax.Array, variance: jax.Array, count: jax.Array
 
     What the first batch spans is told by the mean of its fourth roots, to which one value of 1e6
     among thousands adds next to nothing. A component that never moved may begin to, by one unit
-    in the first batch, and then by a hundred times more in each.
+    in the first batch, and then by twenty times more in each.
     """
     span = jnp.sqrt(jnp.sqrt(jnp.abs(x))).mean(0) ** 4
     spread = jnp.where(count > 0, jnp.sqrt(variance), span)
