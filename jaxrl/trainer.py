@@ -410,7 +410,7 @@ class Trainer:
         if row["rollout/out_of_range"] and not self._told_of_range:
             self._told_of_range = True
             self.console.say(
-                f"observations or rewards beyond {LARGEST:g} were cut to it, first before "
+                f"observations or rewards beyond {LARGEST:,.0f} were cut to it, first before "
                 f"{steps:,} control steps (rollout/out_of_range counts them): scale them in the "
                 "task, or end episodes that go astray"
             )

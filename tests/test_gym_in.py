@@ -464,7 +464,7 @@ def test_absurd_values_are_cut_counted_and_told(tmp_path, capfd):
     with (tmp_path / "progress.csv").open() as file:
         cut = [float(row["rollout/out_of_range"]) for row in csv.DictReader(file)]
     assert sum(cut) >= 8  # every fifth of 64 steps, but for what began before
-    assert "observations or rewards beyond 1e+06 were cut" in capfd.readouterr().err
+    assert "observations or rewards beyond 1,000,000 were cut" in capfd.readouterr().err
     leaves = jax.tree.leaves((trainer.state.policy, trainer.state.learner))
     assert all(np.isfinite(x).all() for x in leaves)
 
