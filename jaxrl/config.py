@@ -187,8 +187,8 @@ def resolve(*layers: dict[str, Any], platform: str) -> RunConfig:
     if preset is None:
         preset = GENERIC.get(platform, {}).get(str(algo), {})
     values: dict[str, Any] = {}
-    for layer in (preset, *layers):
-        values = merge(_without_old_schedule(values, layer), layer)
+    for layer in reversed((preset, *layers)):
+        values = merge(_without_old_schedule(layer, values), values)
     settings = {k: v for k, v in values.get("env", {}).items() if k not in ("name", "gym")}
     overrides = values.get("eval_overrides") or {}
     if not isinstance(overrides, dict):
@@ -254,17 +254,17 @@ def _known(env_class: type, algo: str) -> list[str]:
     return ["env.name", "env.gym", *(row[0] for row in rows)]
 
 
-def _without_old_schedule(values: dict[str, Any], layer: dict[str, Any]) -> dict[str, Any]:
-    """`values` without the learning-rate schedules in whose place `layer` puts another kind."""
+def _without_old_schedule(layer: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """`layer` without the learning-rate schedules in whose place `above` puts another kind."""
 
     def schedule(of: dict[str, Any], algo: str) -> dict[str, Any]:
         return (of.get(algo) or {}).get("schedule") or {}
 
     for algo in ALGORITHMS:
-        old, new = (schedule(x, algo).get("kind") for x in (values, layer))
+        old, new = (schedule(x, algo).get("kind") for x in (layer, above))
         if old and new and new != old:
-            values = values | {algo: {k: v for k, v in values[algo].items() if k != "schedule"}}
-    return values
+            layer = layer | {algo: {k: v for k, v in layer[algo].items() if k != "schedule"}}
+    return layer
 
 
 def _check_length(train: TrainConfig) -> None:
