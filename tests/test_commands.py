@@ -10,9 +10,8 @@ from contextlib import nullcontext
 import pytest
 
 from jaxrl import cli, evaluate, options, report, train
-from jaxrl.config import read_yaml, resolve
+from jaxrl.config import read_yaml, resolve, write_yaml
 from jaxrl.errors import UserError
-from jaxrl.trainer import Trainer
 
 
 def refuse(main, argv, pattern, capfd, monkeypatch):
@@ -124,7 +123,7 @@ def test_precedence_is_default_preset_file_command_line(tmp_path):
 
 
 def test_a_resolved_configuration_reads_back_the_same(tmp_path, small_run):
-    Trainer(small_run(), tmp_path)
+    write_yaml(small_run(), tmp_path / "config.yaml")
     again = resolve(read_yaml(tmp_path / "config.yaml"), platform="none")
     assert again == small_run()
 
