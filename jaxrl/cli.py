@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxrl.errors import UserError
-from jaxrl.options import Raw, nest, quote
+from jaxrl.options import Raw, nest
 
 MOST_FILES = 2**16
 
@@ -157,9 +157,9 @@ def whole(flags: dict[str, Any], name: str, default: int, *, least: int = 1) -> 
     """A flag's whole number, at least `least` and below 2^32."""
     text = str(flags.get(name, default))
     if not text.isdecimal() or len(text) > 10 or not least <= int(text) < 2**32:
+        shown = text if len(text) <= 40 else f"{text[:40]}..."
         raise UserError(
-            f"--{name}: got {quote(text)}, expected a whole number of at least {least} and below "
-            f"2^32"
+            f"--{name}: got {shown!r}, expected a whole number from {least} to {2**32 - 1:,}"
         )
     return int(text)
 
