@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-# One set for each algorithm, after published recipes: PPO's as in CleanRL and Andrychowicz et al.
-# 2021 ("What matters in on-policy reinforcement learning"), with the rewards scaled; SAC's and
-# TD3's rates as in the zoo of Stable-Baselines3, sums of three rewards as in DrQ-v2. A test task
-# changed each of them; docs/algorithms.md has what they learn.
+# One set for each algorithm, after published recipes: PPO with rewards over the std of the return
+# and a rate that falls to 0 (Andrychowicz et al. 2021, "What matters in on-policy reinforcement
+# learning"), SAC and TD3 with the rates of Stable-Baselines3's zoo and targets that follow faster.
+# docs/algorithms.md has what they learn, and what was worse.
 PPO = {
     "num_steps": 32,
     "num_epochs": 8,
@@ -25,7 +25,6 @@ OFF_POLICY = {
     "learning_starts": 2_000,
     "batch_size": 128,
     "gradient_steps": 8,
-    "n_step": 3,
     "tau": 0.02,
     "network": {"policy_hidden": [128, 128], "value_hidden": [128, 128]},
 }
