@@ -165,7 +165,7 @@ def running(batches):
 
 
 @pytest.mark.parametrize("where", [0, 5])  # in the first batch, or in a later one
-@pytest.mark.parametrize("value", [1e6, -1e6])
+@pytest.mark.parametrize("value", [1e6, -1e6, 5e5])
 def test_an_absurd_value_blinds_no_statistics(where, value):
     rng = np.random.default_rng(0)
     batches = 3.0 + 2.0 * rng.normal(size=(40, 512, 3))
@@ -175,7 +175,7 @@ def test_an_absurd_value_blinds_no_statistics(where, value):
     assert np.sqrt(found.variance).max() < 6.0 and np.sqrt(found.variance).min() > 1.9
 
 
-@pytest.mark.parametrize("scale", [1e-6, 1e5])
+@pytest.mark.parametrize("scale", [1e-6, 1e4])
 def test_sensible_values_of_any_size_are_taken_as_they_are(scale):
     rng = np.random.default_rng(1)
     batches = scale * (50.0 + rng.normal(size=(20, 256, 2)))

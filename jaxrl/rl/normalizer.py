@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from jaxrl.envs.vector import LARGEST
+
 # Values further than this many standard deviations from the mean count as if they were there.
 # Statistics that are wrong by far are right again after a few batches all the same.
 MOST_DEVIATIONS = 20.0
@@ -72,7 +74,8 @@ def update(statistics: RunningStatistics, batch: Any) -> RunningStatistics:
 
 def _within(x: jax.Array, mean: jax.Array, variance: jax.Array, count: jax.Array) -> jax.Array:
     """Samples [B, *S] cut to a range about the mean; the first batch, before which nothing is
-    known, to a range about zero.
+    known, to a range about zero. What the worlds had to cut already says nothing: it counts as
+    the middle of that range.
 
     What the first batch spans is told by the mean of its fourth roots, to which one value of 1e6
     among thousands adds next to nothing. A component that never moved may begin to, by one unit
@@ -82,7 +85,7 @@ def _within(x: jax.Array, mean: jax.Array, variance: jax.Array, count: jax.Array
     spread = jnp.where(count > 0, jnp.sqrt(variance), span)
     middle = jnp.where(count > 0, mean, 0.0)
     most = MOST_DEVIATIONS * spread + 1.0
-    return jnp.clip(x, middle - most, middle + most)
+    return jnp.where(jnp.abs(x) < LARGEST, jnp.clip(x, middle - most, middle + most), middle)
 
 
 def normalize(

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from jaxrl.envs.vector import LARGEST
 from jaxrl.rl import normalizer
 from jaxrl.rl.normalizer import MOST_DEVIATIONS, RunningStatistics
 
@@ -68,6 +69,7 @@ class ReturnScale:
 
         def forward(running, step):
             reward, done = step
+            reward = jnp.where(jnp.abs(reward) < LARGEST, reward, 0.0)  # else it was cut
             running = running * gamma + reward
             return jnp.where(done, 0.0, running), running
 
