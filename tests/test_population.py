@@ -171,7 +171,9 @@ def test_a_resume_without_the_buffer_refills_it_and_says_so(small_run, tmp_path,
     stop_after(third, 2)
     third.run()
     assert "replay" not in {p.name for p in (tmp_path / "c/checkpoints/256").iterdir()}
+    again = third
     for config in (without, small_run(SAC)):  # whether or not it is wanted now
+        again.close()
         capfd.readouterr()
         again = Trainer(config, tmp_path / "c", resume=True)
         assert "plays 32 control steps to refill it" in capfd.readouterr().err
