@@ -477,7 +477,7 @@ def test_members_that_are_none_are_passed_over(sweep, capsys, undrawn):
 
 
 def test_settings_of_odd_types_are_no_error(tmp_path, undrawn):
-    odd = {"algo": ["ppo"], "seed": {"a": 1}, "env": [1], 3: {4: None}, "num_envs": {"x": []}}
+    odd = {"algo": ["ppo"], "seed": {"a": 1}, "env": [1], "3": {"4": None}, "num_envs": {"x": []}}
     runs = [write_run(tmp_path / "a", 2), write_run(tmp_path / "b", 2)]
     (runs[0] / "config.yaml").write_text(yaml.safe_dump(odd))
     (runs[0] / "progress.csv").write_text("time/total_timesteps\n100\n")  # and no clock
