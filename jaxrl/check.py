@@ -8,7 +8,7 @@ import traceback
 from typing import Any
 
 from jaxrl import cli
-from jaxrl.errors import UserError
+from jaxrl.errors import UserError, brief
 from jaxrl.options import merge
 
 USAGE = """\
@@ -165,11 +165,10 @@ def _check_gymnasium(env: Any) -> list[str]:
         try:
             check_env(world.unwrapped, skip_render_check=True)
         except Exception as error:  # assertions, and whatever the environment raises
-            text = " ".join(str(error).split())[:200]
-            raise UserError(f"gym:{env.id}: {type(error).__name__}: {text}") from error
+            raise UserError(f"gym:{env.id}: {type(error).__name__}: {brief(error)}") from error
         finally:
             world.close()
-    lines = {" ".join(str(w.message).replace("WARN:", "").split())[:200] for w in told}
+    lines = {brief(str(w.message).replace("WARN:", "")) for w in told}
     return [f"warning: {line}" for line in sorted(lines)]
 
 

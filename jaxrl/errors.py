@@ -8,6 +8,12 @@ class UserError(Exception):
     """
 
 
+def brief(text: object, most: int = 200) -> str:
+    """A text, such as an error, on one line that is not too long."""
+    told = " ".join(str(text).split())
+    return told if len(told) <= most else f"{told[: most - 3]}..."
+
+
 def no_opengl(error: Exception) -> UserError:
     """What to do about a renderer that cannot be made.
 

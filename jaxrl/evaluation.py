@@ -103,7 +103,7 @@ def make_evaluator(
 
 
 def evaluation_bytes(env: Env, episodes: int) -> int:
-    """Least memory of an evaluation: its worlds, and two starts for each."""
+    """Memory of an evaluation: its worlds before and after a step, and a start for each."""
     world = jax.eval_shape(env.reset, jax.random.key(0))
     return 3 * episodes * platform.tree_bytes(world)
 
@@ -150,8 +150,7 @@ def _worlds_that_fit(env: Env) -> int:
     if free is None or hasattr(env, "make_evaluator"):
         return MOST_WORLDS
     world = jax.eval_shape(lambda key: Vector(env, 1).init(key), jax.random.key(0))
-    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(world))
-    return max(int(free / 4 / size), 1)
+    return max(int(free / 4 / platform.tree_bytes(world)), 1)
 
 
 def _check_memory(episodes: int, columns: int) -> None:

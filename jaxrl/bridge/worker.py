@@ -23,14 +23,12 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.vector.utils import CloudpickleWrapper
 
-from jaxrl.errors import UserError
+from jaxrl.errors import UserError, brief
 
 # An environment that fails again at once, so often in a row, is broken and not unlucky.
 MOST_RESTARTS = 3
 # Times as long as a step that a construction, a reset or a picture may take.
 START = 5.0
-# Letters of what an environment complains of.
-MOST_TOLD = 200
 # What an environment's own code may raise; the rest is for this program to answer.
 FAILURES = (Exception, SystemExit)
 # Sets the random numbers of noise and delay apart from the environment's own.
@@ -86,10 +84,10 @@ def make(name: str, kwargs: dict[str, Any]) -> gymnasium.Env:
 
 def line(error: BaseException) -> str:
     """The error in one line that is not too long."""
-    told = " ".join(str(error).split())
+    told = str(error)
     if not isinstance(error, (UserError, Unusable)):
-        told = f"{type(error).__name__}: {told}" if told else type(error).__name__
-    return told if len(told) <= MOST_TOLD else f"{told[: MOST_TOLD - 3]}..."
+        told = f"{type(error).__name__}: {told}" if told.strip() else type(error).__name__
+    return brief(told)
 
 
 # -- spaces ----------------------------------------------------------------------------------

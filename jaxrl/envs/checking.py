@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl.envs.env import ArraySpec, Env, State
-from jaxrl.errors import UserError
+from jaxrl.errors import UserError, brief
 
 
 def check_task(env: Env, name: str) -> None:
@@ -48,10 +48,8 @@ def traced(what: str, function: Callable[[], Any]) -> Any:
         frames = traceback.extract_tb(error.__traceback__)
         own = [f for f in frames if "site-packages" not in f.filename and "/jax" not in f.filename]
         place = (own or frames)[-1]
-        text = " ".join(str(error).split())
-        short = text if len(text) <= 200 else f"{text[:200]}..."
         raise UserError(
-            f"{what} fails with {type(error).__name__}: {short} "
+            f"{what} fails with {type(error).__name__}: {brief(error)} "
             f"({place.filename}, line {place.lineno})"
         ) from error
 

@@ -271,12 +271,13 @@ class Vector:
         totals, episode = self._statistics(state.totals, reward, metrics)
         ended = done & state.whole
         episode = jnp.where(ended[:, None], episode, 0.0)
-        starts = self._supply(state, done.sum())
+        over = done.sum()
+        starts = self._supply(state, over)
         mine = jnp.clip(starts.used + jnp.cumsum(done) - 1, 0, self.num_envs - 1)
         fresh = jax.tree.map(lambda x: x[mine], starts.fresh)
         new = state.replace(
             worlds=select(done, fresh, worlds.replace(obs=final_obs)),
-            starts=starts.replace(used=starts.used + done.sum()),
+            starts=starts.replace(used=starts.used + over),
             steps=jnp.where(done, 0, steps),
             whole=state.whole | done,
             totals=jnp.where(done[:, None], 0.0, totals),
