@@ -84,7 +84,8 @@ def in_a_pipe(monkeypatch, steps, rows, **settings):
 def test_a_pipe_shows_lines_and_no_negative_time(start, monkeypatch):
     text = in_a_pipe(monkeypatch, [start + 50, start + 100, start + 150], [ROW] * 3, start=start)
     first, *_, last = text.splitlines()
-    assert f"{start + 50:,}/1,000 steps  ETA " in first and "-" not in text
+    # What the first chunk took says nothing, since it was compiled.
+    assert f"{start + 50:,}/1,000 steps  ETA ?" in first and "-" not in text
     assert "ETA 0:00:00" in last if start else "ETA 1:" in last
     assert "1,050/1,050" in last if start else "150/1,000" in last
 

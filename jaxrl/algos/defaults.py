@@ -29,7 +29,8 @@ OFF_POLICY = {
     "network": {"policy_hidden": [128, 128], "value_hidden": [128, 128]},
 }
 SAC = OFF_POLICY | {"temperature_learning_rate": 1e-3}
-TD3 = OFF_POLICY
+# Without normalised layers one seed of two learned nothing on the double pendulum.
+TD3 = OFF_POLICY | {"network": OFF_POLICY["network"] | {"layer_norm": True}}
 # Many worlds and large batches, so that a device is busy; never run on a GPU.
 MANY = {"buffer_size": 1_000_000, "batch_size": 2048, "gradient_steps": 16}
 

@@ -56,8 +56,8 @@ class Console:
         self._total = total
         self._full = table == "full"
         self._last_line = -math.inf
-        self._pace = (time.monotonic(), start)  # from where on the speed is measured
-        self._written = False
+        # From when and which control step on the speed is measured.
+        self._pace: tuple[float, int] | None = None
         self._enabled = enabled and sys.stderr is not None  # None: closed by the shell
         self._rich = RichConsole(file=_Quiet(sys.stderr), highlight=False)
         self._bar = None
@@ -87,14 +87,12 @@ class Console:
             self._rich.print(_full_table(row) if self._full else _short_table(step, row))
 
     def _left(self, step: int) -> str:
-        """Time to the end at the speed so far; compiling counts only until there is another."""
-        since, start = self._pace
-        passed, done = time.monotonic() - since, step - start
-        if not self._written:
-            self._written, self._pace = True, (time.monotonic(), step)
-        if done <= 0:
+        """Time to the end at the speed since the first chunk; unknown before, since it compiles."""
+        now, steps = time.monotonic(), max(self._total - step, 0)
+        since, start = self._pace = self._pace or (now, step)
+        if steps and step == start:
             return "?"
-        seconds = int(passed * max(self._total - step, 0) / done)
+        seconds = int((now - since) * steps / (step - start)) if steps else 0
         return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
 
     def close(self) -> None:
