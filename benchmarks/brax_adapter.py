@@ -19,7 +19,7 @@ from mujoco import mjx
 
 from envs_mjx import physics as jaxrl_physics
 from jaxrl.algos import PPOConfig
-from jaxrl.envs import Env, State
+from jaxrl.envs import State, Task
 
 
 class StockPhysics(jaxrl_physics.Physics):
@@ -42,7 +42,7 @@ class StockPhysics(jaxrl_physics.Physics):
         return jax.lax.scan(substep, state, length=self.substeps)[0]
 
 
-def stock(task: Env) -> Env:
+def stock(task: Task) -> Task:
     """The same task on `StockPhysics`."""
     task = copy.copy(task)
     vars(task)["physics"] = StockPhysics(task.physics)  # where cached_property keeps it
@@ -59,7 +59,7 @@ class BraxTask(brax.envs.Env):
       task: any task with an array observation.
     """
 
-    def __init__(self, task: Env):
+    def __init__(self, task: Task):
         self.task = task
 
     def reset(self, rng: jax.Array) -> brax.envs.State:
@@ -100,7 +100,7 @@ class BraxTask(brax.envs.Env):
         return "mjx"
 
 
-def brax_settings(config: PPOConfig, task: Env, num_envs: int) -> dict[str, Any]:
+def brax_settings(config: PPOConfig, task: Task, num_envs: int) -> dict[str, Any]:
     """Arguments of `brax.training.agents.ppo.train` that equal a jaxrl configuration."""
     network = config.network
 

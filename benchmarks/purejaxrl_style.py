@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxrl.algos import PPOConfig
-from jaxrl.envs import Env
+from jaxrl.envs import Task
 from jaxrl.nets import ActorCritic
 from jaxrl.rl import normalizer
 from jaxrl.rl.distributions import DISTRIBUTIONS
@@ -46,7 +46,7 @@ class Runner(NamedTuple):
 class PureJaxRL:
     """PPO on `num_envs` copies of a task, after PureJaxRL."""
 
-    def __init__(self, config: PPOConfig, task: Env, num_envs: int):
+    def __init__(self, config: PPOConfig, task: Task, num_envs: int):
         self.config, self.task, self.num_envs = config, task, num_envs
         self.network = ActorCritic(config.network, task.action_spec.shape[0])
         self.distribution = DISTRIBUTIONS[config.network.distribution]

@@ -14,7 +14,7 @@ import rejax
 from flax import struct
 from gymnax.environments import environment, spaces
 
-from jaxrl.envs import Env, State
+from jaxrl.envs import State, Task
 
 
 @struct.dataclass
@@ -35,7 +35,7 @@ class GymnaxTask(environment.Environment):
         with a standard deviation of 1, sees them.
     """
 
-    def __init__(self, task: Env, action_limit: float = 1.0):
+    def __init__(self, task: Task, action_limit: float = 1.0):
         self.task = task
         self.action_limit = action_limit
 
@@ -71,7 +71,7 @@ class Rejax:
       settings: of the algorithm, under rejax's names.
     """
 
-    def __init__(self, name: str, task: Env, *, action_limit: float = 1.0, **settings: Any):
+    def __init__(self, name: str, task: Task, *, action_limit: float = 1.0, **settings: Any):
         env = GymnaxTask(task, action_limit)
         self.algo = rejax.get_algo(name).create(env=env, **settings)
         self._squash = jnp.tanh if name == "sac" else lambda x: jnp.clip(x / action_limit, -1, 1)

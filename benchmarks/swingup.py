@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from envs_mjx.physics import Physics, PhysicsState
 from jaxrl import cli, envs, train
-from jaxrl.envs import ArraySpec, State
+from jaxrl.envs import ArraySpec, State, Task
 from jaxrl.options import option
 
 NAME = "swingup"
@@ -39,7 +40,7 @@ MODEL = """
 
 
 @dataclasses.dataclass(frozen=True)
-class SwingUp:
+class SwingUp(Task):
     """Settings of the task.
 
     Observation [5]: cart position (m) and velocity (m/s), cosine and sine of the pole's angle
@@ -51,14 +52,13 @@ class SwingUp:
 
     control_dt = 0.02
     success_criterion = "upright for all of the last second"
+    observation_parts: ClassVar[dict[str, int]] = {
+        "x": 1, "speed": 1, "cos": 1, "sin": 1, "turning": 1
+    }  # fmt: skip
 
     @functools.cached_property
     def physics(self) -> Physics:
         return Physics(MODEL, substeps=2)
-
-    @property
-    def observation_spec(self) -> ArraySpec:
-        return ArraySpec((5,), names=("x", "speed", "cos", "sin", "turning"))
 
     @property
     def action_spec(self) -> ArraySpec:
@@ -82,7 +82,9 @@ class SwingUp:
         upright_for = jnp.where(upright, upright_for + 1, 0.0)
         return State(
             physics=physics,
-            obs=jnp.stack([x, speed, jnp.cos(angle), jnp.sin(angle), turning]),
+            obs=self.observe(
+                x=x, speed=speed, cos=jnp.cos(angle), sin=jnp.sin(angle), turning=turning
+            ),
             reward=(1 + jnp.cos(angle)) / 2 - 0.1 * x**2 - 0.01 * force**2,
             terminated=jnp.zeros((), bool),
             metrics={"success": (upright_for * self.control_dt >= 1.0).astype(jnp.float32)},

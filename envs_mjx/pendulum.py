@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl.envs import ArraySpec, State
+from jaxrl.envs import ArraySpec, State, Task
 from jaxrl.options import option
 
 PPO = {
@@ -37,7 +37,7 @@ GRAVITY, MASS, LENGTH, MAX_SPEED = 10.0, 1.0, 1.0, 8.0  # m/s^2, kg, m, rad/s
 
 
 @dataclasses.dataclass(frozen=True)
-class Pendulum:
+class Pendulum(Task):
     """Settings of the task. With the defaults it is Gymnasium's `Pendulum-v1`.
 
     Physics [2]: angle from upright (rad, any number of turns), angular velocity (rad/s) of
@@ -58,9 +58,7 @@ class Pendulum:
         for device in ("cpu", "gpu")
     }
 
-    @property
-    def observation_spec(self) -> ArraySpec:
-        return ArraySpec((3,), names=("cos", "sin", "speed"))
+    observation_parts: ClassVar[dict[str, int]] = {"cos": 1, "sin": 1, "speed": 1}
 
     @property
     def action_spec(self) -> ArraySpec:
@@ -87,7 +85,7 @@ class Pendulum:
         angle, speed = physics
         return State(
             physics=physics,
-            obs=jnp.stack([jnp.cos(angle), jnp.sin(angle), speed]),
+            obs=self.observe(cos=jnp.cos(angle), sin=jnp.sin(angle), speed=speed),
             reward=terms.sum(),
             terminated=jnp.zeros((), bool),
             metrics=dict(zip(("reward/angle", "reward/speed", "reward/torque"), terms)),

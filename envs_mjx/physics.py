@@ -34,6 +34,7 @@ with contextlib.redirect_stdout(io.StringIO()):  # MJX prints that Warp is not i
     from mujoco.mjx._src import solver as _mjx_solver
 
 from jaxrl import platform
+from jaxrl.envs import Task
 from jaxrl.errors import UserError, no_opengl
 
 Data = mjx.Data  # for annotations
@@ -730,21 +731,14 @@ class HostPhysics(Physics):
         return touch
 
 
-class Simulated:
+class Simulated(Task):
     """What tasks on a `Physics` share: they can be played in other simulators."""
 
     physics: Physics
     simulators: ClassVar[tuple[str, ...]] = ("mjx", "mujoco")
 
-    def on(self, simulator: str) -> Any:
-        """The same task in another simulator, to judge policies in.
-
-        Args:
-          simulator: "mjx", "mujoco" (C) or what else the task knows.
-
-        Raises:
-          UserError: the task does not know it.
-        """
+    def on(self, simulator: str) -> Task:
+        """The same task in "mjx", "mujoco" (C) or what else it knows, to judge policies in."""
         if simulator not in self.simulators:
             raise UserError(
                 f"--on: got {simulator!r}, this task can be played in {', '.join(self.simulators)}"

@@ -57,11 +57,11 @@ def check(env: Any, name: str) -> list[str]:
     Raises:
       UserError: it cannot be trained on.
     """
-    from jaxrl.envs.checking import check_task
+    from jaxrl.bridge.gym_in import GymTask
 
-    if hasattr(env, "make_vector"):
-        return _check_gymnasium(env)
-    check_task(env, name)
+    env.runtime().check(name)
+    if isinstance(env.unwrapped, GymTask):
+        return _check_gymnasium(env.unwrapped)
     spec = env.observation_spec
     parts = spec if isinstance(spec, dict) else {"array": spec}
     sizes = ", ".join(f"{key} {tuple(part.shape)}" for key, part in parts.items())

@@ -7,14 +7,17 @@ Dataclass defaults < the task's preset for the device and algorithm, or where it
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 from jaxrl import envs, strict_yaml
-from jaxrl.algos import ALGORITHMS, PPOConfig, SACConfig, TD3Config
+from jaxrl.algos import ALGORITHMS, AlgorithmConfig, PPOConfig, SACConfig, TD3Config
 from jaxrl.algos.defaults import GENERIC
-from jaxrl.envs import Env, WrapConfig, Wrapped
+from jaxrl.algos.off_policy import OffPolicyConfig
+from jaxrl.envs import Task, WrapConfig, Wrapped
 from jaxrl.errors import UserError
 from jaxrl.files import write_text
 from jaxrl.options import MOST_INT, build, describe, merge, option, quote, to_dict
@@ -81,7 +84,7 @@ class LogConfig:
 class TrainConfig:
     """A run, but for the task's own settings."""
 
-    algo: Literal["ppo", "sac", "td3"] = option("ppo", "learning algorithm")
+    algo: str = option("ppo", "learning algorithm: ppo, sac, td3, or an installed one")
     num_envs: int = option(256, "worlds simulated side by side", least=1)
     total_timesteps: int = option(
         1_000_000,
@@ -111,15 +114,38 @@ class TrainConfig:
     sac: SACConfig = option(SACConfig(), "SAC")
     td3: TD3Config = option(TD3Config(), "TD3")
 
+    @property
+    def settings(self) -> AlgorithmConfig:
+        """Settings of the algorithm in use."""
+        return vars(self)[self.algo]
+
+
+@functools.cache
+def train_class(algo: str) -> type[TrainConfig]:
+    """`TrainConfig` with a section for the algorithm, which may be an installed one.
+
+    Raises:
+      UserError: no such algorithm.
+    """
+    if algo not in ALGORITHMS:
+        close = difflib.get_close_matches(algo, ALGORITHMS, 1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise UserError(f"algo: got {quote(algo)}{hint} (known: {', '.join(ALGORITHMS)})")
+    if algo in {field.name for field in dataclasses.fields(TrainConfig)}:
+        return TrainConfig
+    Config = ALGORITHMS[algo].Config
+    section = (algo, Config, option(Config(), f"settings of {algo}"))
+    return dataclasses.make_dataclass("TrainConfig", [section], bases=(TrainConfig,), frozen=True)
+
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
     """A resolved run."""
 
     task: str
-    env: Env
+    env: Task
     train: TrainConfig
-    eval_env: Env  # the task as evaluations play it
+    eval_env: Task  # the task as evaluations play it
     eval_overrides: dict[str, Any]  # what the user wants different there
 
     @property
@@ -177,31 +203,28 @@ def resolve(*layers: dict[str, Any], platform: str) -> RunConfig:
     task = _task(given.get("env", {}))
     env_class = envs.env_class(task)
     algo = given.get("algo", TrainConfig.algo)
+    cls = train_class(algo if isinstance(algo, str) else quote(algo))
 
     def known() -> list[str]:
-        return _known(env_class, str(algo))
+        return _known(env_class, algo)
 
     # By itself first, so that complaints are of what was given and not of the preset.
-    build(TrainConfig, _training(given), known=known)
-    preset = getattr(env_class, "presets", {}).get(platform, {}).get(str(algo))
-    if preset is None:
-        preset = GENERIC.get(platform, {}).get(str(algo), {})
+    build(cls, _training(given), known=known)
     values: dict[str, Any] = {}
-    for layer in reversed((preset, *layers)):
+    for layer in reversed((_preset(env_class, platform, algo), *layers)):
         values = merge(_without_old_schedule(layer, values), values)
     settings = {k: v for k, v in values.get("env", {}).items() if k not in ("name", "gym")}
     overrides = values.get("eval_overrides") or {}
     if not isinstance(overrides, dict):
         raise UserError(f"eval_overrides: expected a section of the task's, got {quote(overrides)}")
     env = _build_env(env_class, settings, "env.", known)
-    own = getattr(env_class, "eval_overrides", {})
-    at_evaluation = merge(settings, own, overrides, path="eval_overrides.")
+    at_evaluation = merge(settings, env_class.eval_overrides, overrides, path="eval_overrides.")
     eval_env = env
     if at_evaluation != settings:
         eval_env = _build_env(env_class, at_evaluation, "eval_overrides.")
         if eval_env.observation_spec != env.observation_spec:
             raise UserError("eval_overrides: they change what the policy observes")
-    train = build(TrainConfig, _training(values), known=known)
+    train = build(cls, _training(values), known=known)
     _check_length(train)
     return RunConfig(
         task=task,
@@ -210,6 +233,12 @@ def resolve(*layers: dict[str, Any], platform: str) -> RunConfig:
         eval_env=eval_env,
         eval_overrides=_chosen(_env_to_dict(eval_env), overrides),
     )
+
+
+def _preset(env_class: type[Task], platform: str, algo: str) -> dict[str, Any]:
+    """The task's training settings for the device and algorithm, or those of tasks without."""
+    own = env_class.presets.get(platform, {}).get(algo)
+    return GENERIC.get(platform, {}).get(algo, {}) if own is None else own
 
 
 def _env_section(section: Any) -> dict[str, Any]:
@@ -244,7 +273,7 @@ def _training(values: dict[str, Any]) -> dict[str, Any]:
 def _rows(algo: str, train: TrainConfig | None = None) -> list[tuple[str, str, str, str]]:
     """What `describe` says of the training, without the algorithms that are not in use."""
     unused = {*ALGORITHMS} - {algo}
-    rows = describe(TrainConfig, default=train)
+    rows = describe(train_class(algo), default=train)
     return [row for row in rows if row[0].partition(".")[0] not in unused]
 
 
@@ -269,7 +298,7 @@ def _without_old_schedule(layer: dict[str, Any], above: dict[str, Any]) -> dict[
 
 def _check_length(train: TrainConfig) -> None:
     """Refuses a run with more steps than its counters, int32, can count."""
-    settings = getattr(train, train.algo)
+    settings: Any = train.settings
     batch = settings.num_steps * train.num_envs
     iterations = -(-train.total_timesteps // batch)
     steps = f"num_envs x {train.algo}.num_steps, {train.num_envs:,} x {settings.num_steps:,}"
@@ -282,7 +311,7 @@ def _check_length(train: TrainConfig) -> None:
             f"total_timesteps: {train.total_timesteps:,} in iterations of {steps}, are "
             f"{iterations:,} iterations, must be at most {MOST_INT:,}"
         )
-    if train.algo == "ppo":
+    if not isinstance(settings, OffPolicyConfig):
         return
     steps = iterations * settings.num_steps
     for key, count, what in (
@@ -293,7 +322,7 @@ def _check_length(train: TrainConfig) -> None:
             raise UserError(f"{key}: {count:,} {what}, must be at most {MOST_INT:,}")
 
 
-def make_env(name: str, settings: dict[str, Any] | None = None) -> Env:
+def make_env(name: str, settings: dict[str, Any] | None = None) -> Task:
     """A task by its name, with its settings.
 
     Raises:
@@ -307,7 +336,7 @@ def _build_env(
     settings: dict[str, Any],
     path: str,
     known: Callable[[], list[str]] | None = None,
-) -> Env:
+) -> Task:
     """The task with its settings, behind delay, noise and history if there are any."""
     settings = dict(settings)
     wrap = build(WrapConfig, settings.pop("wrap", None) or {}, f"{path}wrap.")
@@ -325,11 +354,11 @@ def _build_env(
     return task if wrap.is_off else Wrapped(task, wrap)
 
 
-def _unwrap(env: Env) -> tuple[Env, WrapConfig]:
+def _unwrap(env: Task) -> tuple[Task, WrapConfig]:
     return (env.task, env.wrap) if isinstance(env, Wrapped) else (env, WrapConfig())
 
 
-def _env_to_dict(env: Env) -> dict[str, Any]:
+def _env_to_dict(env: Task) -> dict[str, Any]:
     """The task's settings as plain values."""
     task, wrap = _unwrap(env)
     return to_dict(task) | ({} if wrap.is_off else {"wrap": to_dict(wrap)})

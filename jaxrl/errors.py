@@ -1,5 +1,9 @@
 """The error a user can mend."""
 
+from __future__ import annotations
+
+from typing import Any
+
 
 class UserError(Exception):
     """Wrong input. The message says what was wrong, where, and what to do.
@@ -25,3 +29,13 @@ def no_opengl(error: Exception) -> UserError:
         "(Debian: libegl1 libegl-mesa0 libgl1-mesa-dri) or OSMesa (libosmesa6), and "
         f"choose it with MUJOCO_GL=egl or osmesa ({type(error).__name__}: {error})"
     )
+
+
+class Stopped(BaseException):
+    """Training was told to stop while it waited for a world.
+
+    Attributes:
+      state: the training state that was reached; None: the one that was there before.
+    """
+
+    state: Any = None

@@ -146,14 +146,11 @@ def _elsewhere(env: Any, task: str, flags: dict[str, Any]) -> dict[str, Any]:
     Raises:
       UserError: it cannot be played there.
     """
-    from jaxrl.envs import Wrapped
-
-    own = env.task if isinstance(env, Wrapped) else env
-    if not hasattr(own, "on"):
+    if not env.simulators:
         raise UserError(f"--on: {task} knows no other simulator")
     names = list(dict.fromkeys(["mjx", *flags["on"].split(",")]))
     found = {name: env.on(name) for name in names}
-    if len(names) > 1 and (varied := _varied(own)):
+    if len(names) > 1 and (varied := _varied(env.unwrapped)):
         arguments = " ".join(f"--set {setting}" for setting in varied)
         raise UserError(
             "--on: the worlds' models differ (domain randomisation), which other simulators do "
@@ -166,7 +163,7 @@ def _varied(task: Any) -> list[str]:
     """Settings "env.a.low=1" under which the task's worlds would all have the same model."""
     still = {
         id(term.range): (1 if term.how == "scale" else 0)
-        for term in getattr(task, "randomizations", ())
+        for term in task.randomizations
         if not term.is_off
     }
     return [
@@ -203,10 +200,9 @@ def _across(
 
     results = {}
     for name, env in elsewhere.items():
-        there = dataclasses.replace(
-            trained, config=dataclasses.replace(trained.config, eval_env=env)
+        results[name] = evaluate_policy(
+            trained, episodes, seed, flags["set"], task=env, most=MOST_HOSTED
         )
-        results[name] = evaluate_policy(there, episodes, seed, flags["set"], most=MOST_HOSTED)
     names = list(results)
     first = results[names[0]]
     print(f"{path}: {first['source']}, {episodes} episodes, seed {seed}")
@@ -263,24 +259,26 @@ def baselines(env: Any) -> dict[str, Any]:
     import jax
     import jax.numpy as jnp
 
+    from jaxrl.evaluation import Actor
+
     size, discrete = env.action_spec.shape[0], env.action_spec.discrete
 
-    def zero(params, worlds, key):
+    def zero(worlds, key):
         count = worlds.reward.shape[0]
         return jnp.zeros(count, int) if discrete else jnp.zeros((count, size))
 
-    def uniform(params, worlds, key):
+    def uniform(worlds, key):
         count = worlds.reward.shape[0]
         if discrete:
             return jax.random.randint(key, (count,), 0, size)
         return jax.random.uniform(key, (count, size), minval=-1.0, maxval=1.0)
 
-    own = getattr(env, "baselines", dict)()
     scripted = {
-        name: lambda params, worlds, key, act=act: jax.vmap(act)(worlds)
-        for name, act in own.items()
+        name: lambda worlds, key, act=act: jax.vmap(act)(worlds)
+        for name, act in env.baselines().items()
     }
-    return {"zero": zero, "random": uniform, **scripted}
+    actors = {"zero": zero, "random": uniform, **scripted}
+    return {name: Actor.of_function(act) for name, act in actors.items()}
 
 
 if __name__ == "__main__":

@@ -1,124 +1,75 @@
-"""Compiled evaluation: whole episodes, and what they say."""
+"""Evaluation: what plays whole episodes, and what they say."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxrl import platform
-from jaxrl.envs import Env, State, Vector
-from jaxrl.envs.vector import MEMBERS_AXIS
+from jaxrl.envs import State, Task
 from jaxrl.errors import UserError
 from jaxrl.logs import readable
+from jaxrl.policy import Policy
 
-MOST_WORLDS = 4096  # episodes that are played side by side
 BOOTSTRAPPED = 10_000  # episodes from which on the interval of a mean is the normal one
 TELL_EVERY = 10.0  # seconds between lines on how far an evaluation is
 
-# (parameters, worlds with leaves [N, ...], key) -> actions [N, A]
-Actor = Callable[[Any, State, jax.Array], jax.Array]
+
+def _nothing(count: int) -> Any:
+    return ()
 
 
-def policy_actor(policy: Callable[[Any, Any], jax.Array]) -> Actor:
-    """An actor from an algorithm's deterministic policy."""
-    return lambda params, worlds, key: policy(params, worlds.obs)
+@dataclasses.dataclass(frozen=True)
+class Actor:
+    """What plays episodes.
 
-
-class Evaluator:
-    """Plays `episodes` episodes, one in each world, as one compiled program.
-
-    Args:
-      env: the task; its own worlds, never those of training.
-      actor: what acts.
-      episodes: number of episodes E.
-      members: judge so many policies at once; parameters, keys and results begin with an
-        axis of this size.
+    Attributes:
+      act: (parameters, worlds with leaves [N, ...], memory [N, ...], key) -> actions [N, A], and
+        the memory after them.
+      memory: (N) -> memory before the first step.
     """
 
-    def __init__(self, env: Env, actor: Actor, episodes: int, *, members: int | None = None):
-        self.vector = Vector(env, episodes, members=members or 1)
-        self.actor = actor
-        self.episodes = episodes
-        self._members = () if members is None else (members,)
-        play = self._episodes
-        if members is not None:
-            play = jax.vmap(play, axis_name=MEMBERS_AXIS)
-        self._play = jax.jit(play)
+    act: Callable[[Any, State, Any, jax.Array], tuple[jax.Array, Any]]
+    memory: Callable[[int], Any] = _nothing
 
-    @property
-    def statistics(self) -> tuple[str, ...]:
-        """Names of the columns that a call returns."""
-        return self.vector.statistics
-
-    def compile(self, params: Any) -> None:
-        """Compiles ahead of the first call; safe in a thread.
-
-        Args:
-          params: shapes of the parameters.
-        """
-        keys = jnp.broadcast_to(jax.random.key(0), self._members)
-        self._play = self._play.lower(params, keys).compile()
-
-    def __call__(self, params: Any, key: jax.Array) -> np.ndarray:
-        """[E, 2 + M] statistics of the episodes."""
-        return np.asarray(self._play(params, key))
-
-    def _episodes(self, params: Any, key: jax.Array) -> jax.Array:
-        key_start, key_act = jax.random.split(key)
-        envs = self.vector.init(key_start, stagger=False)
-        table = jnp.zeros((self.episodes, len(self.statistics)))
-
-        def act(carry):
-            t, envs, ended, table = carry
-            action = self.actor(params, envs.worlds, jax.random.fold_in(key_act, t))
-            envs, step = self.vector.step(envs, action)
-            first = step.ended & ~ended
-            table = jnp.where(first[:, None], step.episode, table)
-            return t + 1, envs, ended | step.ended, table
-
-        start = (jnp.zeros((), jnp.int32), envs, jnp.zeros(self.episodes, bool), table)
-        return jax.lax.while_loop(lambda carry: ~carry[2].all(), act, start)[3]
-
-
-def make_evaluator(
-    env: Env, actor: Actor, episodes: int, *, members: int | None = None
-) -> Evaluator:
-    """The evaluator that fits the task; arguments as `Evaluator`."""
-    if hasattr(env, "make_evaluator"):
-        return env.make_evaluator(actor, episodes)
-    need, free = evaluation_bytes(env, episodes) * (members or 1), platform.free_bytes()
-    if free is not None and need > free:
-        raise UserError(
-            f"episodes: {episodes:,} worlds side by side take at least {need / 1e9:,.1f} GB, but "
-            f"{free / 1e9:,.1f} GB are free on the device; lower the number of episodes"
+    @classmethod
+    def of_policy(cls, policy: Policy) -> Actor:
+        """Acts by a policy, deterministically; its parameters are a `PolicyState`."""
+        return cls(
+            lambda params, worlds, memory, key: policy(params, worlds.obs, memory), policy.memory
         )
-    return Evaluator(env, actor, episodes, members=members)
 
-
-def evaluation_bytes(env: Env, episodes: int) -> int:
-    """Memory of an evaluation: its worlds before and after a step, and a start for each."""
-    world = jax.eval_shape(env.reset, jax.random.key(0))
-    return 3 * episodes * platform.tree_bytes(world)
+    @classmethod
+    def of_function(cls, act: Callable[[State, jax.Array], jax.Array]) -> Actor:
+        """Acts by a function (worlds, key) -> actions, without parameters or memory."""
+        return cls(lambda params, worlds, memory, key: (act(worlds, key), memory))
 
 
 def play(
-    env: Env, actor: Actor, params: Any, episodes: int, key: jax.Array, *, most: int = MOST_WORLDS
+    env: Task,
+    actor: Actor,
+    params: Any,
+    episodes: int,
+    key: jax.Array,
+    *,
+    most: int | None = None,
 ) -> tuple[tuple[str, ...], np.ndarray]:
     """Plays episodes, as many side by side as `most` and the device's memory allow.
 
     Args:
-      env, actor: as for `Evaluator`.
+      env: the task.
+      actor: what acts.
       params: what the actor takes.
       episodes: number of episodes E.
       key: PRNG key.
-      most: of worlds.
+      most: worlds side by side at the most, where the memory would allow more.
 
     Returns:
       names of the S statistics, and their values [E, S].
@@ -126,8 +77,9 @@ def play(
     Raises:
       UserError: there is no room for so many episodes' statistics.
     """
-    batch = min(episodes, most, _worlds_that_fit(env))
-    evaluator = make_evaluator(env, actor, batch)
+    runtime = env.runtime()
+    batch = min(episodes, most or episodes, runtime.most_side_by_side())
+    evaluator = runtime.evaluator(actor, batch)
     names = evaluator.statistics
     _check_memory(episodes, len(names))
     table = np.empty((episodes, len(names)), np.float32)
@@ -142,15 +94,6 @@ def play(
                 line = f"{done:,} of {episodes:,} episodes; {readable(left, 2)} minutes left"
                 print(line, file=sys.stderr, flush=True)
     return names, table
-
-
-def _worlds_that_fit(env: Env) -> int:
-    """Worlds whose states take at most a quarter of the memory that is free."""
-    free = platform.free_bytes()
-    if free is None or hasattr(env, "make_evaluator"):
-        return MOST_WORLDS
-    world = jax.eval_shape(lambda key: Vector(env, 1).init(key), jax.random.key(0))
-    return max(int(free / 4 / platform.tree_bytes(world)), 1)
 
 
 def _check_memory(episodes: int, columns: int) -> None:
@@ -207,7 +150,7 @@ def scalars(statistics: tuple[str, ...], table: np.ndarray) -> dict[str, float]:
     return row
 
 
-def format_summary(summary: dict[str, dict[str, float]], env: Any) -> str:
+def format_summary(summary: dict[str, dict[str, float]], env: Task) -> str:
     """The summary as a table of plain text, and what success means on the task."""
     columns = ("mean", "std", "min", "max")
     width = max(len(name) for name in summary)
@@ -219,7 +162,6 @@ def format_summary(summary: dict[str, dict[str, float]], env: Any) -> str:
     return "\n".join(lines + success_line(env))
 
 
-def success_line(env: Any) -> list[str]:
+def success_line(env: Task) -> list[str]:
     """A line that tells what success means on the task; none if it has no success."""
-    criterion = getattr(env, "success_criterion", None)
-    return [f"success: {criterion}"] if criterion else []
+    return [f"success: {env.success_criterion}"] if env.success_criterion else []

@@ -37,6 +37,7 @@ def option(
     above: float | None = None,
     least: float | None = None,
     most: float | None = None,
+    traced: bool = False,
 ) -> Any:
     """A dataclass field with its help text and the range that it must lie in.
 
@@ -45,13 +46,20 @@ def option(
       help: one line.
       above: exclusive lower bound.
       least, most: inclusive bounds; a whole number is at most 2^31 - 1 if nothing is said.
+      traced: a number that compiled programs take as an argument: another value does not
+        compile them again, and the members of a population may have one each.
     """
-    metadata = {"help": help, "above": above, "least": least, "most": most}
+    metadata = {"help": help, "above": above, "least": least, "most": most, "traced": traced}
     if isinstance(default, dict):
         return dataclasses.field(default_factory=lambda: dict(default), metadata=metadata)
     if dataclasses.is_dataclass(default):
         return dataclasses.field(default_factory=lambda: default, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
+
+
+def traced(cls: type) -> list[str]:
+    """Names of a dataclass's traced options."""
+    return [field.name for field in dataclasses.fields(cls) if field.metadata.get("traced")]
 
 
 def build(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Iterator
@@ -14,13 +15,14 @@ import numpy as np
 
 from jaxrl import platform
 from jaxrl.algos import ALGORITHMS
-from jaxrl.config import MOST_MEMBERS, RunConfig, TrainConfig, resolve
-from jaxrl.envs.checking import check_task
+from jaxrl.config import MOST_MEMBERS, RunConfig, TrainConfig
 from jaxrl.envs.vector import MEMBERS_AXIS
 from jaxrl.errors import UserError
-from jaxrl.evaluation import Evaluator, evaluation_bytes, make_evaluator, policy_actor
-from jaxrl.options import flatten, nest, to_dict
+from jaxrl.evaluation import Actor
+from jaxrl.options import build, traced
 from jaxrl.runs import make_algorithm
+from jaxrl.runtime import Evaluator
+from jaxrl.runtime.compiled import iterate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,14 +47,17 @@ def members(config: RunConfig) -> list[Member]:
     train = config.train
     if not config.is_population:
         return [Member("", config)]
-    axes = _axes(train)
-    base = config.to_dict() | {"num_seeds": 1, "sweep": []}
     made = []
-    for point in itertools.product(*axes):
-        alone = resolve(base, nest(dict(point)), platform="none")
-        settings = flatten(to_dict(alone.train))
-        name = ",".join(f"{key.rpartition('.')[2]}={settings[key]}" for key, _ in point)
-        made.append(Member(name, alone))
+    for point in itertools.product(*_axes(train)):
+        values = {key.rpartition(".")[2]: value for key, value in point}
+        seed = values.pop("seed")
+        settings = build(type(train.settings), values, f"{train.algo}.", default=train.settings)
+        alone = dataclasses.replace(
+            train, seed=seed, num_seeds=1, sweep=(), **{train.algo: settings}
+        )
+        values = {key: vars(settings)[key] for key in values} | {"seed": seed}
+        name = ",".join(f"{key}={value}" for key, value in values.items())
+        made.append(Member(name, dataclasses.replace(config, train=alone)))
     if len({member.name for member in made}) < len(made):
         raise UserError(f"sweep: got {list(train.sweep)}, which makes two runs that are the same")
     return made
@@ -79,8 +84,7 @@ def _axes(train: TrainConfig) -> list[list[tuple[str, Any]]]:
 def _axis(text: str, algo: str) -> list[tuple[str, str]]:
     """ "ppo.gamma=.9,.99" -> [("ppo.gamma", ".9"), ("ppo.gamma", ".99")]."""
     key, _, values = text.partition("=")
-    traced = dataclasses.fields(ALGORITHMS[algo].Hyperparameters)
-    known = [f"{algo}.{field.name}" for field in traced]
+    known = [f"{algo}.{name}" for name in traced(ALGORITHMS[algo].Config)]
     if key not in known:
         raise UserError(
             f"sweep: got {text!r}, expected KEY=VALUE,VALUE.. with one of {', '.join(known)} "
@@ -109,10 +113,10 @@ class Population:
     def __init__(self, config: RunConfig):
         self._count = math.prod(map(len, _axes(config.train)))
         self._alone = not config.is_population
-        if not self._alone and hasattr(config.env, "make_vector"):
-            raise UserError("num_seeds, sweep: a Gymnasium environment trains one run at a time")
-        if not hasattr(config.env, "make_vector"):
-            check_task(config.env, config.task)
+        self.runtime = config.env.runtime()
+        if not self._alone and not self.runtime.trains_populations:
+            raise UserError(f"num_seeds, sweep: {config.task} trains one run at a time")
+        self.runtime.check(config.task)
         try:
             self.algo = make_algorithm(config, members=len(self))
             shapes = jax.eval_shape(self.algo.init, jax.random.key(0))
@@ -133,7 +137,8 @@ class Population:
         free = platform.free_bytes()
         if free is None:
             return
-        self._check_replay(config, shapes.replay, free)
+        if jax.tree.leaves(shapes.replay):
+            self._check_replay(config, shapes.replay, free)
         needs = {
             part: (len(self) * need, lower) for part, (need, lower) in self._needs(config, shapes)
         }
@@ -149,38 +154,11 @@ class Population:
 
     def _needs(self, config: RunConfig, shapes: Any) -> Iterator[tuple[str, tuple[int, str]]]:
         """(part of training, (least bytes for a member, settings that it grows with))."""
-        train, algo, count = config.train, self.algo, platform.tree_bytes
-        name, c, worlds = train.algo, self.algo.config, train.num_envs
-        yield (
-            "networks",
-            (
-                count((shapes.policy, shapes.learner)),
-                f"{name}.network (policy_hidden, value_hidden)"
-                + ("" if name == "ppo" else f", {name}.num_critics, {name}.num_atoms"),
-            ),
-        )
-        yield "worlds", (count(shapes.envs), f"num_envs, {name}.num_steps, env.wrap")
-        obs, action = count(shapes.envs.obs) // worlds, 4 * algo.network.action_size
-        if name == "ppo":  # collected, and packed once more
-            rollout = algo.batch_size * (2 * obs + 3 * action + 24)
-            passes = 32 * c.num_epochs * c.num_minibatches
-            yield "rollout", (rollout + passes, "num_envs, ppo.num_steps, ppo.num_epochs")
-        else:
-            sample = 2 * obs + action + 8 + c.n_step * (action + 12)
-            heads = 4 * c.batch_size * c.num_critics * c.num_atoms
-            yield (
-                "samples",
-                (
-                    c.gradient_steps * c.batch_size * sample + heads,
-                    ", ".join(
-                        f"{name}.{key}" for key in ("batch_size", "gradient_steps", "n_step")
-                    ),
-                ),
-            )
+        yield from self.algo.memory_needs(shapes)
+        train = config.train
         settings = train.eval
         episodes = max(settings.episodes if config.eval_every else 0, settings.final_episodes)
-        if episodes and not hasattr(config.eval_env, "make_evaluator"):
-            need = evaluation_bytes(config.eval_env, episodes)
+        if need := episodes and config.eval_env.runtime().evaluation_bytes(episodes):
             yield "evaluation", (need, "eval.episodes, eval.final_episodes")
 
     def _check_replay(self, config: RunConfig, replay: Any, free: int) -> None:
@@ -189,7 +167,7 @@ class Population:
         if copied:  # on another device the copy lies on the host
             need *= 2
         if need > free:
-            name, size = config.train.algo, getattr(config.train, config.train.algo).buffer_size
+            name, size = config.train.algo, config.train.settings.buffer_size
             raise UserError(
                 f"{name}.buffer_size: {size:,} control steps"
                 f"{'' if self._alone else f' x {len(self)} members'} take {need / 1e9:,.1f} GB, "
@@ -200,10 +178,7 @@ class Population:
 
     def hyperparameters(self) -> Any:
         """Traced numbers, leaves [M]; of a run alone, []."""
-        each = [
-            self.algo.hyperparameters(getattr(m.config.train, m.config.train.algo))
-            for m in self.members
-        ]
+        each = [self.algo.hyperparameters(member.config.train.settings) for member in self.members]
         return each[0] if self._alone else jax.tree.map(lambda *x: jnp.stack(x), *each)
 
     def seeds(self) -> jax.Array:
@@ -218,10 +193,11 @@ class Population:
 
     def step(self, state: Any) -> tuple[Any, Any]:
         """One iteration of all; metrics and episode sums come out."""
+        step = functools.partial(iterate, self.algo)
         if self._alone:
-            return self.algo.step(state)
+            return step(state)
         step = jax.vmap(
-            self.algo.step,
+            step,
             in_axes=(self._axes,),
             out_axes=(self._axes, 0),
             axis_name=MEMBERS_AXIS,
@@ -245,15 +221,14 @@ class Population:
 
     def evaluator(self, config: RunConfig) -> Evaluator:
         """Judges all members' policies at once."""
-        return make_evaluator(
-            config.eval_env,
-            policy_actor(self.algo.policy),
+        return config.eval_env.runtime().evaluator(
+            Actor.of_policy(self.algo.policy),
             config.train.eval.episodes,
             members=None if self._alone else len(self),
         )
 
 
-def spread(rows: list[dict[str, float]]) -> dict[str, float]:
+def mean_and_std(rows: list[dict[str, float]]) -> dict[str, float]:
     """Means over the members' rows, and their standard deviations as `NAME_std`.
 
     What is the same for all (`time/`) is taken from the first.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import platform as host
@@ -18,9 +19,12 @@ from jaxrl import __version__, evaluation
 from jaxrl.algos import ALGORITHMS, Algorithm
 from jaxrl.checkpoint import Checkpointer, DamagedError, read_meta
 from jaxrl.config import RunConfig, resolve
+from jaxrl.envs import ArraySpec, Task
 from jaxrl.errors import UserError
-from jaxrl.evaluation import policy_actor
 from jaxrl.files import check_writable, write_text
+from jaxrl.nets.encoders import WHOLE, parts_of
+from jaxrl.options import build
+from jaxrl.policy import Policy, PolicyState
 
 EVAL_SEED = 0x5EED  # evaluation draws its own random numbers
 MEMBERS = "members"  # folder of a population's runs
@@ -29,10 +33,9 @@ MEMBERS = "members"  # folder of a population's runs
 def make_algorithm(config: RunConfig, *, members: int = 1) -> Algorithm:
     """The configured algorithm on the configured task, one of `members` side by side."""
     train = config.train
-    settings = getattr(train, train.algo)
-    iterations = -(-train.total_timesteps // (settings.num_steps * train.num_envs))
-    make = ALGORITHMS[train.algo]
-    return make(settings, config.env, train.num_envs, iterations, members=members)
+    iterations = -(-train.total_timesteps // (train.settings.num_steps * train.num_envs))
+    worlds = config.env.runtime().worlds(train.num_envs, members=members)
+    return ALGORITHMS[train.algo](train.settings, config.env, worlds, iterations)
 
 
 def hardware() -> dict[str, Any]:
@@ -67,18 +70,76 @@ class TrainedPolicy:
     """A policy restored from disk.
 
     Attributes:
-      config: the run that made it.
-      actor: acts with it, deterministically.
-      params: what the actor takes.
+      policy: what acts with it.
+      params: its parameters and statistics.
       meta: the checkpoint's meta data.
       source: the folder it was read from.
+      overrides: settings laid over those of the run that made it.
     """
 
-    config: RunConfig
-    actor: evaluation.Actor
-    params: Any
+    policy: Policy
+    params: PolicyState
     meta: dict[str, Any]
     source: Path
+    overrides: dict[str, Any]
+
+    @functools.cached_property
+    def config(self) -> RunConfig:
+        """The run that made it. This makes the task, too.
+
+        Raises:
+          UserError: settings that do not fit, or another task than the policy is for.
+        """
+        config = resolve(self.meta["config"], self.overrides, platform="none")
+        task = config.eval_env
+        for what, own, other in (
+            ("observes", self.policy.observation, task.observation_spec),
+            ("does", self.policy.action, task.action_spec),
+        ):
+            if _shapes(own) != _shapes(other):
+                raise UserError(
+                    f"{self.source}: what the policy {what} has the shape {_shapes(own)}, but with "
+                    f"these settings {config.task} has {_shapes(other)}"
+                )
+        return config
+
+    @property
+    def actor(self) -> evaluation.Actor:
+        """Acts with it, deterministically."""
+        return evaluation.Actor.of_policy(self.policy)
+
+
+def _shapes(spec: Any) -> Any:
+    return {key: list(part.shape) for key, part in parts_of(spec).items()}
+
+
+def spaces(policy: Policy) -> dict[str, Any]:
+    """What a policy observes and does, for a checkpoint's meta data."""
+    return {
+        "observation": {key: part.to_dict() for key, part in policy.parts.items()},
+        "is_array": not isinstance(policy.observation, dict),
+        "action": policy.action.to_dict(),
+    }
+
+
+def policy_of(meta: dict[str, Any]) -> tuple[Policy, type[Algorithm]]:
+    """The policy that a checkpoint's meta data describe, and the algorithm that trained it.
+
+    Checkpoints from before spaces were kept do not tell them; their task is asked.
+    """
+    config = meta["config"]
+    algorithm = ALGORITHMS[config["algo"]]
+    settings = build(algorithm.Config, config[config["algo"]], f"{config['algo']}.")
+    if "spaces" in meta:
+        found = meta["spaces"]
+        parts = {key: ArraySpec.from_dict(part) for key, part in found["observation"].items()}
+        observation = parts[WHOLE] if found["is_array"] else parts
+        action = ArraySpec.from_dict(found["action"])
+    else:
+        task = resolve(config, platform="none").env
+        observation, action = task.observation_spec, task.action_spec
+    policy = Policy(settings.network, observation, action, normalize=settings.normalize_observation)
+    return policy, algorithm
 
 
 def load_policy(path: str | Path, overrides: dict[str, Any] | None = None) -> TrainedPolicy:
@@ -144,22 +205,17 @@ def _load_step(store: Checkpointer, step: int, overrides: dict) -> TrainedPolicy
     folder = store.folder / str(step)
     try:
         meta = read_meta(folder)["meta"]
-        config = resolve(meta["config"], overrides, platform="none")
-        if config.is_population:
+        if meta["config"].get("num_seeds", 1) > 1 or meta["config"].get("sweep"):
             raise UserError(f"{folder}: holds a population's state; choose one of its members")
-        algo = make_algorithm(config)
-        shapes = jax.eval_shape(algo.init, jax.random.key(0)).policy
+        policy, algorithm = policy_of(meta)
+        shapes = jax.eval_shape(
+            lambda key: policy.state(algorithm.init_params(policy, key)), jax.random.key(0)
+        )
         restored = store.restore_step(step, {"policy": shapes})
     except DamagedError as error:
         print(f"warning: checkpoint {folder} is damaged ({error})", file=sys.stderr)
         return None
-    return TrainedPolicy(
-        config=config,
-        actor=policy_actor(algo.policy),
-        params=restored.items["policy"],
-        meta=meta,
-        source=folder,
-    )
+    return TrainedPolicy(policy, restored.items["policy"], meta, folder, overrides)
 
 
 def evaluate_policy(
@@ -168,7 +224,8 @@ def evaluate_policy(
     seed: int,
     settings: dict[str, Any] | None = None,
     *,
-    most: int = evaluation.MOST_WORLDS,
+    task: Task | None = None,
+    most: int | None = None,
 ) -> dict[str, Any]:
     """The summary of `episodes` fresh episodes, with all that says where it comes from.
 
@@ -177,7 +234,8 @@ def evaluate_policy(
       episodes: how many.
       seed: of the episodes.
       settings: what was changed against the run's own, for the record.
-      most: worlds side by side.
+      task: another one than that of the run.
+      most: worlds side by side at the most.
 
     Raises:
       UserError: too many episodes.
@@ -185,7 +243,7 @@ def evaluate_policy(
     begun = time.monotonic()
     key = jax.random.fold_in(jax.random.key(EVAL_SEED + 1), seed)
     statistics, table = evaluation.play(
-        trained.config.eval_env, trained.actor, trained.params, episodes, key, most=most
+        task or trained.config.eval_env, trained.actor, trained.params, episodes, key, most=most
     )
     return {
         "source": f"{trained.source.parent.name}/{trained.source.name}",

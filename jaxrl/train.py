@@ -116,12 +116,12 @@ def _check_effect(config: RunConfig, typed: list[str]) -> None:
     from jaxrl.algos import ALGORITHMS
 
     train, judged = config.train, config.eval_every > 0
-    algo, own = train.algo, getattr(train, train.algo)
+    algo, own = train.algo, train.settings
     needs: list[tuple[str, bool, str]] = [
         *((f"{other}.", other == algo, f"--algo {other}") for other in ALGORITHMS),
         ("ppo.expert.coef", train.ppo.expert.name is not None, "ppo.expert.name"),
         ("ppo.expert.until", train.ppo.expert.name is not None, "ppo.expert.name"),
-        (f"{algo}.value_range", getattr(own, "num_atoms", 1) > 1, f"{algo}.num_atoms above 1"),
+        (f"{algo}.value_range", vars(own).get("num_atoms", 1) > 1, f"{algo}.num_atoms above 1"),
         (
             f"{algo}.network.value_hidden",
             not own.network.shared_trunk,
@@ -186,7 +186,6 @@ def _finish(config: RunConfig, folder: Path, trainer) -> None:
     """Evaluates the best models and says where everything lies."""
     from jaxrl.evaluation import format_summary
     from jaxrl.runs import evaluate_policy, load_policy, write_json
-    from jaxrl.video import can_be_drawn
 
     episodes = config.train.eval.final_episodes
     for own in trainer.folders if episodes else ():
@@ -200,7 +199,7 @@ def _finish(config: RunConfig, folder: Path, trainer) -> None:
         print(format_summary(result["summary"], config.eval_env))
     minutes = trainer.progress.elapsed / 60
     best = trainer.best_folder()
-    video = f" --video {best}/videos/best.mp4" if can_be_drawn(config.env) else ""
+    video = f" --video {best}/videos/best.mp4" if config.env.can_render else ""
     print(f"""
 {trainer.progress.timesteps:,} control steps in {minutes:.1f} min, all in {folder}/
   evaluate   python -m jaxrl.evaluate {best}{video}

@@ -14,20 +14,17 @@ from pathlib import Path
 from typing import IO, Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxrl import evaluation, files, history
-from jaxrl.bridge.gym_in import HostLoop, HostVector
-from jaxrl.bridge.processes import Stopped
 from jaxrl.checkpoint import Checkpointer
 from jaxrl.config import RunConfig, write_yaml
 from jaxrl.envs.vector import LARGEST
-from jaxrl.errors import UserError
-from jaxrl.evaluation import Evaluator
-from jaxrl.logs import STEP, Console, CSVSink, Sink, TensorBoardSink, WandbSink
-from jaxrl.population import Member, Population, spread
-from jaxrl.runs import EVAL_SEED, MEMBERS, hardware
+from jaxrl.errors import Stopped, UserError
+from jaxrl.logs import Console, CSVSink, Sink, TensorBoardSink, WandbSink
+from jaxrl.population import Member, Population, mean_and_std
+from jaxrl.runs import EVAL_SEED, MEMBERS, hardware, spaces
+from jaxrl.runtime import Evaluator
 
 RHYTHM = 2.0  # seconds of a chunk of iterations, after which the host hears of it
 FOLDERS = ("checkpoints", "best", "eval", "tensorboard", "videos", "damaged", "earlier", MEMBERS)
@@ -75,6 +72,7 @@ class Trainer:
         self.folder = Path(folder)
         self.population = Population(config)
         self.algo = self.population.algo
+        self.training = self.population.runtime.training(self.population)
         self._lock = self._prepare_folder()
         try:
             self._load(resume)
@@ -95,17 +93,12 @@ class Trainer:
         self._own_sinks: list[Sink] = []  # of a population's members
         self._changed: dict[str, list[Any]] = {}  # settings, against those of the checkpoint
         if resume and self.checkpoints.steps():
-            self.state = self._restore(jax.eval_shape(self.population.init))
-            if isinstance(self.algo.vector, HostVector):
-                self.state = self.algo.interrupt(self.state)
-                print(
-                    "resumed but for the simulators' own state: new episodes begin in all worlds",
-                    file=sys.stderr,
-                )
+            state = self._restore(jax.eval_shape(self.population.init))
+            self.state = self.training.resume(state)
         else:  # new, or killed before its first checkpoint: the same seed gives the same bits
             for folder in self.folders:
                 folder.best.discard_after(-1)
-            self.state = jax.jit(self.population.init)()
+            self.state = self.training.init()
 
     @property
     def finished(self) -> bool:
@@ -196,9 +189,7 @@ class Trainer:
 
     def _tell_of_schedule(self) -> None:
         train = self.config.train
-        if "total_timesteps" in self._changed and (
-            getattr(train, train.algo).schedule.kind != "constant"
-        ):
+        if "total_timesteps" in self._changed and (train.settings.schedule.kind != "constant"):
             print(
                 f"{train.algo}.schedule now goes over {train.total_timesteps:,} control steps: the "
                 "rest is not what a run of that length from the start would have done",
@@ -247,8 +238,7 @@ class Trainer:
                 raise
             finally:
                 self.console.close()
-                if isinstance(self.algo.vector, HostVector):
-                    self.algo.vector.close()
+                self.training.close()
                 for sink in [*sinks, *self._own_sinks]:
                     with contextlib.suppress(OSError):
                         sink.close()
@@ -265,16 +255,16 @@ class Trainer:
     def _loop(self, evaluator: Evaluator | None, sinks: list[Sink], begun: float) -> None:
         train, progress = self.config.train, self.progress
         eval_every, save_every = self.config.eval_every, self.config.checkpoint_every
-        for vector in (self.algo.vector, getattr(evaluator, "vector", None)):
-            if isinstance(vector, HostVector):
-                vector.stopped = lambda: self._stop_signal is not None
-        run_chunk, rhythm = self._compiled_chunk(), _Rhythm(train.chunk)
+        for part in (self.training, evaluator):
+            if part:
+                part.stopped = lambda: self._stop_signal is not None
+        rhythm = _Rhythm(train.chunk)
         compiling = None
         while not self.finished and self._stop_signal is None:
             most = min(train.total_timesteps, self._next(eval_every), self._next(save_every))
             left = math.ceil((most - progress.timesteps) / self.algo.batch_size)
             started, before, count = time.monotonic(), progress.timesteps, rhythm.next(left)
-            self.state, output = run_chunk(self.state, count)
+            self.state, output = self.training.run(self.state, count)
             metrics, episodes, finite = jax.device_get(output)
             progress.timesteps += count * self.algo.batch_size
             progress.elapsed = time.monotonic() - begun
@@ -306,32 +296,6 @@ class Trainer:
         """The next multiple of `every` control steps; of 0 there is none."""
         return math.inf if not every else (self.progress.timesteps // every + 1) * every
 
-    def _compiled_chunk(self):
-        """(state, count) -> the state after so many iterations, and means of metrics, sums over
-        episodes and finiteness; one program for every count, which reuses the state's buffers."""
-        if isinstance(self.algo.vector, HostVector):
-            return HostLoop(self.algo, self.population.finite)
-
-        def iteration(_, carry):
-            state, totals = carry
-            state, (metrics, episodes) = self.population.step(state)
-            return state, jax.tree.map(jnp.add, totals, (_known(metrics), episodes))
-
-        def chunk(state, count):
-            metrics, episodes = jax.eval_shape(self.population.step, state)[1]
-            totals = jax.tree.map(
-                lambda x: jnp.zeros(x.shape, x.dtype), (jax.eval_shape(_known, metrics), episodes)
-            )
-            state, (known, episodes) = jax.lax.fori_loop(0, count, iteration, (state, totals))
-            means = {name: total / number for name, (total, number) in known.items()}
-            return state, (means, episodes, self.population.finite(state))
-
-        # A restored or first state may share buffers; donation needs them apart. A replay,
-        # which may fill the device, shares none.
-        small = jax.tree.map(lambda x: x.copy(), self.state.replace(replay=None))
-        self.state = small.replace(replay=self.state.replay)
-        return jax.jit(chunk, donate_argnums=0)
-
     def _evaluator(self) -> Evaluator | None:
         settings = self.config.train.eval
         if not self.config.eval_every:
@@ -347,7 +311,7 @@ class Trainer:
         if "success" not in evaluator.statistics:
             for key in ("best_by", "stop_metric"):
                 used = key == "best_by" or settings.stop_at is not None
-                if used and getattr(settings, key) == "success_rate":
+                if used and vars(settings)[key] == "success_rate":
                     raise UserError(f"eval.{key}: task {self.config.task!r} reports no success")
         return evaluator
 
@@ -402,7 +366,7 @@ class Trainer:
         if not self.config.is_population:
             row = rows[0]
         else:
-            row = spread([own for i, own in enumerate(rows) if i not in self._diverged])
+            row = mean_and_std([own for i, own in enumerate(rows) if i not in self._diverged])
             for sink, own in zip(self._own_sinks, rows, strict=True):
                 sink.write(steps, own)
         for sink in sinks:
@@ -426,7 +390,6 @@ class Trainer:
         return [self._row(*own, fps) for own in self.population.split((metrics, episodes))]
 
     def _row(self, metrics: dict, episodes: Any, fps: float) -> dict[str, float]:
-        vector = self.algo.vector
         row = {name: float(value) for name, value in metrics.items()}
         count = int(episodes.count)
         means = episodes.sums / count if count else np.full(episodes.sums.shape, np.nan)
@@ -435,13 +398,13 @@ class Trainer:
             "length": "rollout/ep_len_mean",
             "success": "rollout/success_rate",
         }
-        for name, mean in zip(vector.statistics, means, strict=True):
+        for name, mean in zip(self.algo.worlds.statistics, means, strict=True):
             row[names.get(name, f"rollout/{name}")] = float(mean)
         return row | {
             "rollout/episodes": count,
             "rollout/nan_resets": int(episodes.nonfinite),
             "rollout/out_of_range": int(episodes.out_of_range),
-            **({"rollout/restarts": vector.restarts} if isinstance(vector, HostVector) else {}),
+            **self.training.counters(),
             "time/fps": fps,
             "time/iterations": self.progress.timesteps // self.algo.batch_size,
             "time/time_elapsed": self.progress.elapsed,
@@ -450,22 +413,19 @@ class Trainer:
 
     def _sinks(self, evaluator: Evaluator | None) -> list[Sink]:
         start, log = self.progress.timesteps, self.config.train.log
-        output = jax.eval_shape(self.population.step, self.state)[1]
-        metrics, episodes = jax.tree.map(lambda x: np.zeros(x.shape), output)
-        row = self._rows(metrics, episodes, fps=0.0)[0]
+        later: list[str] = []
         if evaluator:
             width = len(evaluator.statistics)
-            row |= evaluation.scalars(evaluator.statistics, np.zeros((1, width)))
+            later = list(evaluation.scalars(evaluator.statistics, np.zeros((1, width))))
 
-        def csv(folder: Path, row: dict[str, float]) -> CSVSink:
+        def csv(folder: Path, later: list[str]) -> CSVSink:
             folder.mkdir(parents=True, exist_ok=True)
-            columns = list(dict.fromkeys([STEP, *row]))
-            return CSVSink(folder / "progress.csv", columns, resume_step=start)
+            return CSVSink(folder / "progress.csv", later, resume_step=start)
 
         if self.config.is_population:
-            self._own_sinks = [csv(folder.path, row) for folder in self.folders]
-            row = spread([row])
-        sinks: list[Sink] = [self.console, csv(self.folder, row)]
+            self._own_sinks = [csv(folder.path, later) for folder in self.folders]
+            later = list(mean_and_std([dict.fromkeys(later, 0.0)]))
+        sinks: list[Sink] = [self.console, csv(self.folder, later)]
         if log.tensorboard:
             sinks.append(TensorBoardSink(self.folder / "tensorboard", resume_step=start))
         if log.wandb:
@@ -484,6 +444,7 @@ class Trainer:
             "config": config.to_dict(),
             "progress": dataclasses.asdict(self.progress),
             "hardware": hardware(),
+            "spaces": spaces(self.algo.policy),
         }
 
     def _split(self, state: Any) -> dict[str, Any]:
@@ -565,14 +526,6 @@ class _Rhythm:
         if self._chunks > 1:
             wanted = RHYTHM / max(seconds, 1e-6) * self._count
             self._count = max(1, min(round(wanted), 8 * self._count))
-
-
-def _known(metrics: dict[str, jax.Array]) -> dict[str, tuple[jax.Array, jax.Array]]:
-    """Each metric as a sum and the number of its terms; NaN is none."""
-    return {
-        name: (jnp.where(jnp.isnan(value), 0.0, value), 1.0 - jnp.isnan(value))
-        for name, value in metrics.items()
-    }
 
 
 def _words(number: int) -> list[int]:

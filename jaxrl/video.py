@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import warnings
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-
-from jaxrl.envs import Env
+from jaxrl.envs import Task
 from jaxrl.errors import UserError
 from jaxrl.evaluation import Actor
 from jaxrl.files import check_writable, replacing
 
 
-def record(env: Env, actor: Actor, params: Any, path: Path, seed: int = 0) -> None:
+def record(env: Task, actor: Actor, params: Any, path: Path, seed: int = 0) -> None:
     """Plays one episode and writes it as a video, at the task's own speed.
 
     Args:
-      env: the task; it must have `render(states, stride) -> frames [F, H, W, 3] uint8`, or
-        `film(actor, params, seed, stride) -> frames`, which plays, too.
+      env: the task; it must have `render`.
       actor: what acts.
       params: what the actor takes.
       path: .mp4 file.
@@ -34,14 +28,13 @@ def record(env: Env, actor: Actor, params: Any, path: Path, seed: int = 0) -> No
     """
     if path.suffix != ".mp4":
         raise UserError(f"--video: got {path}, expected a file that ends in .mp4")
-    if not can_be_drawn(env):
+    if not env.can_render:
         raise UserError(f"--video: {type(env).__name__} cannot be drawn: it has no render()")
     imageio = _imageio()
     try:
         check_writable(path)
         stride = max(1, math.ceil(1 / (50 * env.control_dt) - 1e-9))  # at most 50 frames a second
-        film = getattr(env, "film", functools.partial(_film, env))
-        frames = film(actor, params, seed, stride)
+        frames = env.runtime().film(actor, params, seed, stride)
         with replacing(path) as part, warnings.catch_warnings():
             # the encoder is another program: forking is harmless
             warnings.simplefilter("ignore", RuntimeWarning)
@@ -67,29 +60,3 @@ def _imageio() -> Any:
             "imageio-ffmpeg` brings one, or name one in IMAGEIO_FFMPEG_EXE"
         ) from error
     return imageio
-
-
-def can_be_drawn(env: Env) -> bool:
-    """Whether there can be pictures of the task."""
-    return hasattr(env, "render") or hasattr(env, "film")
-
-
-def _film(env: Env, actor: Actor, params: Any, seed: int, stride: int) -> np.ndarray:
-    """[F, H, W, 3] pictures of one compiled episode."""
-
-    def play(params, key):
-        key, start = jax.random.split(key)
-        state = jax.tree.map(lambda x: x[None], env.reset(start))
-
-        def act(carry, t):
-            state, over = carry
-            action = actor(params, state, jax.random.fold_in(key, t))
-            state = jax.vmap(env.step)(state, action)
-            over = over | state.terminated[0]
-            return (state, over), (state.physics, over)
-
-        return jax.lax.scan(act, (state, jnp.zeros((), bool)), jnp.arange(env.episode_length))[1]
-
-    physics, over = jax.device_get(jax.jit(play)(params, jax.random.key(seed)))
-    length = int(np.argmax(over)) + 1 if over.any() else len(over)
-    return env.render(jax.tree.map(lambda x: x[:length, 0], physics), stride)

@@ -8,7 +8,7 @@ import pytest
 from envs_mjx.ballbot import Ballbot, model
 from envs_mjx.ballbot.check import balance
 from envs_mjx.ballbot.controllers import lqr_gain, pd_gain
-from jaxrl.envs import Env
+from jaxrl.envs import Task
 from jaxrl.evaluate import baselines
 from jaxrl.evaluation import Evaluator, summarize
 
@@ -29,7 +29,7 @@ def test_masses_and_geometry_are_the_measured_ones():
 
 def test_contract():
     task = Ballbot()
-    assert isinstance(task, Env)
+    assert isinstance(task, Task)
     assert (task.episode_length, task.control_dt) == (400, 0.02)
     state = task.reset(jax.random.key(0))
     after = jax.jit(task.step)(state, jnp.zeros(3))

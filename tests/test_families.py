@@ -14,7 +14,7 @@ from jaxrl import envs
 from jaxrl.algos import PPO, PPOConfig
 from jaxrl.bridge import brax as bridge
 from jaxrl.config import resolve
-from jaxrl.envs import ArraySpec, Env, Vector
+from jaxrl.envs import ArraySpec, Task, Vector
 from jaxrl.errors import UserError
 from jaxrl.options import build
 
@@ -48,7 +48,7 @@ def play(vector, steps):
 @pytest.mark.parametrize(("name", "size", "actions"), BRAX)
 def test_a_brax_environment_is_a_task(name, size, actions):
     task = brax_task(name)
-    assert isinstance(task, Env)
+    assert isinstance(task, Task)
     assert (task.episode_length, task.backend) == (1000, "generalized")
     assert task.observation_spec.shape == (size,)
     assert (task.action_spec.shape, task.action_spec.low) == ((actions,), -1.0)
@@ -196,7 +196,7 @@ def test_the_state_keeps_its_structure_and_types_whatever_the_environment_does()
 def test_a_playground_environment_is_a_task():
     pytest.importorskip("mujoco_playground")
     task = envs.env_class("playground:CartpoleBalance")()
-    assert isinstance(task, Env)
+    assert isinstance(task, Task)
     assert (task.episode_length, task.control_dt) == (1000, 0.01)
     vector = Vector(dataclasses.replace(task, episode_length=6), 4)
     assert "reward/upright" in vector.metric_names

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from envs_mjx.pendulum import Pendulum
-from jaxrl.envs import Env
+from jaxrl.envs import Task
 from jaxrl.evaluate import baselines
 from jaxrl.evaluation import Evaluator
 
 
 def test_contract():
     task = Pendulum()
-    assert isinstance(task, Env)
+    assert isinstance(task, Task)
     state = task.reset(jax.random.key(0))
     after = jax.jit(task.step)(state, jnp.ones(1))
     for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(after), strict=True):

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
-from jaxrl.envs import ArraySpec, State
+from jaxrl.envs import ArraySpec, State, Task
 from jaxrl.options import option
 
 
 @dataclasses.dataclass(frozen=True)
-class Countdown:
+class Countdown(Task):
     """Reward 1 a step, whatever the action. The state is a step counter that starts at a
     random fraction; `ends_at` steps in, the task terminates (never, if 0)."""
 
@@ -20,9 +21,7 @@ class Countdown:
     ends_at: int = option(0, "steps to termination; 0: never")
     control_dt: float = option(0.1, "seconds of a step")
 
-    @property
-    def observation_spec(self):
-        return ArraySpec((2,), names=("start", "time"))
+    observation_parts: ClassVar = {"start": 1, "time": 1}
 
     @property
     def action_spec(self):

@@ -51,11 +51,6 @@ PPO = {
 
 _OWN = {"q": 6, "qdot": 6, "error": 6, "finger": 1, "grip": 3, "grip_axes": 6, "held": 1}
 _OBJECT = {"position": 3, "axes": 6, "velocity": 3, "in_grip": 3, "in_grip_fine": 3}
-OBSERVATION = (
-    {f"{side}_{part}": size for side in m.SIDES for part, size in _OWN.items()}
-    | {f"{thing}_{part}": size for thing in ("socket", "peg") for part, size in _OBJECT.items()}
-    | {"between": 3, "to_pin_fine": 3, "aside": 1, "turned": 3}
-)
 # Distance (m) at which the fine copies of offsets saturate: grasps and the insertion are
 # matters of millimetres, the table one of decimetres.
 FINE = 0.015
@@ -178,8 +173,12 @@ class AlohaInsertion(ArmTask):
         return "the peg touched the pin inside the socket, both held (stage 4)"
 
     @property
-    def observation_spec(self) -> ArraySpec:
-        return ArraySpec.of_parts(OBSERVATION)
+    def observation_parts(self) -> dict[str, int]:
+        return (
+            {f"{side}_{part}": size for side in m.SIDES for part, size in _OWN.items()}
+            | {f"{thing}_{part}": n for thing in ("socket", "peg") for part, n in _OBJECT.items()}
+            | {"between": 3, "to_pin_fine": 3, "aside": 1, "turned": 3}
+        )
 
     @property
     def action_spec(self) -> ArraySpec:
@@ -350,30 +349,37 @@ class AlohaInsertion(ArmTask):
         geometry: _Geometry,
     ) -> jax.Array:
         """[104] the observation."""
-        parts = []
+        parts = {}
         for i, side in enumerate(m.SIDES):
             arm, (position, axes) = self.arms[side], grips[side]
             q = physics.qpos[arm.qpos]
-            parts += [
-                q,
-                physics.qvel[arm.dofs],
-                info.controls[7 * i : 7 * i + 6] - q,
-                physics.qpos[self._fingers[side][:1]],
-                position,
-                axes[:, 0],
-                axes[:, 2],
-                held[HOLDS[side]].astype(jnp.float32)[None],
-            ]
+            parts |= {
+                f"{side}_q": q,
+                f"{side}_qdot": physics.qvel[arm.dofs],
+                f"{side}_error": info.controls[7 * i : 7 * i + 6] - q,
+                f"{side}_finger": physics.qpos[self._fingers[side][0]],
+                f"{side}_grip": position,
+                f"{side}_grip_axes": axes[:, ::2].T,
+                f"{side}_held": held[HOLDS[side]].astype(jnp.float32),
+            }
         for side, thing in HOLDS.items():
             position, axes = poses[thing]
-            velocity = physics.qvel[self.physics.qvel_slice(thing)][:3]
             in_grip = grips[side][1].T @ (position - grips[side][0])
-            parts += [position, axes[:, 0], axes[:, 2], velocity]
-            parts += [in_grip, jnp.tanh(in_grip / FINE)]
+            parts |= {
+                f"{thing}_position": position,
+                f"{thing}_axes": axes[:, ::2].T,
+                f"{thing}_velocity": physics.qvel[self.physics.qvel_slice(thing)][:3],
+                f"{thing}_in_grip": in_grip,
+                f"{thing}_in_grip_fine": jnp.tanh(in_grip / FINE),
+            }
         to_pin = geometry.between - jnp.array([m.FULL_DISTANCE, 0.0, 0.0])
-        parts += [geometry.between, jnp.tanh(to_pin / FINE)]
-        parts += [geometry.aside[None], geometry.turned]
-        return jnp.concatenate(parts)
+        return self.observe(
+            **parts,
+            between=geometry.between,
+            to_pin_fine=jnp.tanh(to_pin / FINE),
+            aside=geometry.aside,
+            turned=geometry.turned,
+        )
 
     # -- baselines and pictures -------------------------------------------------------
 

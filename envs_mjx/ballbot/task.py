@@ -134,6 +134,15 @@ class Ballbot(Simulated):
         },
     }
 
+    observation_parts: ClassVar[dict[str, int]] = {
+        "gravity": 3,
+        "gyro": 3,
+        "velocity": 3,
+        "wheel": 3,
+        "last_action": 3,
+        "command": 2,
+    }
+
     def __post_init__(self) -> None:
         if self.episode_length < 1:
             raise UserError(
@@ -165,12 +174,6 @@ class Ballbot(Simulated):
     def success_criterion(self) -> str:
         """What success means."""
         return f"upright to the end, never beyond {self.max_tilt:g} deg"
-
-    @property
-    def observation_spec(self) -> ArraySpec:
-        return ArraySpec.of_parts(
-            {"gravity": 3, "gyro": 3, "velocity": 3, "wheel": 3, "last_action": 3, "command": 2}
-        )
 
     @property
     def action_spec(self) -> ArraySpec:
@@ -268,16 +271,13 @@ class Ballbot(Simulated):
     def _observe(self, physics: PhysicsState, info: Info) -> jax.Array:
         """[17] the observation."""
         quat, qvel = physics.qpos[3:7], physics.qvel
-        return jnp.concatenate(
-            [
-                gravity_in_body(quat),
-                qvel[3:6],
-                to_heading(qvel[:2], quat),
-                qvel[2:3],
-                self.wheel_speeds(physics) / 10.0,
-                info.last_action,
-                to_heading(self.command(info), quat),
-            ]
+        return self.observe(
+            gravity=gravity_in_body(quat),
+            gyro=qvel[3:6],
+            velocity=jnp.append(to_heading(qvel[:2], quat), qvel[2]),
+            wheel=self.wheel_speeds(physics) / 10.0,
+            last_action=info.last_action,
+            command=to_heading(self.command(info), quat),
         )
 
     def wheel_speeds(self, physics: PhysicsState) -> jax.Array:

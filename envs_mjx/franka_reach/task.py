@@ -110,6 +110,15 @@ class FrankaReach(ArmTask):
         "gpu": {"ppo": {"num_envs": 4096, "total_timesteps": 20_000_000, "ppo": PPO}},
     }
 
+    observation_parts: ClassVar[dict[str, int]] = {
+        "q": 7,
+        "qdot": 7,
+        "error": 7,
+        "grip": 3,
+        "target": 3,
+        "to_target": 3,
+    }
+
     @functools.cached_property
     def physics(self) -> Physics:
         return Physics(m.mjcf(self.timestep), substeps=self.substeps)
@@ -122,12 +131,6 @@ class FrankaReach(ArmTask):
     def success_criterion(self) -> str:
         """What success means."""
         return f"within {self.tolerance:g} m for the last {self.hold_seconds:g} s"
-
-    @property
-    def observation_spec(self) -> ArraySpec:
-        return ArraySpec.of_parts(
-            {"q": 7, "qdot": 7, "error": 7, "grip": 3, "target": 3, "to_target": 3}
-        )
 
     @property
     def action_spec(self) -> ArraySpec:
@@ -202,15 +205,13 @@ class FrankaReach(ArmTask):
             "success": (held * self.control_dt >= self.hold_seconds - 1e-6).astype(jnp.float32),
             "final/distance": distance,
         }
-        obs = jnp.concatenate(
-            [
-                physics.qpos,
-                physics.qvel,
-                info.controls - physics.qpos,
-                grip,
-                info.target,
-                info.target - grip,
-            ]
+        obs = self.observe(
+            q=physics.qpos,
+            qdot=physics.qvel,
+            error=info.controls - physics.qpos,
+            grip=grip,
+            target=info.target,
+            to_target=info.target - grip,
         )
         return State(
             physics=physics,

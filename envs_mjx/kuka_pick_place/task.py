@@ -41,23 +41,6 @@ PPO = {
     },
 }
 
-OBSERVATION = {
-    "q": 7,
-    "qdot": 7,
-    "error": 7,
-    "finger": 1,
-    "grasped": 1,
-    "grip": 3,
-    "grip_axes": 6,
-    "cube": 3,
-    "cube_velocity": 3,
-    "faces": 2,
-    "target": 3,
-    "to_cube": 3,
-    "to_cube_fine": 3,
-    "to_target": 3,
-    "to_target_fine": 3,
-}
 # Distances (m) at which the fine copies of the two offsets saturate: a grasp is a matter of
 # millimetres, the table one of decimetres.
 FINE_GRASP, FINE_PLACE = 0.015, 0.03
@@ -150,6 +133,24 @@ class KukaPickPlace(ArmTask):
         },
     }
 
+    observation_parts: ClassVar[dict[str, int]] = {
+        "q": 7,
+        "qdot": 7,
+        "error": 7,
+        "finger": 1,
+        "grasped": 1,
+        "grip": 3,
+        "grip_axes": 6,
+        "cube": 3,
+        "cube_velocity": 3,
+        "faces": 2,
+        "target": 3,
+        "to_cube": 3,
+        "to_cube_fine": 3,
+        "to_target": 3,
+        "to_target_fine": 3,
+    }
+
     simulators: ClassVar[tuple[str, ...]] = ("mjx", "mujoco", "pybullet")
 
     @functools.cached_property
@@ -181,10 +182,6 @@ class KukaPickPlace(ArmTask):
     def success_criterion(self) -> str:
         """What success means."""
         return f"at the end the cube is within {self.tolerance:g} m of the target"
-
-    @property
-    def observation_spec(self) -> ArraySpec:
-        return ArraySpec.of_parts(OBSERVATION)
 
     @property
     def action_spec(self) -> ArraySpec:
@@ -307,25 +304,22 @@ class KukaPickPlace(ArmTask):
         )
         turn = cube_yaw(cube_axes) - jnp.arctan2(grip_axes[1, 1], grip_axes[0, 1])
         q, in_grip = physics.qpos[self.arm.qpos], grip_axes.T @ to_cube
-        obs = jnp.concatenate(
-            [
-                q,
-                velocity,
-                info.controls[:7] - q,
-                physics.qpos[self._fingers[:1]],
-                grasped[None],
-                grip,
-                grip_axes[:, 1],
-                grip_axes[:, 2],
-                cube,
-                physics.qvel[self.physics.qvel_slice("cube")][:3],
-                jnp.stack([jnp.cos(4 * turn), jnp.sin(4 * turn)]),
-                info.target,
-                in_grip,
-                jnp.tanh(in_grip / FINE_GRASP),
-                to_target,
-                jnp.tanh(to_target / FINE_PLACE),
-            ]
+        obs = self.observe(
+            q=q,
+            qdot=velocity,
+            error=info.controls[:7] - q,
+            finger=physics.qpos[self._fingers[0]],
+            grasped=grasped,
+            grip=grip,
+            grip_axes=grip_axes[:, 1:].T,
+            cube=cube,
+            cube_velocity=physics.qvel[self.physics.qvel_slice("cube")][:3],
+            faces=jnp.stack([jnp.cos(4 * turn), jnp.sin(4 * turn)]),
+            target=info.target,
+            to_cube=in_grip,
+            to_cube_fine=jnp.tanh(in_grip / FINE_GRASP),
+            to_target=to_target,
+            to_target_fine=jnp.tanh(to_target / FINE_PLACE),
         )
         return State(
             physics=physics,

@@ -4,31 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
 
+from jaxrl import platform
 from jaxrl.algos import base
-from jaxrl.algos.base import (
-    Algorithm,
-    AlgorithmConfig,
-    EpisodeSums,
-    PolicyState,
-    TrainState,
-    concat_keys,
-    episode_sums,
-)
-from jaxrl.envs import Timestep
+from jaxrl.algos.base import Algorithm, AlgorithmConfig, TrainState
+from jaxrl.envs.task import Task
 from jaxrl.errors import UserError
 from jaxrl.nets import NetworkConfig, critic_ensemble
 from jaxrl.options import option
-from jaxrl.rl import normalizer
+from jaxrl.policy import Policy, PolicyState
 from jaxrl.rl.replay import Replay, Transitions
+from jaxrl.rl.rollout import Rollout
 from jaxrl.rl.values import CategoricalValue, ScalarValue
+
+if TYPE_CHECKING:
+    from jaxrl.runtime import Worlds
 
 STORAGE = ("float32", "bfloat16", "float16", "int32", "int16", "int8", "uint16", "uint8")
 
@@ -45,10 +42,10 @@ class OffPolicyConfig(AlgorithmConfig):
     """Settings of SAC and TD3 alike."""
 
     num_steps: int = option(16, "control steps a world in one iteration", least=1)
-    max_grad_norm: float = option(10.0, "gradient norm clip", above=0)
+    max_grad_norm: float = option(10.0, "gradient norm clip", above=0, traced=True)
     network: NetworkConfig = option(NETWORK, "policy and critic networks")
     critic_learning_rate: float = option(
-        3e-4, "Adam's step size for the critics", above=0, least=base.LEAST_RATE
+        3e-4, "Adam's step size for the critics", above=0, least=base.LEAST_RATE, traced=True
     )
     batch_size: int = option(256, "samples of an update", least=1)
     gradient_steps: int = option(
@@ -66,7 +63,7 @@ class OffPolicyConfig(AlgorithmConfig):
     )
     n_step: int = option(1, "rewards summed before the critic stands for the rest", least=1)
     tau: float = option(
-        0.005, "share of the critics that moves into their targets", above=0, most=1
+        0.005, "share of the critics that moves into their targets", above=0, most=1, traced=True
     )
     policy_delay: int = option(1, "updates of the critics for one of the policy", least=1)
     num_critics: int = option(2, "critics; the least of them counts", least=1, most=1000)
@@ -79,21 +76,13 @@ class OffPolicyConfig(AlgorithmConfig):
 
 
 @struct.dataclass
-class Hyperparameters(base.Hyperparameters):
-    """Traced scalars of both."""
-
-    critic_learning_rate: jax.Array
-    tau: jax.Array
-
-
-@struct.dataclass
 class Learner:
     """What updates change besides the policy's parameters.
 
     Attributes:
       critic, target: parameters of the critics, and their slow copies.
       policy_opt, critic_opt: optimiser states.
-      own: the algorithm's own.
+      extra: what only this algorithm has.
       updates: int32.
     """
 
@@ -101,7 +90,7 @@ class Learner:
     target: Any
     policy_opt: optax.OptState
     critic_opt: optax.OptState
-    own: Any
+    extra: Any
     updates: jax.Array
 
 
@@ -111,33 +100,35 @@ class OffPolicy(Algorithm):
     A subclass gives the methods at the end.
     """
 
-    Hyperparameters = Hyperparameters
-
-    def __init__(self, config: Any, env: Any, num_envs: int, *args: Any, **kwargs: Any):
-        super().__init__(config, env, num_envs, *args, **kwargs)
-        c = self.config
-        obs = self.vector.observation()
+    def __init__(self, config: Any, task: Task, worlds: Worlds, total_iterations: int):
+        super().__init__(config, task, worlds, total_iterations)
+        c, policy = self.config, self.policy
+        obs = worlds.observation()
         self.replay = Replay(
-            c.buffer_size // num_envs,
-            num_envs,
+            c.buffer_size // self.num_envs,
+            self.num_envs,
             obs,
-            self.network.action_size,
-            episode_length=self.vector.least_episode,
+            policy.action_size,
+            episode_length=worlds.least_episode,
             n_step=c.n_step,
             storage=self._storage(obs),
         )
         self.value = (
             ScalarValue() if c.num_atoms == 1 else CategoricalValue(*c.value_range, c.num_atoms)
         )
-        self.critics = critic_ensemble(c.network, c.num_critics, self.value.outputs)
+        self.critics = critic_ensemble(
+            c.network, c.num_critics, self.value.outputs, policy.parts, policy.encoders
+        )
         # Rows of the replay (one a control step of all worlds) before the first update.
-        self.start_rows = max(math.ceil(c.learning_starts / num_envs), c.n_step + 1)
+        self.start_rows = max(math.ceil(c.learning_starts / self.num_envs), c.n_step + 1)
 
     def _check(self) -> None:
         super()._check()
         c, name = self.config, self.name
-        if self.env.action_spec.discrete:
+        if self.task.action_spec.discrete:
             raise UserError(f"algo: {name} needs continuous actions; ppo takes discrete ones")
+        if self.policy.has_memory:
+            raise UserError(f"{name}.network.memory: only ppo learns with a memory")
         if c.network.shared_trunk:
             raise UserError(f"{name}.network.shared_trunk: critics see actions, policies do not")
         least = self.num_envs * max(c.n_step + 2, math.ceil(c.learning_starts / self.num_envs))
@@ -172,24 +163,41 @@ class OffPolicy(Algorithm):
 
         return jax.tree_util.tree_map_with_path(kind, obs)
 
-    def _init(self, key: jax.Array, one: Any, hyper: Hyperparameters) -> tuple[Any, Any, Any]:
+    @classmethod
+    def init_params(cls, policy: Policy, key: jax.Array) -> Any:
+        return policy.init(key, value=False)
+
+    def _init(self, key: jax.Array, hyper: dict[str, jax.Array]) -> tuple[Any, Any, Any]:
         key_policy, key_critic = jax.random.split(key)
-        network = self.config.network
-        params = self.network.init(
-            key_policy, concat_keys(one, network.policy_keys), method="policy"
-        )
-        action = jnp.zeros(self.network.action_size)
-        critic = self.critics.init(key_critic, concat_keys(one, network.value_keys), action)
+        params = self.init_params(self.policy, key_policy)
+        obs = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self.worlds.observation())
+        critic = self.critics.init(key_critic, obs, jnp.zeros(self.policy.action_size))
         optimizer = self._optimizer(hyper)
         learner = Learner(
             critic=critic,
             target=jax.tree.map(jnp.copy, critic),
             policy_opt=optimizer.init(params),
             critic_opt=optimizer.init(critic),
-            own=self._init_own(params, hyper),
+            extra=self._init_extra(params, hyper),
             updates=jnp.zeros((), jnp.int32),
         )
         return params, learner, self.replay.init()
+
+    def memory_needs(self, shapes: TrainState) -> Iterator[tuple[str, tuple[int, str]]]:
+        c, name, action = self.config, self.name, 4 * self.policy.action_size
+        for part, (need, settings) in super().memory_needs(shapes):
+            critics = f", {name}.num_critics, {name}.num_atoms" if part == "networks" else ""
+            yield part, (need, settings + critics)
+        obs = platform.tree_bytes(shapes.envs.obs) // self.num_envs
+        sample = 2 * obs + action + 8 + c.n_step * (action + 12)
+        heads = 4 * c.batch_size * c.num_critics * c.num_atoms
+        yield (
+            "samples",
+            (
+                c.gradient_steps * c.batch_size * sample + heads,
+                f"{name}.batch_size, {name}.gradient_steps, {name}.n_step",
+            ),
+        )
 
     def shared(self, axes: TrainState) -> TrainState:
         return (
@@ -205,62 +213,36 @@ class OffPolicy(Algorithm):
         state = super().interrupt(state)
         return state.replace(replay=self.replay.cut(state.replay, state.envs.obs))
 
-    # -- one iteration ------------------------------------------------------------------
-
-    def _iterate(
-        self, state: TrainState, key: jax.Array
-    ) -> tuple[TrainState, tuple[dict, EpisodeSums]]:
-        keys = jax.random.split(key, self.config.num_steps)
-        state, (metrics, sums) = jax.lax.scan(self._step, state, keys)
-        metrics = jax.tree.map(jnp.nanmean, metrics)
-        return state, (metrics, jax.tree.map(lambda x: x.sum(0), sums))
-
-    def _step(self, state: TrainState, key: jax.Array) -> tuple[TrainState, Any]:
-        """One control step of all worlds and the updates after it."""
-        key_act, key_learn = jax.random.split(key)
-        obs, (action, _) = state.envs.obs, self.act(state, key_act)
-        envs, step = self.vector.step(state.envs, action)
-        state, metrics = self._absorb(state.replace(envs=envs), obs, action, step, key_learn)
-        return state, (metrics, episode_sums(step))
+    # -- acting and learning -------------------------------------------------------------
 
     learns_every = 1
 
-    def act(self, state: TrainState, key: jax.Array) -> tuple[jax.Array, Any]:
-        shape = (self.num_envs, self.network.action_size)
+    def draws(self, key: jax.Array, steps: int) -> jax.Array:
+        return key[None] if steps == 1 else jax.random.split(key, steps)
+
+    def act(self, state: TrainState, draw: jax.Array) -> tuple[jax.Array, Any, Any]:
+        shape = (self.num_envs, self.policy.action_size)
         action = jax.lax.cond(
             state.learner.updates == 0,  # still warming up
-            lambda: jax.random.uniform(key, shape, minval=-1.0, maxval=1.0),
-            lambda: self._explore(state, state.envs.obs, key),
+            lambda: jax.random.uniform(draw, shape, minval=-1.0, maxval=1.0),
+            lambda: self._explore(state, state.envs.obs, draw),
         )
-        return action, ()
+        return action, (), state.memory
 
     def learn(
-        self,
-        state: TrainState,
-        obs: Any,
-        action: jax.Array,
-        more: Any,
-        step: Timestep,
-        key: jax.Array,
+        self, state: TrainState, rollout: Rollout, key: jax.Array
     ) -> tuple[TrainState, dict[str, jax.Array]]:
-        obs, action, step = jax.tree.map(lambda x: x[0], (obs, action, step))
-        return self._absorb(state, obs, action, step, key)
-
-    def _absorb(
-        self, state: TrainState, obs: Any, action: jax.Array, step: Timestep, key: jax.Array
-    ) -> tuple[TrainState, dict[str, jax.Array]]:
-        """Keeps a step of all worlds, leaves [N, ...], and learns."""
+        """Keeps a step of all worlds, and learns from samples of those that are kept."""
         key_sample, key_learn = jax.random.split(key)
-        statistics, scale = state.policy.normalizer, state.return_scale
-        if self.config.normalize_observation:
-            statistics = normalizer.update(statistics, obs)
+        statistics = self.policy.seen(state.policy, rollout.obs)
+        scale = state.return_scale
         if self.config.normalize_reward:
-            done = step.terminated | step.truncated
-            scale = scale.update(step.reward[None], done[None], gamma=state.hyper.gamma)
+            done = rollout.terminated | rollout.truncated
+            scale = scale.update(rollout.reward, done, gamma=state.hyper["gamma"])
         state = state.replace(
             policy=state.policy.replace(normalizer=statistics),
             return_scale=scale,
-            replay=self.replay.insert(state.replay, obs, action, step),
+            replay=self.replay.insert(state.replay, rollout),
         )
         ready = state.replay.inserted >= self.start_rows
         (params, learner), metrics = self._learn(state, ready, key_sample, key_learn)
@@ -277,7 +259,10 @@ class OffPolicy(Algorithm):
 
         def learn(carry):
             samples = self.replay.sample(
-                state.replay, key_sample, c.gradient_steps * c.batch_size, gamma=state.hyper.gamma
+                state.replay,
+                key_sample,
+                c.gradient_steps * c.batch_size,
+                gamma=state.hyper["gamma"],
             )
             if c.normalize_reward:
                 samples = samples.replace(reward=state.return_scale(samples.reward))
@@ -290,7 +275,7 @@ class OffPolicy(Algorithm):
             )
             return carry, jax.tree.map(jnp.nanmean, metrics)
 
-        return perhaps(ready, learn, (state.policy.params, state.learner))
+        return update_if(ready, learn, (state.policy.params, state.learner))
 
     def _update(
         self, state: TrainState, carry: tuple[Any, Learner], batch: Transitions, key: jax.Array
@@ -307,7 +292,7 @@ class OffPolicy(Algorithm):
             learner.critic_opt,
             gradient,
             hyper=hyper,
-            rate=rate * hyper.critic_learning_rate,
+            rate=rate * hyper["critic_learning_rate"],
         )
         learner = learner.replace(critic=critic, critic_opt=critic_opt, updates=learner.updates + 1)
 
@@ -317,27 +302,29 @@ class OffPolicy(Algorithm):
                 params, state, learner, batch, key_policy
             )
             params, policy_opt = self._descend(
-                params, learner.policy_opt, gradient, hyper=hyper, rate=rate * hyper.learning_rate
+                params,
+                learner.policy_opt,
+                gradient,
+                hyper=hyper,
+                rate=rate * hyper["learning_rate"],
             )
-            own, more = self._update_own(learner.own, params, metrics, hyper=hyper, rate=rate)
-            return (params, learner.replace(policy_opt=policy_opt, own=own)), metrics | more
+            extra, more = self._update_extra(learner.extra, params, metrics, hyper=hyper, rate=rate)
+            return (params, learner.replace(policy_opt=policy_opt, extra=extra)), metrics | more
 
         turn = learner.updates % self.config.policy_delay == 0
         if self.config.policy_delay == 1:
             (params, learner), more = policy_step((carry[0], learner))
         else:
-            (params, learner), more = perhaps(turn, policy_step, (carry[0], learner))
-        tau = jnp.where(turn, hyper.tau, 0.0) if self.delayed_targets else hyper.tau
-        target = follow(learner.critic, learner.target, tau)
+            (params, learner), more = update_if(turn, policy_step, (carry[0], learner))
+        tau = jnp.where(turn, hyper["tau"], 0.0) if self.delayed_targets else hyper["tau"]
+        target = soft_update(learner.critic, learner.target, tau)
         return (params, learner.replace(target=target)), metrics | more
 
     # -- losses -------------------------------------------------------------------------
 
     def _heads(self, critic: Any, policy: PolicyState, obs: Any, action: jax.Array) -> jax.Array:
         """[K, B, Z] what all critics say."""
-        return self.critics.apply(
-            critic, self._keys(policy, obs, self.config.network.value_keys), action
-        )
+        return self.critics.apply(critic, self.policy.normalized(policy, obs), action)
 
     def _critic_target(
         self, state: TrainState, carry: tuple[Any, Learner], batch: Transitions, key: jax.Array
@@ -371,8 +358,8 @@ class OffPolicy(Algorithm):
 
     delayed_targets: ClassVar[bool] = False  # targets move only with the policy
 
-    def _init_own(self, params: Any, hyper: Any) -> Any:
-        """`Learner.own` at the start."""
+    def _init_extra(self, params: Any, hyper: dict[str, jax.Array]) -> Any:
+        """`Learner.extra` at the start."""
         raise NotImplementedError
 
     def _explore(self, state: TrainState, obs: Any, key: jax.Array) -> jax.Array:
@@ -380,7 +367,12 @@ class OffPolicy(Algorithm):
         raise NotImplementedError
 
     def _next_action(
-        self, policy: PolicyState, learner: Learner, hyper: Any, obs: Any, key: jax.Array
+        self,
+        policy: PolicyState,
+        learner: Learner,
+        hyper: dict[str, jax.Array],
+        obs: Any,
+        key: jax.Array,
     ) -> tuple[jax.Array, jax.Array]:
         """[B, A] actions the targets assume, and [B] what is added to their value."""
         raise NotImplementedError
@@ -391,19 +383,25 @@ class OffPolicy(Algorithm):
         """Scalar loss of the policy, and what to log."""
         raise NotImplementedError
 
-    def _update_own(
-        self, own: Any, params: Any, metrics: dict[str, jax.Array], *, hyper: Any, rate: jax.Array
+    def _update_extra(
+        self,
+        extra: Any,
+        params: Any,
+        metrics: dict[str, jax.Array],
+        *,
+        hyper: dict[str, jax.Array],
+        rate: jax.Array,
     ) -> tuple[Any, dict[str, jax.Array]]:
-        """`Learner.own` after a policy step, and what to log."""
+        """`Learner.extra` after a policy step, and what to log."""
         raise NotImplementedError
 
 
-def follow(fast: Any, slow: Any, tau: jax.Array) -> Any:
+def soft_update(fast: Any, slow: Any, tau: jax.Array) -> Any:
     """Slow copies of parameters, moved by the share tau."""
     return optax.incremental_update(fast, slow, tau)
 
 
-def perhaps(
+def update_if(
     flag: jax.Array, update: Callable[[Any], tuple[Any, dict[str, jax.Array]]], carry: Any
 ) -> tuple[Any, dict[str, jax.Array]]:
     """`update(carry)` where the flag is set; else the carry as it is, and metrics that are NaN.

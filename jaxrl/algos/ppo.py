@@ -6,6 +6,7 @@ Source: Schulman et al. 2017, "Proximal policy optimization algorithms".
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -13,24 +14,16 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from jaxrl.algos import base
-from jaxrl.algos.base import (
-    Algorithm,
-    AlgorithmConfig,
-    EpisodeSums,
-    PolicyState,
-    TrainState,
-    concat_keys,
-    episode_sums,
-    shuffled,
-)
-from jaxrl.envs import Timestep, VectorState
+from jaxrl import platform
+from jaxrl.algos.base import Algorithm, AlgorithmConfig, TrainState, shuffled
 from jaxrl.errors import UserError
 from jaxrl.options import option
-from jaxrl.rl import losses, normalizer
+from jaxrl.policy import Policy, PolicyState
+from jaxrl.rl import losses
 from jaxrl.rl.advantages import generalized_advantages
 from jaxrl.rl.packing import Packing
 from jaxrl.rl.returns import ReturnScale
+from jaxrl.rl.rollout import Rollout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,11 +42,11 @@ class PPOConfig(AlgorithmConfig):
 
     num_epochs: int = option(4, "passes over the collected data", least=1, most=10_000)
     num_minibatches: int = option(4, "minibatches a pass", least=1)
-    gae_lambda: float = option(0.95, "trace decay of the advantages", least=0, most=1)
-    clip_range: float = option(0.2, "policy ratio clip", above=0)
+    gae_lambda: float = option(0.95, "trace decay of the advantages", least=0, most=1, traced=True)
+    clip_range: float = option(0.2, "policy ratio clip", above=0, traced=True)
     value_clip_range: float | None = option(None, "value clip; none: no clipping", above=0)
-    value_coef: float = option(0.5, "weight of the value loss", least=0)
-    entropy_coef: float = option(0.0, "weight of the entropy bonus", least=0)
+    value_coef: float = option(0.5, "weight of the value loss", least=0, traced=True)
+    entropy_coef: float = option(0.0, "weight of the entropy bonus", least=0, traced=True)
     target_kl: float | None = option(
         None, "no more updates in an iteration once the KL passes 1.5 times this", above=0
     )
@@ -62,71 +55,63 @@ class PPOConfig(AlgorithmConfig):
 
 
 @struct.dataclass
-class Hyperparameters(base.Hyperparameters):
-    """The numbers of `PPOConfig` as traced scalars."""
+class Acted:
+    """What PPO notes of its actions; leaves [N, ...].
 
-    gae_lambda: jax.Array
-    clip_range: jax.Array
-    value_coef: jax.Array
-    entropy_coef: jax.Array
+    Attributes:
+      raw: [N, A] samples of the Gaussian.
+      log_prob: [N].
+      expert: [N, A] what the expert would do; None without one.
+    """
+
+    raw: jax.Array
+    log_prob: jax.Array
+    expert: jax.Array | None
 
 
 @struct.dataclass
 class Batch:
-    """What the updates learn from; leaves [T, N, ...], then [B, ...]."""
+    """What the updates learn from; leaves [T, N, ...], then [B, ...].
+
+    Attributes:
+      reset: an episode began before the step; None unless the policy has a memory.
+    """
 
     obs: Any
-    raw_action: jax.Array
-    log_prob: jax.Array
+    acted: Acted
     value: jax.Array
     advantage: jax.Array
     returns: jax.Array
-    expert: jax.Array | None  # [..., A] what the expert would do
-
-
-@struct.dataclass
-class Rollout:
-    """One rollout; leaves [T, N, ...] but for the two last."""
-
-    obs: Any
-    raw_action: jax.Array
-    log_prob: jax.Array
-    reward: jax.Array
-    terminated: jax.Array
-    truncated: jax.Array
-    expert: jax.Array | None
-    limit_obs: Any  # [S, N, ...] final observations of episodes the time limit ended
-    last_obs: Any  # [N, ...]
+    reset: jax.Array | None
 
 
 class PPO(Algorithm):
-    """PPO on `num_envs` copies of a task; arguments as `Algorithm`."""
+    """PPO on the worlds of a task; arguments as `Algorithm`."""
 
     name = "ppo"
-    Hyperparameters = Hyperparameters
+    Config = PPOConfig
     adam_epsilon = 1e-5
-
-    @property
-    def _limit_slots(self) -> int:
-        """A world meets its time limit at most this often in one rollout."""
-        return -(-self.config.num_steps // self.vector.least_episode)
 
     def _check(self) -> None:
         super()._check()
         c, network = self.config, self.config.network
-        if self.batch_size % c.num_minibatches:
+        # A policy with a memory learns from whole worlds, in the order of their steps.
+        count, what = self.batch_size, f"num_envs x ppo.num_steps = {self.num_envs} x {c.num_steps}"
+        if self.policy.has_memory:
+            count, what = self.num_envs, "with a memory, num_envs"
+        if count % c.num_minibatches:
+            samples = f"{count} worlds" if self.policy.has_memory else f"{count} samples"
             raise UserError(
-                f"ppo.num_minibatches: num_envs x ppo.num_steps = {self.num_envs} x "
-                f"{c.num_steps} = {self.batch_size} samples do not divide into "
+                f"ppo.num_minibatches: {what} = {samples} do not divide into "
                 f"{c.num_minibatches} minibatches"
             )
         if network.shared_trunk and network.policy_keys != network.value_keys:
             raise UserError(
                 "ppo.network.shared_trunk: needs policy_keys and value_keys to be the same"
             )
-        if c.expert.name is not None and self.env.action_spec.discrete:
+        if c.expert.name is not None and self.task.action_spec.discrete:
             raise UserError("ppo.expert.name: needs continuous actions")
-        experts = getattr(self.env, "baselines", dict)()
+        experts = self.task.baselines()
         if c.expert.name is not None and c.expert.name not in experts:
             raise UserError(
                 f"ppo.expert.name: the task has no baseline {c.expert.name!r} (it has: "
@@ -134,188 +119,162 @@ class PPO(Algorithm):
             )
         self._expert = experts[c.expert.name] if c.expert.name else None
 
-    def _expert_coef(self, state: TrainState) -> jax.Array:
-        """Weight of the expert's advice now."""
-        c = self.config.expert
-        return c.coef * jnp.maximum(1.0 - self.progress(state) / c.until, 0.0)
+    @classmethod
+    def init_params(cls, policy: Policy, key: jax.Array) -> Any:
+        return policy.init(key, value=True)
 
-    def _advice(self, envs: VectorState, wanted: jax.Array) -> jax.Array | None:
-        """[N, A] what the expert would do, zero unless `wanted`; None without one."""
-        if self._expert is None:
-            return None
-        none = jnp.zeros((self.num_envs, self.network.action_size))
-        return jax.lax.cond(wanted, jax.vmap(self._expert), lambda _: none, envs.worlds)
-
-    def _value(self, state: PolicyState, obs: Any) -> jax.Array:
-        x = self._keys(state, obs, self.config.network.value_keys)
-        return self.network.apply(state.params, x, method="value")
-
-    def _init(self, key: jax.Array, one: Any, hyper: Hyperparameters) -> tuple[Any, Any, Any]:
-        network = self.config.network
-        params = self.network.init(
-            key, concat_keys(one, network.policy_keys), concat_keys(one, network.value_keys)
-        )
+    def _init(self, key: jax.Array, hyper: dict[str, jax.Array]) -> tuple[Any, Any, Any]:
+        params = self.init_params(self.policy, key)
         return params, self._optimizer(hyper).init(params), None
 
-    def _iterate(
-        self, state: TrainState, key: jax.Array
-    ) -> tuple[TrainState, tuple[dict, EpisodeSums]]:
-        """Collect, learn, normalise."""
-        key_act, key_learn = jax.random.split(key)
-        envs, rollout, episodes = self._collect(state, key_act)
-        state, metrics = self._improve(state.replace(envs=envs), rollout, key_learn)
-        return state, (metrics, episodes)
+    def memory_needs(self, shapes: TrainState) -> Iterator[tuple[str, tuple[int, str]]]:
+        yield from super().memory_needs(shapes)
+        c, action = self.config, 4 * self.policy.action_size
+        obs = platform.tree_bytes(shapes.envs.obs) // self.num_envs
+        rollout = self.batch_size * (2 * obs + 3 * action + 24)  # collected, and packed once more
+        passes = 32 * c.num_epochs * c.num_minibatches
+        yield "rollout", (rollout + passes, "num_envs, ppo.num_steps, ppo.num_epochs")
 
-    def _improve(
-        self, state: TrainState, rollout: Rollout, key: jax.Array
-    ) -> tuple[TrainState, dict[str, jax.Array]]:
-        """Learn from a rollout, then normalise."""
-        return_scale, reward = self._scale_reward(state, rollout)
-        batch = self._batch(state, rollout.replace(reward=reward))
-        params, opt_state, metrics = self._learn(state, batch, key)
-        # Acting and learning used the same statistics; now they may move.
-        statistics = state.policy.normalizer
-        if self.config.normalize_observation:
-            statistics = normalizer.update(statistics, rollout.obs)
-        state = state.replace(
-            policy=PolicyState(params=params, normalizer=statistics),
-            learner=opt_state,
-            return_scale=return_scale,
-        )
-        return state, metrics
+    # -- acting --------------------------------------------------------------------------
 
     @property
     def learns_every(self) -> int:
         return self.config.num_steps
 
-    def act(self, state: TrainState, key: jax.Array) -> tuple[jax.Array, Any]:
-        noise = jax.random.normal(key, (self.num_envs, self.network.action_size))
-        return self._sampled(state.policy, state.envs.obs, noise)
+    def draws(self, key: jax.Array, steps: int) -> jax.Array:
+        return jax.random.normal(key, (steps, self.num_envs, self.policy.action_size))
 
-    def _sampled(
-        self, policy: PolicyState, obs: Any, noise: jax.Array
-    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        """Actions [N, A], and raw actions and their log-probabilities."""
-        gaussian = self._gaussian(policy, obs)
-        raw = self.distribution.sample(gaussian, noise)
-        return self.distribution.action(raw), (raw, self.distribution.log_prob(gaussian, raw))
+    def act(self, state: TrainState, draw: jax.Array) -> tuple[jax.Array, Acted, Any]:
+        gaussian, memory = self.policy.gaussian(state.policy, state.envs.obs, state.memory)
+        distribution = self.policy.distribution
+        raw = distribution.sample(gaussian, draw)
+        acted = Acted(raw, distribution.log_prob(gaussian, raw), self._advice(state))
+        return distribution.action(raw), acted, memory
+
+    def _expert_coef(self, state: TrainState) -> jax.Array:
+        """Weight of the expert's advice now."""
+        c = self.config.expert
+        return c.coef * jnp.maximum(1.0 - self.progress(state) / c.until, 0.0)
+
+    def _advice(self, state: TrainState) -> jax.Array | None:
+        """[N, A] what the expert would do, zero once its weight is; None without one."""
+        if self._expert is None:
+            return None
+        nothing = jnp.zeros((self.num_envs, self.policy.action_size))
+        return jax.lax.cond(
+            self._expert_coef(state) > 0,
+            jax.vmap(self._expert),
+            lambda _: nothing,
+            state.envs.worlds,
+        )
+
+    # -- learning ------------------------------------------------------------------------
 
     def learn(
-        self,
-        state: TrainState,
-        obs: Any,
-        action: jax.Array,
-        more: Any,
-        step: Timestep,
-        key: jax.Array,
+        self, state: TrainState, rollout: Rollout, key: jax.Array
     ) -> tuple[TrainState, dict[str, jax.Array]]:
-        # The steps [S, N] at which the time limit ended a world's first, second, .. episode.
-        slots = jnp.arange(self._limit_slots)[:, None, None]
-        nth = jnp.where(step.truncated, jnp.cumsum(step.truncated, axis=0) - 1, -1)
-        when, world = (nth == slots).argmax(1), jnp.arange(self.num_envs)
-        rollout = Rollout(
-            obs,
-            *more,
-            step.reward,
-            step.terminated,
-            step.truncated,
-            expert=None,
-            limit_obs=jax.tree.map(lambda x: x[when, world], step.final_obs),
-            last_obs=state.envs.obs,
+        """Learns from a rollout, and moves the statistics of observations and returns."""
+        return_scale, reward = self._scale_reward(state, rollout)
+        batch, memory = self._batch(state, rollout.replace(reward=reward))
+        params, opt_state, metrics = self._learn(state, batch, rollout.memory, key)
+        # Acting and learning used the same statistics; now they may move.
+        statistics = self.policy.seen(state.policy, rollout.obs)
+        state = state.replace(
+            policy=PolicyState(params=params, normalizer=statistics),
+            learner=opt_state,
+            return_scale=return_scale,
+            memory=memory,
         )
-        return self._improve(state, rollout, key)
-
-    def _collect(
-        self, state: TrainState, key: jax.Array
-    ) -> tuple[VectorState, Rollout, EpisodeSums]:
-        """`num_steps` control steps of all worlds."""
-        policy, envs = state.policy, state.envs
-        learns_from_expert = self._expert_coef(state) > 0
-        action_size = self.network.action_size
-        noise = jax.random.normal(key, (self.config.num_steps, self.num_envs, action_size))
-        limit_obs = jax.tree.map(
-            lambda x: jnp.zeros((self._limit_slots, *x.shape), x.dtype), envs.obs
-        )
-        slots = jnp.arange(self._limit_slots)[:, None]
-
-        def act(carry, noise):
-            envs, limit_obs, limits = carry
-            action, (raw, log_prob) = self._sampled(policy, envs.obs, noise)
-            advice = self._advice(envs, learns_from_expert)
-            new, step = self.vector.step(envs, action)
-            here = (slots == limits) & step.truncated  # [S, N]
-            limit_obs = jax.tree.map(
-                lambda kept, x: jnp.where(here.reshape(*here.shape, *[1] * (x.ndim - 1)), x, kept),
-                limit_obs,
-                step.final_obs,
-            )
-            out = (envs.obs, raw, log_prob, step.reward, step.terminated, step.truncated, advice)
-            return (new, limit_obs, limits + step.truncated), (out, episode_sums(step))
-
-        start = (envs, limit_obs, jnp.zeros(self.num_envs, jnp.int32))
-        (envs, limit_obs, _), (out, sums) = jax.lax.scan(act, start, noise)
-        rollout = Rollout(*out, limit_obs=limit_obs, last_obs=envs.obs)
-        return envs, rollout, jax.tree.map(lambda x: x.sum(0), sums)
+        return state, metrics
 
     def _scale_reward(self, state: TrainState, rollout: Rollout) -> tuple[ReturnScale, jax.Array]:
         """[T, N] rewards over the std of the discounted return (if so configured)."""
         if not self.config.normalize_reward:
             return state.return_scale, rollout.reward
         done = rollout.terminated | rollout.truncated
-        scale = state.return_scale.update(rollout.reward, done, gamma=state.hyper.gamma)
+        scale = state.return_scale.update(rollout.reward, done, gamma=state.hyper["gamma"])
         return scale, scale(rollout.reward)
 
-    def _batch(self, state: TrainState, rollout: Rollout) -> Batch:
-        """Values, advantages and returns; leaves stay [T, N, ...]."""
-        seen = jax.tree.map(
-            lambda a, b, c: jnp.concatenate([a, b[None], c]),
-            rollout.obs,
-            rollout.last_obs,
-            rollout.limit_obs,
-        )
-        values = self._value(state.policy, seen)  # [T + 1 + S, N]
-        t = self.config.num_steps
-        value, at_limit = values[:t], values[t + 1 :]
-        # Which of the world's time limits each step is, if it is one.
-        slot = jnp.maximum(jnp.cumsum(rollout.truncated, axis=0) - 1, 0)
-        next_value = jnp.where(
-            rollout.truncated, jnp.take_along_axis(at_limit, slot, axis=0), values[1 : t + 1]
-        )
+    def _batch(self, state: TrainState, rollout: Rollout) -> tuple[Batch, Any]:
+        """Values, advantages and returns, leaves still [T, N, ...]; and the memory after them."""
+        if self.policy.has_memory:
+            value, next_value, reset, memory = self._values_in_order(state, rollout)
+        else:
+            value, next_value = self._values(state, rollout)
+            reset, memory = None, state.memory
         advantage = generalized_advantages(
             rollout.reward,
             value,
             next_value,
             rollout.terminated,
             rollout.truncated,
-            gamma=state.hyper.gamma,
-            gae_lambda=state.hyper.gae_lambda,
+            gamma=state.hyper["gamma"],
+            gae_lambda=state.hyper["gae_lambda"],
         )
-        return Batch(
+        batch = Batch(
             obs=rollout.obs,
-            raw_action=rollout.raw_action,
-            log_prob=rollout.log_prob,
+            acted=rollout.act_info,
             value=value,
             advantage=advantage,
             returns=advantage + value,
-            expert=rollout.expert,
+            reset=reset,
         )
+        return batch, memory
+
+    def _values(self, state: TrainState, rollout: Rollout) -> tuple[jax.Array, jax.Array]:
+        """[T, N] values of the observations acted on, and of what followed."""
+        seen = jax.tree.map(
+            lambda a, b, c: jnp.concatenate([a, b[None], c]),
+            rollout.obs,
+            rollout.last_obs,
+            rollout.limit_obs,
+        )
+        values, _ = self.policy.values(state.policy, seen)  # [T + 1 + S, N]
+        t = self.config.num_steps
+        return values[:t], _at_limits(rollout, values[1 : t + 1], values[t + 1 :])
+
+    def _values_in_order(
+        self, state: TrainState, rollout: Rollout
+    ) -> tuple[jax.Array, jax.Array, jax.Array, Any]:
+        """As `_values`, of a policy with a memory; also [T, N] where it is forgotten, and the
+        memory after the last step."""
+        owner = "policy" if self.config.network.shared_trunk else "value"
+        done = rollout.terminated | rollout.truncated
+        # What was kept in memory before the first step has been forgotten already.
+        reset = jnp.concatenate([jnp.zeros_like(done[:1]), done[:-1]])
+        value, states = self.policy.values(state.policy, rollout.obs, rollout.memory, reset)
+        after = jnp.where(done[-1][:, None], 0.0, states[-1])  # [N, H]
+
+        def step(obs, kept):
+            """[N] values of observations seen with a memory [N, H]."""
+            obs = jax.tree.map(lambda x: x[None], obs)
+            values, _ = self.policy.values(
+                state.policy, obs, rollout.memory | {owner: kept}, jnp.zeros_like(done[:1])
+            )
+            return values[0]
+
+        last = step(rollout.last_obs, after)
+        slots = jax.tree.leaves(rollout.limit_obs)[0].shape[0]
+        nth = jnp.where(rollout.truncated, jnp.cumsum(rollout.truncated, axis=0) - 1, -1)
+        when = (nth == jnp.arange(slots)[:, None, None]).argmax(1)  # [S, N]
+        kept = states[when, jnp.arange(self.num_envs)]
+        at_limits = jax.vmap(step)(rollout.limit_obs, kept)
+        following = _at_limits(rollout, jnp.concatenate([value[1:], last[None]]), at_limits)
+        memory = state.memory if owner == "policy" else state.memory | {owner: after}
+        return value, following, reset, memory
 
     def _learn(
-        self, state: TrainState, batch: Batch, key: jax.Array
+        self, state: TrainState, batch: Batch, memory: Any, key: jax.Array
     ) -> tuple[Any, optax.OptState, dict[str, jax.Array]]:
-        """`num_epochs` passes of minibatches over the shuffled samples."""
+        """`num_epochs` passes of minibatches over the shuffled samples, or over the worlds."""
         c = self.config
         explained = 1.0 - (batch.returns - batch.value).var() / (batch.returns.var() + 1e-8)
-        packing = Packing(jax.tree.map(lambda x: x[0, 0], batch))
-        packed = packing.pack(jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch))
-        rate = state.hyper.learning_rate * self.rate(state)
-
-        def take(order):
-            return packing.unpack({kind: rows[order] for kind, rows in packed.items()})
+        count, take = self._minibatches(batch, memory)
+        rate = state.hyper["learning_rate"] * self.rate(state)
 
         def epoch(carry, key):
             key_order, key_noise = jax.random.split(key)
-            order = shuffled(key_order, self.batch_size).reshape(c.num_minibatches, -1)
+            order = shuffled(key_order, count).reshape(c.num_minibatches, -1)
             keys = jax.random.split(key_noise, c.num_minibatches)
             return jax.lax.scan(minibatch, carry, (order, keys))
 
@@ -335,26 +294,38 @@ class PPO(Algorithm):
 
         carry = (state.policy.params, state.learner)
         if c.target_kl is not None:
-            blank = jax.eval_shape(
-                lambda: self._update(
-                    state,
-                    carry,
-                    take(jnp.arange(self.batch_size // c.num_minibatches)),
-                    rate,
-                    key,
-                )[1]
-            )
+            rows = take(jnp.arange(count // c.num_minibatches))
+            blank = jax.eval_shape(lambda: self._update(state, carry, rows, rate, key)[1])
             carry = (*carry, jnp.zeros((), bool), jax.tree.map(lambda x: jnp.zeros(x.shape), blank))
         carry, metrics = jax.lax.scan(epoch, carry, jax.random.split(key, c.num_epochs))
         metrics = jax.tree.map(jnp.mean, metrics)
         metrics["train/explained_variance"] = explained
         return carry[0], carry[1], metrics
 
+    def _minibatches(
+        self, batch: Batch, memory: Any
+    ) -> tuple[int, Callable[[jax.Array], tuple[Batch, Any]]]:
+        """How many samples or worlds there are, and what takes some of them by their numbers:
+        rows [B, ...], or of a policy with a memory sequences [T, B, ...] and the memory [B, ...]
+        before them."""
+        if self.policy.has_memory:
+            return self.num_envs, lambda order: (
+                jax.tree.map(lambda x: x[:, order], batch),
+                jax.tree.map(lambda x: x[order], memory),
+            )
+        packing = Packing(jax.tree.map(lambda x: x[0, 0], batch))
+        packed = packing.pack(jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch))
+
+        def take(order):
+            return packing.unpack({kind: rows[order] for kind, rows in packed.items()}), ()
+
+        return self.batch_size, take
+
     def _update(
         self,
         state: TrainState,
         carry: tuple[Any, optax.OptState],
-        rows: Batch,
+        rows: tuple[Batch, Any],
         rate: jax.Array,
         key: jax.Array,
     ) -> tuple[tuple[Any, optax.OptState], dict[str, jax.Array]]:
@@ -365,24 +336,26 @@ class PPO(Algorithm):
         return carry, metrics
 
     def _loss(
-        self, params: Any, state: TrainState, rows: Batch, key: jax.Array
+        self, params: Any, state: TrainState, rows: tuple[Batch, Any], key: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Scalar loss of a minibatch [B, ...] and what to log of it."""
-        c, hyper = self.config, state.hyper
+        """Scalar loss of a minibatch and the memory before it, and what to log of it."""
+        c, hyper, distribution = self.config, state.hyper, self.policy.distribution
         policy = state.policy.replace(params=params)
-        gaussian, value = self._gaussian(policy, rows.obs), self._value(policy, rows.obs)
-        advantage = rows.advantage
+        batch, memory = rows
+        gaussian, _ = self.policy.gaussians(policy, batch.obs, memory, batch.reset)
+        value, _ = self.policy.values(policy, batch.obs, memory, batch.reset)
+        advantage = batch.advantage
         if c.normalize_advantage:
             advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
-        log_ratio = self.distribution.log_prob(gaussian, rows.raw_action) - rows.log_prob
-        policy_loss = losses.clipped_surrogate(log_ratio, advantage, hyper.clip_range).mean()
-        value_loss = losses.value_loss(value, rows.returns, rows.value, c.value_clip_range).mean()
-        entropy = self.distribution.entropy(gaussian, key).mean()
-        loss = policy_loss + hyper.value_coef * value_loss - hyper.entropy_coef * entropy
-        clipped = jnp.abs(jnp.expm1(log_ratio)) > hyper.clip_range
+        log_ratio = distribution.log_prob(gaussian, batch.acted.raw) - batch.acted.log_prob
+        policy_loss = losses.clipped_surrogate(log_ratio, advantage, hyper["clip_range"]).mean()
+        value_loss = losses.value_loss(value, batch.returns, batch.value, c.value_clip_range).mean()
+        entropy = distribution.entropy(gaussian, key).mean()
+        loss = policy_loss + hyper["value_coef"] * value_loss - hyper["entropy_coef"] * entropy
+        clipped = jnp.abs(jnp.expm1(log_ratio)) > hyper["clip_range"]
         metrics = {}
         if self._expert is not None:
-            away = self.distribution.action(gaussian.mean) - rows.expert
+            away = distribution.action(gaussian.mean) - batch.acted.expert
             distance = jnp.square(away).sum(-1).mean()
             coef = self._expert_coef(state)
             loss = loss + coef * distance
@@ -396,3 +369,17 @@ class PPO(Algorithm):
             "train/clip_fraction": clipped.mean(),
             "train/std": jnp.exp(gaussian.log_std).mean(),
         }
+
+
+def _at_limits(rollout: Rollout, following: jax.Array, at_limits: jax.Array) -> jax.Array:
+    """[T, N] values of what followed each step.
+
+    Args:
+      rollout: the steps.
+      following: [T, N] values of the observations that were acted on next.
+      at_limits: [S, N] values of the final observations at time limits.
+    """
+    # Which of the world's time limits each step is, if it is one.
+    slot = jnp.maximum(jnp.cumsum(rollout.truncated, axis=0) - 1, 0)
+    limited = jnp.take_along_axis(at_limits, slot, axis=0)
+    return jnp.where(rollout.truncated, limited, following)

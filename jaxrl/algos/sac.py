@@ -14,11 +14,12 @@ import optax
 from flax import struct
 
 from jaxrl.algos import base, off_policy
-from jaxrl.algos.base import PolicyState, TrainState
+from jaxrl.algos.base import TrainState
 from jaxrl.algos.off_policy import Learner, OffPolicy, OffPolicyConfig
 from jaxrl.errors import UserError
 from jaxrl.nets import NetworkConfig
 from jaxrl.options import option
+from jaxrl.policy import PolicyState
 from jaxrl.rl import losses
 from jaxrl.rl.replay import Transitions
 
@@ -32,23 +33,14 @@ class SACConfig(OffPolicyConfig):
         "policy and critic networks",
     )
     initial_temperature: float = option(
-        0.1, "weight of the entropy at the start (a resumed run has its own)", above=0
+        0.1, "weight of the entropy at the start (a resumed run has its own)", above=0, traced=True
     )
     temperature_learning_rate: float = option(
-        3e-4, "Adam's step size for the temperature; 0: it stays", least=0
+        3e-4, "Adam's step size for the temperature; 0: it stays", least=0, traced=True
     )
     target_entropy: float = option(
-        -1.0, "entropy the temperature holds, for each component of the action (nats)"
+        -1.0, "entropy the temperature holds, for each component of the action (nats)", traced=True
     )
-
-
-@struct.dataclass
-class Hyperparameters(off_policy.Hyperparameters):
-    """The numbers of `SACConfig` as traced scalars."""
-
-    initial_temperature: jax.Array
-    temperature_learning_rate: jax.Array
-    target_entropy: jax.Array
 
 
 @struct.dataclass
@@ -63,7 +55,7 @@ class SAC(OffPolicy):
     """SAC on `num_envs` copies of a task; arguments as `Algorithm`."""
 
     name = "sac"
-    Hyperparameters = Hyperparameters
+    Config = SACConfig
 
     def _check(self) -> None:
         super()._check()
@@ -75,24 +67,30 @@ class SAC(OffPolicy):
                 f"be 0 or at least {base.LEAST_RATE}"
             )
 
-    def _init_own(self, params: Any, hyper: Hyperparameters) -> Temperature:
-        log = jnp.log(hyper.initial_temperature)
+    def _init_extra(self, params: Any, hyper: dict[str, jax.Array]) -> Temperature:
+        log = jnp.log(hyper["initial_temperature"])
         return Temperature(log=log, opt_state=optax.scale_by_adam().init(log))
 
     def _sample(self, policy: PolicyState, obs: Any, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         """[B, A] sampled actions and [B] their log-probabilities."""
-        gaussian = self._gaussian(policy, obs)
-        raw = self.distribution.sample(gaussian, jax.random.normal(key, gaussian.mean.shape))
-        return self.distribution.action(raw), self.distribution.log_prob(gaussian, raw)
+        gaussian, _ = self.policy.gaussian(policy, obs)
+        distribution = self.policy.distribution
+        raw = distribution.sample(gaussian, jax.random.normal(key, gaussian.mean.shape))
+        return distribution.action(raw), distribution.log_prob(gaussian, raw)
 
     def _explore(self, state: TrainState, obs: Any, key: jax.Array) -> jax.Array:
         return self._sample(state.policy, obs, key)[0]
 
     def _next_action(
-        self, policy: PolicyState, learner: Learner, hyper: Any, obs: Any, key: jax.Array
+        self,
+        policy: PolicyState,
+        learner: Learner,
+        hyper: dict[str, jax.Array],
+        obs: Any,
+        key: jax.Array,
     ) -> tuple[jax.Array, jax.Array]:
         action, log_prob = self._sample(policy, obs, key)
-        return action, -jnp.exp(learner.own.log) * log_prob
+        return action, -jnp.exp(learner.extra.log) * log_prob
 
     def _policy_loss(
         self, params: Any, state: TrainState, learner: Learner, batch: Transitions, key: jax.Array
@@ -100,23 +98,23 @@ class SAC(OffPolicy):
         policy = state.policy.replace(params=params)
         action, log_prob = self._sample(policy, batch.obs, key)
         value = self._least_value(learner, policy, batch.obs, action)
-        loss = losses.soft_policy_loss(log_prob, value, jnp.exp(learner.own.log)).mean()
+        loss = losses.soft_policy_loss(log_prob, value, jnp.exp(learner.extra.log)).mean()
         return loss, {"train/actor_loss": loss, "train/entropy": -log_prob.mean()}
 
-    def _update_own(
+    def _update_extra(
         self,
-        own: Temperature,
+        extra: Temperature,
         params: Any,
         metrics: dict[str, jax.Array],
         *,
-        hyper: Hyperparameters,
+        hyper: dict[str, jax.Array],
         rate: jax.Array,
     ) -> tuple[Temperature, dict[str, jax.Array]]:
-        wanted = hyper.target_entropy * self.network.action_size
+        wanted = hyper["target_entropy"] * self.policy.action_size
         loss, gradient = jax.value_and_grad(losses.temperature_loss)(
-            own.log, metrics["train/entropy"], wanted
+            extra.log, metrics["train/entropy"], wanted
         )
-        update, opt_state = optax.scale_by_adam().update(gradient, own.opt_state)
-        log = own.log - rate * hyper.temperature_learning_rate * update
-        own = Temperature(log=log, opt_state=opt_state)
-        return own, {"train/ent_coef": jnp.exp(log), "train/ent_coef_loss": loss}
+        update, opt_state = optax.scale_by_adam().update(gradient, extra.opt_state)
+        log = extra.log - rate * hyper["temperature_learning_rate"] * update
+        extra = Temperature(log=log, opt_state=opt_state)
+        return extra, {"train/ent_coef": jnp.exp(log), "train/ent_coef_loss": loss}

@@ -11,13 +11,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
-from jaxrl.algos import off_policy
-from jaxrl.algos.base import PolicyState, TrainState
-from jaxrl.algos.off_policy import Learner, OffPolicy, OffPolicyConfig, follow
+from jaxrl.algos.base import TrainState
+from jaxrl.algos.off_policy import Learner, OffPolicy, OffPolicyConfig, soft_update
 from jaxrl.errors import UserError
 from jaxrl.options import option
+from jaxrl.policy import PolicyState
 from jaxrl.rl.replay import Transitions
 
 
@@ -26,30 +25,26 @@ class TD3Config(OffPolicyConfig):
     """Settings of TD3."""
 
     policy_delay: int = option(2, "updates of the critics for one of the policy", least=1)
-    exploration_noise: float = option(0.4, "std of the noise in the world with the most", least=0)
-    exploration_noise_least: float = option(0.05, "and in the one with the least", least=0)
-    target_noise: float = option(0.2, "std of the noise on the targets' actions", least=0)
-    target_noise_clip: float = option(0.5, "bound of that noise", least=0)
-
-
-@struct.dataclass
-class Hyperparameters(off_policy.Hyperparameters):
-    """The numbers of `TD3Config` as traced scalars."""
-
-    exploration_noise: jax.Array
-    exploration_noise_least: jax.Array
-    target_noise: jax.Array
-    target_noise_clip: jax.Array
+    exploration_noise: float = option(
+        0.4, "std of the noise in the world with the most", least=0, traced=True
+    )
+    exploration_noise_least: float = option(
+        0.05, "and in the one with the least", least=0, traced=True
+    )
+    target_noise: float = option(
+        0.2, "std of the noise on the targets' actions", least=0, traced=True
+    )
+    target_noise_clip: float = option(0.5, "bound of that noise", least=0, traced=True)
 
 
 class TD3(OffPolicy):
     """TD3 on `num_envs` copies of a task; arguments as `Algorithm`.
 
-    `Learner.own` is the slow copy of the policy's parameters.
+    `Learner.extra` is the slow copy of the policy's parameters.
     """
 
     name = "td3"
-    Hyperparameters = Hyperparameters
+    Config = TD3Config
     delayed_targets = True
 
     def _check(self) -> None:
@@ -61,25 +56,30 @@ class TD3(OffPolicy):
                 f"exploration_noise, {c.exploration_noise}"
             )
 
-    def _init_own(self, params: Any, hyper: Hyperparameters) -> Any:
+    def _init_extra(self, params: Any, hyper: dict[str, jax.Array]) -> Any:
         return jax.tree.map(jnp.copy, params)
 
     def _explore(self, state: TrainState, obs: Any, key: jax.Array) -> jax.Array:
         """Noise of another size in each world, evenly from least to most."""
         hyper = state.hyper
         share = (jnp.arange(self.num_envs) + 0.5)[:, None] / self.num_envs
-        std = hyper.exploration_noise_least + share * (
-            hyper.exploration_noise - hyper.exploration_noise_least
+        std = hyper["exploration_noise_least"] + share * (
+            hyper["exploration_noise"] - hyper["exploration_noise_least"]
         )
-        action = self.policy(state.policy, obs)
+        action, _ = self.policy(state.policy, obs)
         return jnp.clip(action + std * jax.random.normal(key, action.shape), -1.0, 1.0)
 
     def _next_action(
-        self, policy: PolicyState, learner: Learner, hyper: Any, obs: Any, key: jax.Array
+        self,
+        policy: PolicyState,
+        learner: Learner,
+        hyper: dict[str, jax.Array],
+        obs: Any,
+        key: jax.Array,
     ) -> tuple[jax.Array, jax.Array]:
-        action = self.policy(policy.replace(params=learner.own), obs)
-        noise = hyper.target_noise * jax.random.normal(key, action.shape)
-        noise = jnp.clip(noise, -hyper.target_noise_clip, hyper.target_noise_clip)
+        action, _ = self.policy(policy.replace(params=learner.extra), obs)
+        noise = hyper["target_noise"] * jax.random.normal(key, action.shape)
+        noise = jnp.clip(noise, -hyper["target_noise_clip"], hyper["target_noise_clip"])
         return jnp.clip(action + noise, -1.0, 1.0), jnp.zeros(action.shape[0])
 
     def _policy_loss(
@@ -87,17 +87,17 @@ class TD3(OffPolicy):
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         # The least of the critics, as for SAC, where the paper takes the first.
         policy = state.policy.replace(params=params)
-        action = self.policy(policy, batch.obs)
+        action, _ = self.policy(policy, batch.obs)
         loss = -self._least_value(learner, policy, batch.obs, action).mean()
         return loss, {"train/actor_loss": loss}
 
-    def _update_own(
+    def _update_extra(
         self,
-        own: Any,
+        extra: Any,
         params: Any,
         metrics: dict[str, jax.Array],
         *,
-        hyper: Hyperparameters,
+        hyper: dict[str, jax.Array],
         rate: jax.Array,
     ) -> tuple[Any, dict[str, jax.Array]]:
-        return follow(params, own, hyper.tau), {}
+        return soft_update(params, extra, hyper["tau"]), {}

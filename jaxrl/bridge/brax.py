@@ -23,8 +23,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl.envs.env import ArraySpec, State
 from jaxrl.envs.registry import unknown
+from jaxrl.envs.task import ArraySpec, State, Task
 from jaxrl.errors import UserError, no_opengl
 from jaxrl.options import option
 
@@ -102,7 +102,7 @@ def _import(module: str, task: str) -> types.ModuleType:
         ) from error
 
 
-class BridgedTask:
+class BridgedTask(Task):
     """A task made of an environment with Brax's interface.
 
     Metrics that Brax calls "reward_x" are "reward/x" here. `physics` is what the environment
@@ -113,7 +113,6 @@ class BridgedTask:
       part: field of the environment's state that holds the physics.
     """
 
-    presets: ClassVar[dict[str, dict[str, Any]]] = {}
     name: ClassVar[str]
     part: ClassVar[str]
 

@@ -350,7 +350,7 @@ def _picture(task: Any, physics: Any) -> np.ndarray:
     """[H, W, 3] uint8 of one world."""
     import jax
 
-    if not hasattr(task, "render"):
+    if not task.can_render:
         raise gymnasium.error.UnsupportedMode(f"{type(task).__name__} cannot be drawn")
     return task.render(jax.tree.map(lambda x: np.asarray(x)[None], physics), 1)[0]
 

@@ -18,6 +18,8 @@ from typing import Any
 from gymnasium.vector.utils import CloudpickleWrapper
 
 from jaxrl.bridge.worker import START, Deadline, Unusable, serve, view
+from jaxrl.errors import Stopped
+from jaxrl.runtime import never
 
 # Seconds after which a wait looks whether it is over for another reason.
 TICK = 0.1
@@ -32,20 +34,6 @@ Make = Callable[[Deadline, list[Any]], Any]
 
 class Lost(Exception):
     """A process died or took too long; the message is for the user."""
-
-
-class Stopped(BaseException):
-    """Training was told to stop while it waited for a world.
-
-    Attributes:
-      state: the training state that was reached; None: the one that was there before.
-    """
-
-    state: Any = None
-
-
-def _never() -> bool:
-    return False
 
 
 class _Patience:
@@ -76,7 +64,7 @@ class Processes:
         self,
         makes: Sequence[Make],
         seconds: float | None,
-        stopped: Callable[[], bool] = _never,
+        stopped: Callable[[], bool] = never,
         memory: Sequence[tuple[Any, int]] = (),
     ):
         # Not as copies of this one, whose threads would be missing in them; and not of a server,
@@ -173,7 +161,7 @@ class Here:
         self,
         makes: Sequence[Make],
         seconds: float | None,
-        stopped: Callable[[], bool] = _never,
+        stopped: Callable[[], bool] = never,
         memory: Sequence[tuple[Any, int]] = (),
     ):
         (self._make,), self._made = makes, None
@@ -197,7 +185,7 @@ class Here:
         """Closes the object, unless it was interrupted."""
         if self._made is not None and not self._interrupted:
             self._cells[0] = time.monotonic() + CLOSING
-            with contextlib.suppress(TimeoutError), self._alarm(_never):
+            with contextlib.suppress(TimeoutError), self._alarm(never):
                 self._made.close()
         self._made = None
 

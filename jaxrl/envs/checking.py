@@ -1,4 +1,4 @@
-"""Whether a task keeps the contract (`jaxrl.envs.env`), as far as its shapes and types tell."""
+"""Whether a task keeps the contract (`jaxrl.envs.task`), as far as its shapes and types tell."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxrl.envs.env import ArraySpec, Env, State
+from jaxrl.envs.task import ArraySpec, State, Task
 from jaxrl.errors import UserError, brief
 
 
-def check_task(env: Env, name: str) -> None:
+def check_task(env: Task, name: str) -> None:
     """Traces `reset` and `step` once, and compares what they give with what the task declares.
 
     Args:
@@ -54,7 +54,7 @@ def traced(what: str, function: Callable[[], Any]) -> Any:
         ) from error
 
 
-def _check_numbers(env: Env, name: str) -> None:
+def _check_numbers(env: Task, name: str) -> None:
     length, dt = env.episode_length, env.control_dt
     if isinstance(length, bool) or not isinstance(length, int) or length < 1:
         raise UserError(
@@ -65,7 +65,7 @@ def _check_numbers(env: Env, name: str) -> None:
         raise UserError(f"task {name}: control_dt is {dt!r}, must be a positive number (seconds)")
 
 
-def _check_action_spec(env: Env, name: str) -> jax.ShapeDtypeStruct:
+def _check_action_spec(env: Task, name: str) -> jax.ShapeDtypeStruct:
     """Shape and type of one action."""
     spec = env.action_spec
     _check_spec(spec, f"task {name}: action_spec")
@@ -94,7 +94,7 @@ def _check_spec(spec: Any, where: str) -> None:
         raise UserError(f"{where}: two components have the name {twice[0]!r}")
 
 
-def _check_state(state: Any, env: Env, where: str) -> None:
+def _check_state(state: Any, env: Task, where: str) -> None:
     if not isinstance(state, State):
         raise UserError(f"{where} returns {type(state).__name__}, expected a State")
     spec = env.observation_spec

@@ -9,6 +9,7 @@ and a script adds a task for itself with `register`.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import difflib
 import importlib.util
 import operator
@@ -19,17 +20,21 @@ from typing import Any
 
 import gymnasium
 
+from jaxrl.envs.task import Task
 from jaxrl.errors import UserError
 
 GROUP = "jaxrl.envs"
 FAMILIES = "jaxrl.families"
-CONTRACT = ("observation_spec", "action_spec", "episode_length", "control_dt", "reset", "step")
-_registered: dict[str, type] = {}
+_registered: dict[str, type[Task]] = {}
 
 
-def register(name: str, env_class: type) -> None:
-    """Makes a task class known under a name in this process."""
-    _registered[name] = env_class
+def register(name: str, env_class: type[Task]) -> None:
+    """Makes a task class known under a name in this process.
+
+    Raises:
+      UserError: it is no task.
+    """
+    _registered[name] = _checked(name, env_class)
 
 
 def names() -> list[str]:
@@ -42,7 +47,7 @@ def _families() -> list[str]:
     return sorted(metadata.entry_points(group=FAMILIES).names)
 
 
-def env_class(name: str) -> type:
+def env_class(name: str) -> type[Task]:
     """The class of a task: one of `names()`, or "package.module:Class".
 
     Raises:
@@ -95,17 +100,20 @@ def _import(name: str, value: str) -> Any:
         ) from error
 
 
-def _checked(name: str, found: Any) -> type:
-    """The class, if it has what `Env` asks for."""
+def _checked(name: str, found: Any) -> type[Task]:
+    """The class, if it is a task that is whole."""
     if not isinstance(found, type):
         raise UserError(f"env.name: {name!r} is no class, but {type(found).__name__}")
     if issubclass(found, gymnasium.Env):
         raise UserError(f"env.name: {name!r} is a Gymnasium environment: --env.gym {name}")
-    fields = getattr(found, "__dataclass_fields__", None)
-    lacks = [part for part in CONTRACT if not hasattr(found, part) and part not in (fields or ())]
-    if fields is None or lacks:
-        what = f"lacks {', '.join(lacks)}" if lacks else "is no dataclass"
-        raise UserError(f"env.name: {name!r} is no task: it {what} (see jaxrl/envs/env.py)")
+    if not (issubclass(found, Task) and dataclasses.is_dataclass(found)):
+        what = "a dataclass" if issubclass(found, Task) else "derived from jaxrl.envs.Task"
+        raise UserError(f"env.name: {name!r} is no task: it is not {what}")
+    lacks = found.missing()
+    if lacks:
+        raise UserError(
+            f"env.name: {name!r} is no task: it lacks {', '.join(lacks)} (see jaxrl/envs/task.py)"
+        )
     try:
         typing.get_type_hints(found)
     except Exception as error:  # they are expressions, and can do anything

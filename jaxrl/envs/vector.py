@@ -12,7 +12,7 @@ from flax import struct
 from jaxrl import platform
 from jaxrl.envs import curriculum
 from jaxrl.envs.curriculum import CurriculumConfig, CurriculumState
-from jaxrl.envs.env import Env, State
+from jaxrl.envs.task import State, Task
 
 # Worlds stepped at a time on a CPU. The intermediate values of so many stay in its cache;
 # thousands at once are 1.7 times slower (ballbot).
@@ -106,6 +106,33 @@ class Timestep:
     ended: jax.Array
 
 
+@struct.dataclass
+class EpisodeSums:
+    """Episodes that ended within some steps, summed up.
+
+    Attributes:
+      count: scalar, whole episodes that ended.
+      sums: [2 + M] sums of their statistics, columns as `Vector.statistics`.
+      nonfinite: scalar, worlds reset because the simulation diverged, and starts drawn again.
+      out_of_range: scalar, steps whose observation or reward was cut.
+    """
+
+    count: jax.Array
+    sums: jax.Array
+    nonfinite: jax.Array
+    out_of_range: jax.Array
+
+
+def episode_sums(step: Timestep) -> EpisodeSums:
+    """The sums of one step of all worlds."""
+    return EpisodeSums(
+        count=step.ended.sum(),
+        sums=step.episode.sum(0),
+        nonfinite=step.nonfinite.sum(),
+        out_of_range=step.out_of_range.sum(),
+    )
+
+
 class Vector:
     """`num_envs` copies of a task.
 
@@ -122,7 +149,7 @@ class Vector:
 
     def __init__(
         self,
-        env: Env,
+        env: Task,
         num_envs: int,
         *,
         members: int = 1,
@@ -137,7 +164,7 @@ class Vector:
         self.metric_names = tuple(sorted(metrics))
         self.curriculum: CurriculumConfig | None = None
         if training:
-            self.curriculum = getattr(env, "curriculum", None)
+            self.curriculum = env.curriculum
         if self.curriculum:
             self.curriculum.check("env.curriculum", self.statistics)
 

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
-from typing import Any
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jaxrl.envs.env import ArraySpec, Env, State
+from jaxrl.envs.task import ArraySpec, State, Task
 from jaxrl.errors import UserError
 from jaxrl.options import option
 
-# What a task has whose worlds no compiled program steps.
-ELSEWHERE = ("make_vector", "make_evaluator", "film")
+if TYPE_CHECKING:
+    from jaxrl.runtime import Runtime
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Info:
 
 
 @dataclasses.dataclass(frozen=True)
-class Wrapped:
+class Wrapped(Task):
     """A task behind delay, noise and history; all else is the task's.
 
     Args:
@@ -77,7 +77,7 @@ class Wrapped:
       UserError: settings that do not fit the task.
     """
 
-    task: Env
+    task: Task
     wrap: WrapConfig
 
     def __post_init__(self) -> None:
@@ -94,12 +94,16 @@ class Wrapped:
                     f"{spec.shape[0]} (give one, or one a component)"
                 )
 
-    def __getattr__(self, name: str) -> Any:
-        if name in ("task", "wrap"):  # not set yet: while being copied
-            raise AttributeError(name)
-        found = getattr(self.task, name)
-        # Worlds that no program steps have all this around them where they are.
-        return functools.partial(found, wrap=self.wrap) if name in ELSEWHERE else found
+    episode_length = property(attrgetter("task.episode_length"))
+    control_dt = property(attrgetter("task.control_dt"))
+    action_spec = property(attrgetter("task.action_spec"))
+    curriculum = property(attrgetter("task.curriculum"))
+    randomizations = property(attrgetter("task.randomizations"))
+    success_criterion = property(attrgetter("task.success_criterion"))
+    can_render = property(attrgetter("task.can_render"))
+    render = property(attrgetter("task.render"))
+    simulators = property(attrgetter("task.simulators"))
+    unwrapped = property(attrgetter("task"))
 
     @property
     def observation_spec(self) -> ArraySpec | dict[str, ArraySpec]:
@@ -138,7 +142,7 @@ class Wrapped:
         info: Info = state.info
         action = jnp.asarray(action, info.actions.dtype)
         actions = jnp.concatenate([info.actions[1:], action[None]])
-        new = self.task.step(self.unwrapped(state), actions[-1 - info.delay])
+        new = self.task.step(self.inner_state(state), actions[-1 - info.delay])
         key_now, key_noise = jax.random.split(info.key)
         noisy = self._noisy(new.obs, key_now)
         frames = jax.tree.map(
@@ -153,16 +157,19 @@ class Wrapped:
         """The same in another simulator, if the task can be played in one."""
         return dataclasses.replace(self, task=self.task.on(simulator))
 
-    def unwrapped(self, state: State) -> State:
-        """The state as the task knows it."""
-        return state.replace(obs=state.info.obs, info=state.info.task)
+    def runtime(self, wrap: WrapConfig | None = None) -> Runtime:
+        return self.task.runtime(wrap or self.wrap)
 
     def baselines(self) -> dict[str, Callable[[State], jax.Array]]:
         """The task's, which see its state without delay or noise."""
-        own = getattr(self.task, "baselines", dict)()
         return {
-            name: lambda state, act=act: act(self.unwrapped(state)) for name, act in own.items()
+            name: lambda state, act=act: act(self.inner_state(state))
+            for name, act in self.task.baselines().items()
         }
+
+    def inner_state(self, state: State) -> State:
+        """The state as the task knows it."""
+        return state.replace(obs=state.info.obs, info=state.info.task)
 
     def _noisy(self, obs: Any, key: jax.Array) -> Any:
         leaves, tree = jax.tree.flatten(obs)

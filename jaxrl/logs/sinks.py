@@ -75,27 +75,37 @@ class CSVSink:
 
     Args:
       path: file; readable rows up to `resume_step` are kept, others dropped.
-      columns: all column names.
+      later: columns that rows after the first may have besides those of the first.
       resume_step: control steps that the resumed run stands at, 0 for a new one.
     """
 
-    def __init__(self, path: Path, columns: Sequence[str], *, resume_step: int = 0):
-        kept = []
+    def __init__(self, path: Path, later: Sequence[str] = (), *, resume_step: int = 0):
+        kept: list[dict[str, str]] = []
         if resume_step and path.exists():
             rows, bad = read_csv(path)
             kept = [row for row in rows if float(row[STEP]) <= resume_step]
             if bad:
                 lines = "1 line that is" if bad == 1 else f"{bad:,} lines that are"
                 print(f"warning: {path}: dropped {lines} no row of numbers", file=sys.stderr)
+        self._path, self._later, self._begun = path, later, False
+        self._begin(list(kept[0]) if kept else [STEP, *later], kept)
+        self._kept = kept
+
+    def _begin(self, columns: list[str], rows: list[dict[str, str]]) -> None:
+        """Writes the file anew, with these columns."""
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, columns, extrasaction="ignore")
         writer.writeheader()
-        writer.writerows(kept)
-        write_text(path, text.getvalue())
-        self._file = path.open("a", newline="")
+        writer.writerows(rows)
+        write_text(self._path, text.getvalue())
+        self._file = self._path.open("a", newline="")
         self._writer = csv.DictWriter(self._file, columns, extrasaction="ignore")
 
     def write(self, step: int, row: dict[str, float]) -> None:
+        if not self._begun:  # only the first row tells what a run logs
+            self._begun = True
+            self._file.close()
+            self._begin(list(dict.fromkeys([STEP, *row, *self._later])), self._kept)
         self._writer.writerow({k: _cell(v) for k, v in row.items() if _known(v)})
         self._file.flush()
 

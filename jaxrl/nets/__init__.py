@@ -1,7 +1,9 @@
 """Flax modules."""
 
-from jaxrl.nets.actor_critic import ActorCritic, NetworkConfig
+from jaxrl.nets.actor_critic import ActorCritic
+from jaxrl.nets.config import NetworkConfig
 from jaxrl.nets.critics import critic_ensemble
+from jaxrl.nets.encoders import ENCODERS
 from jaxrl.nets.mlp import MLP
 
-__all__ = ["MLP", "ActorCritic", "NetworkConfig", "critic_ensemble"]
+__all__ = ["ENCODERS", "MLP", "ActorCritic", "NetworkConfig", "critic_ensemble"]

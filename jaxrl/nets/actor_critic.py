@@ -2,57 +2,49 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from typing import Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jaxrl.envs.task import ArraySpec
+from jaxrl.nets.config import NetworkConfig
+from jaxrl.nets.encoders import Encoder
+from jaxrl.nets.memory import Recurrence
 from jaxrl.nets.mlp import MLP
-from jaxrl.options import option
 from jaxrl.rl.distributions import Gaussian
 
 LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0
 
 
-@dataclasses.dataclass(frozen=True)
-class NetworkConfig:
-    """Networks of an actor-critic."""
-
-    policy_hidden: tuple[int, ...] = option((64, 64), "widths of the policy's layers", least=1)
-    value_hidden: tuple[int, ...] = option((64, 64), "widths of the value's layers", least=1)
-    activation: Literal["tanh", "relu", "elu", "swish", "gelu"] = option(
-        "tanh", "activation function"
-    )
-    layer_norm: bool = option(False, "normalise before each activation")
-    shared_trunk: bool = option(False, "one trunk (policy_hidden) for policy and value")
-    policy_keys: tuple[str, ...] = option((), "observation keys the policy sees; all if empty")
-    value_keys: tuple[str, ...] = option((), "observation keys the value sees; all if empty")
-    distribution: Literal["normal", "tanh_normal"] = option(
-        "normal", "action distribution: clipped or tanh-squashed Gaussian"
-    )
-    state_dependent_std: bool = option(False, "the policy outputs its std for each state")
-    initial_std: float = option(1.0, "standard deviation at the start", least=0.01, most=7.0)
-
-
 class ActorCritic(nn.Module):
-    """Policy and value heads.
+    """Policy and value: encoder, trunk, memory and head of each.
 
     Attributes:
       config: networks.
       action_size: A.
+      spec: parts of the observation by name.
+      encoders: name of each part's encoder.
     """
 
     config: NetworkConfig
     action_size: int
+    spec: dict[str, ArraySpec]
+    encoders: dict[str, str]
 
     def setup(self) -> None:
         c = self.config
+        self.policy_encoder = Encoder(c, self.spec, self.encoders, c.policy_keys)
         self.policy_trunk = MLP(c.policy_hidden, c.activation, c.layer_norm)
+        if c.memory == "gru":
+            self.policy_memory = Recurrence(c.memory_size)
         if not c.shared_trunk:
+            self.value_encoder = Encoder(c, self.spec, self.encoders, c.value_keys)
             self.value_trunk = MLP(c.value_hidden, c.activation, c.layer_norm)
+            if c.memory == "gru":
+                self.value_memory = Recurrence(c.memory_size)
         self.mean_head = nn.Dense(self.action_size, kernel_init=nn.initializers.orthogonal(0.01))
         self.value_head = nn.Dense(1, kernel_init=nn.initializers.orthogonal(1.0))
         start = math.log(c.initial_std)
@@ -67,17 +59,40 @@ class ActorCritic(nn.Module):
                 "log_std", nn.initializers.constant(start), (self.action_size,)
             )
 
-    def __call__(self, policy_obs: jax.Array, value_obs: jax.Array) -> tuple[Gaussian, jax.Array]:
-        """Both heads; [..., P], [..., V] -> Gaussian [..., A], value [...]."""
-        return self.policy(policy_obs), self.value(value_obs)
+    def __call__(self, obs: Any, memory: Any, reset: Any) -> tuple[Gaussian, jax.Array]:
+        """Both heads, so that `init` makes all parameters; arguments as `policy`."""
+        return self.policy(obs, memory, reset)[0], self.value(obs, memory, reset)[0]
 
-    def policy(self, obs: jax.Array) -> Gaussian:
-        """[..., P] -> Gaussian over raw actions [..., A]."""
-        x = self.policy_trunk(obs)
+    def policy(self, obs: Any, memory: Any, reset: Any) -> tuple[Gaussian, Any]:
+        """Action distributions of a sequence, and the memory after it.
+
+        Args:
+          obs: parts with leaves [T, N, *S]; without memory, any leading axes.
+          memory: {"policy": [N, H], ...}, or empty.
+          reset: [T, N] bool, before which steps the memory is forgotten; None without memory.
+
+        Returns:
+          Gaussian over raw actions [T, N, A]; memory.
+        """
+        x = self.policy_trunk(self.policy_encoder(obs))
+        if self.config.memory == "gru":
+            x, kept = self.policy_memory(x, memory["policy"], reset)
+            memory = memory | {"policy": kept}
         log_std = self.std_head(x) if self.config.state_dependent_std else self.log_std
-        return Gaussian(self.mean_head(x), jnp.clip(log_std, LOG_STD_MIN, LOG_STD_MAX))
+        return Gaussian(self.mean_head(x), jnp.clip(log_std, LOG_STD_MIN, LOG_STD_MAX)), memory
 
-    def value(self, obs: jax.Array) -> jax.Array:
-        """[..., V] -> [...]."""
-        trunk = self.policy_trunk if self.config.shared_trunk else self.value_trunk
-        return self.value_head(trunk(obs)).squeeze(-1)
+    def value(self, obs: Any, memory: Any, reset: Any) -> tuple[jax.Array, Any]:
+        """State values [T, N] of a sequence and the memory after each step, [T, N, H] (None
+        without memory); arguments as `policy`."""
+        own = "policy" if self.config.shared_trunk else "value"
+        encoder, trunk = (
+            (self.policy_encoder, self.policy_trunk)
+            if own == "policy"
+            else (self.value_encoder, self.value_trunk)
+        )
+        x, states = trunk(encoder(obs)), None
+        if self.config.memory == "gru":
+            recurrence = self.policy_memory if own == "policy" else self.value_memory
+            x, _ = recurrence(x, memory[own], reset)
+            states = x  # a GRU's output is its memory
+        return self.value_head(x).squeeze(-1), states

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxrl.nets.actor_critic import NetworkConfig
+from jaxrl.envs.task import ArraySpec
+from jaxrl.nets.config import NetworkConfig
+from jaxrl.nets.encoders import Encoder
 from jaxrl.nets.mlp import MLP
 
 
@@ -16,26 +20,37 @@ class Critic(nn.Module):
     Attributes:
       config: networks (`value_hidden`).
       outputs: Z.
+      spec: parts of the observation by name.
+      encoders: name of each part's encoder.
     """
 
     config: NetworkConfig
     outputs: int
+    spec: dict[str, ArraySpec]
+    encoders: dict[str, str]
 
     @nn.compact
-    def __call__(self, obs: jax.Array, action: jax.Array) -> jax.Array:
-        """[..., I], [..., A] -> [..., Z]."""
+    def __call__(self, obs: Any, action: jax.Array) -> jax.Array:
+        """Parts with leaves [..., *S], and [..., A] -> [..., Z]."""
         c = self.config
-        x = jnp.concatenate([obs, action], axis=-1)
+        features = Encoder(c, self.spec, self.encoders, c.value_keys, name="encoder")(obs)
+        x = jnp.concatenate([features, action], axis=-1)
         x = MLP(c.value_hidden, c.activation, c.layer_norm)(x)
         return nn.Dense(self.outputs, kernel_init=nn.initializers.orthogonal(1.0))(x)
 
 
-def critic_ensemble(config: NetworkConfig, count: int, outputs: int) -> nn.Module:
-    """`count` critics with their own weights: [..., I], [..., A] -> [count, ..., Z]."""
+def critic_ensemble(
+    config: NetworkConfig,
+    count: int,
+    outputs: int,
+    spec: dict[str, ArraySpec],
+    encoders: dict[str, str],
+) -> nn.Module:
+    """`count` critics with their own weights: parts [..., *S], [..., A] -> [count, ..., Z]."""
     return nn.vmap(
         Critic,
         in_axes=None,
         axis_size=count,
         variable_axes={"params": 0},
         split_rngs={"params": True},
-    )(config, outputs)
+    )(config, outputs, spec, encoders)

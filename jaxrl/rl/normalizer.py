@@ -53,6 +53,8 @@ def update(statistics: RunningStatistics, batch: Any) -> RunningStatistics:
       statistics: statistics of samples of shape S.
       batch: tree of [..., *S], finite.
     """
+    if not jax.tree.leaves(batch):
+        return statistics
     first, mean0 = jax.tree.leaves(batch)[0], jax.tree.leaves(statistics.mean)[0]
     added = first.size // mean0.size
     total = jnp.minimum(statistics.count + added, added * MEMORY)

@@ -16,9 +16,10 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jaxrl.envs import Timestep, select
+from jaxrl.envs import select
 from jaxrl.rl.packing import Packing
 from jaxrl.rl.returns import n_step_return
+from jaxrl.rl.rollout import Rollout
 
 
 @struct.dataclass
@@ -108,21 +109,13 @@ class Replay:
             inserted=jnp.zeros((), jnp.int32),
         )
 
-    def insert(
-        self, state: ReplayState, obs: Any, action: jax.Array, step: Timestep
-    ) -> ReplayState:
-        """Adds one step of all worlds.
-
-        Args:
-          state: contents.
-          obs: [N, ...] observations acted on.
-          action: [N, A].
-          step: what came of it.
-        """
+    def insert(self, state: ReplayState, rollout: Rollout) -> ReplayState:
+        """Adds one step of all worlds: a rollout with T = S = 1."""
+        step = jax.tree.map(lambda x: x[0], rollout.replace(last_obs=None, memory=None))
         slot = state.limits % self._slots
         limit = jnp.where(step.truncated, 1 + slot, 0)
         columns = (step.reward, step.terminated, limit)
-        row = jnp.concatenate([jnp.stack(columns, 1).astype(jnp.float32), action], 1)
+        row = jnp.concatenate([jnp.stack(columns, 1).astype(jnp.float32), step.action], 1)
         at = state.inserted % self.capacity
         mine = jnp.arange(self.num_envs)
 
@@ -133,9 +126,9 @@ class Replay:
             return ring.at[slot, mine].set(select(step.truncated, x, ring[slot, mine]))
 
         return ReplayState(
-            obs=jax.tree.map(write, state.obs, self._packing.pack(obs)),
+            obs=jax.tree.map(write, state.obs, self._packing.pack(step.obs)),
             steps=write(state.steps, row),
-            limit_obs=jax.tree.map(keep_final, state.limit_obs, self._packing.pack(step.final_obs)),
+            limit_obs=jax.tree.map(keep_final, state.limit_obs, self._packing.pack(step.limit_obs)),
             limits=state.limits + step.truncated,
             inserted=state.inserted + 1,
         )

@@ -1,0 +1,271 @@
+"""Compiled tasks: simulation and learning, evaluation and videos, each as one program."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrl import platform
+from jaxrl.envs.checking import check_task
+from jaxrl.envs.task import Task
+from jaxrl.envs.vector import MEMBERS_AXIS, EpisodeSums, Vector, episode_sums
+from jaxrl.errors import UserError
+from jaxrl.rl.rollout import Rollout, limit_slots
+from jaxrl.runtime import never
+
+if TYPE_CHECKING:
+    from jaxrl.algos.base import Algorithm, TrainState
+    from jaxrl.evaluation import Actor
+    from jaxrl.population import Population
+
+MOST_WORLDS = 4096  # episodes that are played side by side
+
+
+class CompiledRuntime:
+    """The runtime of a task whose `reset` and `step` can be compiled.
+
+    Args:
+      task: the task.
+    """
+
+    trains_populations = True
+
+    def __init__(self, task: Task):
+        self.task = task
+
+    def check(self, name: str) -> None:
+        check_task(self.task, name)
+
+    def worlds(self, num_envs: int, *, members: int = 1) -> Vector:
+        return Vector(self.task, num_envs, members=members, training=True)
+
+    def training(self, population: Population) -> CompiledTraining:
+        return CompiledTraining(population)
+
+    def evaluator(
+        self, actor: Actor, episodes: int, *, members: int | None = None
+    ) -> CompiledEvaluator:
+        need, free = self.evaluation_bytes(episodes) * (members or 1), platform.free_bytes()
+        if free is not None and need > free:
+            raise UserError(
+                f"episodes: {episodes:,} worlds side by side take at least {need / 1e9:,.1f} GB, "
+                f"but {free / 1e9:,.1f} GB are free on the device; lower the number of episodes"
+            )
+        return CompiledEvaluator(self.task, actor, episodes, members=members)
+
+    def evaluation_bytes(self, episodes: int) -> int:
+        """Its worlds before and after a step, and a start for each."""
+        world = jax.eval_shape(self.task.reset, jax.random.key(0))
+        return 3 * episodes * platform.tree_bytes(world)
+
+    def most_side_by_side(self) -> int:
+        """Worlds whose states take at most a quarter of the memory that is free."""
+        free = platform.free_bytes()
+        if free is None:
+            return MOST_WORLDS
+        world = jax.eval_shape(lambda key: Vector(self.task, 1).init(key), jax.random.key(0))
+        return min(max(int(free / 4 / platform.tree_bytes(world)), 1), MOST_WORLDS)
+
+    def film(self, actor: Actor, params: Any, seed: int, stride: int) -> np.ndarray:
+        task = self.task
+
+        def play(params, key):
+            key, start = jax.random.split(key)
+            state = jax.tree.map(lambda x: x[None], task.reset(start))
+
+            def act(carry, t):
+                state, memory, over = carry
+                action, memory = actor.act(params, state, memory, jax.random.fold_in(key, t))
+                state = jax.vmap(task.step)(state, action)
+                over = over | state.terminated[0]
+                return (state, memory, over), (state.physics, over)
+
+            carry = (state, actor.memory(1), jnp.zeros((), bool))
+            return jax.lax.scan(act, carry, jnp.arange(task.episode_length))[1]
+
+        physics, over = jax.device_get(jax.jit(play)(params, jax.random.key(seed)))
+        length = int(np.argmax(over)) + 1 if over.any() else len(over)
+        return task.render(jax.tree.map(lambda x: x[:length, 0], physics), stride)
+
+
+# -- training ------------------------------------------------------------------------------
+
+
+def iterate(algo: Algorithm, state: TrainState) -> tuple[TrainState, tuple[dict, EpisodeSums]]:
+    """One iteration of an algorithm whose worlds are a `Vector`: `num_steps` control steps of
+    all worlds, and the updates that go with them. Metrics and episode sums come out."""
+    key, key_iterate = jax.random.split(state.key)
+    envs = algo.worlds.advance(state.envs)
+    rate = state.hyper["learning_rate"] * algo.rate(state)
+    rounds = algo.config.num_steps // algo.learns_every
+
+    def collect_and_learn(state, key):
+        key_act, key_learn = jax.random.split(key)
+        state, rollout, episodes = collect(algo, state, key_act)
+        state, metrics = algo.learn(state, rollout, key_learn)
+        return state, (metrics, episodes)
+
+    state = state.replace(envs=envs)
+    if rounds == 1:
+        state, (metrics, episodes) = collect_and_learn(state, key_iterate)
+    else:
+        keys = jax.random.split(key_iterate, rounds)
+        state, (metrics, episodes) = jax.lax.scan(collect_and_learn, state, keys)
+        metrics = jax.tree.map(lambda x: jnp.nanmean(x, axis=0), metrics)
+        episodes = jax.tree.map(lambda x: x.sum(0), episodes)
+    redrawn = state.envs.redrawn - envs.redrawn
+    episodes = episodes.replace(nonfinite=episodes.nonfinite + redrawn)
+    metrics["train/learning_rate"] = rate
+    if envs.curriculum is not None:
+        for i, level in enumerate(envs.curriculum.level):
+            metrics[f"rollout/level_{i}" if i else "rollout/level"] = level
+    return state.replace(key=key, iteration=state.iteration + 1), (metrics, episodes)
+
+
+def collect(
+    algo: Algorithm, state: TrainState, key: jax.Array
+) -> tuple[TrainState, Rollout, EpisodeSums]:
+    """`learns_every` control steps of all worlds under the policy as it is."""
+    worlds, steps, envs = algo.worlds, algo.learns_every, state.envs
+    slots = limit_slots(steps, worlds.least_episode)
+    empty = jax.tree.map(lambda x: jnp.zeros((slots, *x.shape), x.dtype), envs.obs)
+
+    def step(carry, draw):
+        envs, memory, limit_obs, limits = carry
+        action, act_info, memory = algo.act(state.replace(envs=envs, memory=memory), draw)
+        new, step = worlds.step(envs, action)
+        here = (jnp.arange(slots)[:, None] == limits) & step.truncated  # [S, N]
+        limit_obs = jax.tree.map(
+            lambda kept, x: jnp.where(here.reshape(*here.shape, *[1] * (x.ndim - 1)), x, kept),
+            limit_obs,
+            step.final_obs,
+        )
+        memory = algo.policy.forget(memory, step.terminated | step.truncated)
+        row = (envs.obs, action, act_info, step.reward, step.terminated, step.truncated)
+        return (new, memory, limit_obs, limits + step.truncated), (row, episode_sums(step))
+
+    carry = (envs, state.memory, empty, jnp.zeros(algo.num_envs, jnp.int32))
+    draws = algo.draws(key, steps)
+    if steps == 1:  # no loop
+        carry, (row, episodes) = step(carry, jax.tree.map(lambda x: x[0], draws))
+        rows = jax.tree.map(lambda x: x[None], row)
+    else:
+        carry, (rows, episodes) = jax.lax.scan(step, carry, draws)
+        episodes = jax.tree.map(lambda x: x.sum(0), episodes)
+    envs, memory, limit_obs, _ = carry
+    rollout = Rollout(*rows, limit_obs=limit_obs, last_obs=envs.obs, memory=state.memory)
+    return state.replace(envs=envs, memory=memory), rollout, episodes
+
+
+class CompiledTraining:
+    """Trains the runs of a population; see `jaxrl.runtime.Training`."""
+
+    def __init__(self, population: Population):
+        self.population = population
+        self.stopped: Callable[[], bool] = never  # a chunk always runs to its end
+        self._chunk: Any = None
+
+    def init(self) -> Any:
+        return jax.jit(self.population.init)()
+
+    def resume(self, state: Any) -> Any:
+        return state
+
+    def run(self, state: Any, count: int) -> tuple[Any, Any]:
+        if self._chunk is None:
+            self._chunk = jax.jit(self._iterations, donate_argnums=0)
+            # A restored or first state may share buffers; donation needs them apart. A replay,
+            # which may fill the device, shares none.
+            small = jax.tree.map(lambda x: x.copy(), state.replace(replay=None))
+            state = small.replace(replay=state.replay)
+        return self._chunk(state, count)
+
+    def _iterations(self, state: Any, count: jax.Array) -> tuple[Any, Any]:
+        """One program for every count, which reuses the state's buffers."""
+
+        def iteration(_, carry):
+            state, totals = carry
+            state, (metrics, episodes) = self.population.step(state)
+            return state, jax.tree.map(jnp.add, totals, (_known(metrics), episodes))
+
+        metrics, episodes = jax.eval_shape(self.population.step, state)[1]
+        totals = jax.tree.map(
+            lambda x: jnp.zeros(x.shape, x.dtype), (jax.eval_shape(_known, metrics), episodes)
+        )
+        state, (known, episodes) = jax.lax.fori_loop(0, count, iteration, (state, totals))
+        means = {name: total / number for name, (total, number) in known.items()}
+        return state, (means, episodes, self.population.finite(state))
+
+    def counters(self) -> dict[str, float]:
+        return {}
+
+    def close(self) -> None:
+        """There is nothing to end."""
+
+
+def _known(metrics: dict[str, jax.Array]) -> dict[str, tuple[jax.Array, jax.Array]]:
+    """Each metric as a sum and the number of its terms; NaN is none."""
+    return {
+        name: (jnp.where(jnp.isnan(value), 0.0, value), 1.0 - jnp.isnan(value))
+        for name, value in metrics.items()
+    }
+
+
+# -- evaluation ----------------------------------------------------------------------------
+
+
+class CompiledEvaluator:
+    """Plays `episodes` episodes, one in each world, as one compiled program.
+
+    Args:
+      task: the task; its own worlds, never those of training.
+      actor: what acts.
+      episodes: number of episodes E.
+      members: judge so many policies at once; parameters, keys and results begin with an
+        axis of this size.
+    """
+
+    def __init__(self, task: Task, actor: Actor, episodes: int, *, members: int | None = None):
+        self.vector = Vector(task, episodes, members=members or 1)
+        self.actor = actor
+        self.episodes = episodes
+        self.stopped: Callable[[], bool] = never
+        self._members = () if members is None else (members,)
+        play = self._episodes
+        if members is not None:
+            play = jax.vmap(play, axis_name=MEMBERS_AXIS)
+        self._play = jax.jit(play)
+
+    @property
+    def statistics(self) -> tuple[str, ...]:
+        return self.vector.statistics
+
+    def compile(self, params: Any) -> None:
+        keys = jnp.broadcast_to(jax.random.key(0), self._members)
+        self._play = self._play.lower(params, keys).compile()
+
+    def __call__(self, params: Any, key: jax.Array) -> np.ndarray:
+        return np.asarray(self._play(params, key))
+
+    def _episodes(self, params: Any, key: jax.Array) -> jax.Array:
+        key_start, key_act = jax.random.split(key)
+        envs = self.vector.init(key_start, stagger=False)
+        table = jnp.zeros((self.episodes, len(self.statistics)))
+
+        def act(carry):
+            t, envs, memory, ended, table = carry
+            key = jax.random.fold_in(key_act, t)
+            action, memory = self.actor.act(params, envs.worlds, memory, key)
+            envs, step = self.vector.step(envs, action)
+            first = step.ended & ~ended
+            table = jnp.where(first[:, None], step.episode, table)
+            return t + 1, envs, memory, ended | step.ended, table
+
+        # Only each world's first episode counts, so no memory has to be forgotten.
+        memory, ended = self.actor.memory(self.episodes), jnp.zeros(self.episodes, bool)
+        start = (jnp.zeros((), jnp.int32), envs, memory, ended, table)
+        return jax.lax.while_loop(lambda carry: ~carry[3].all(), act, start)[4]
