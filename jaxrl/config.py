@@ -74,10 +74,17 @@ class LogConfig:
 
     tensorboard: bool = option(True, "write TensorBoard files")
     wandb: bool = option(False, "log to Weights & Biases (WANDB_MODE=offline works)")
+    sinks: tuple[str, ...] = option((), "other sinks that installed packages have, by name")
     console: bool = option(True, "progress bar and tables")
     table: Literal["short", "full"] = option(
         "short", "numbers on the console at an evaluation: the most important, or all"
     )
+
+    @property
+    def all_sinks(self) -> list[str]:
+        """Names of the sinks in use, besides progress.csv and the console."""
+        own = {"tensorboard": self.tensorboard, "wandb": self.wandb}
+        return [*(name for name, used in own.items() if used), *self.sinks]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ import numpy as np
 from jaxrl import platform
 from jaxrl.envs import State, Task
 from jaxrl.errors import UserError
-from jaxrl.logs import readable
+from jaxrl.logs import columns, readable
 from jaxrl.policy import Policy
 
 BOOTSTRAPPED = 10_000  # episodes from which on the interval of a mean is the normal one
@@ -140,13 +140,12 @@ def summarize(
 
 
 def scalars(statistics: tuple[str, ...], table: np.ndarray) -> dict[str, float]:
-    """Means under the names that go to the logs (`eval/...`)."""
-    names = {"return": "mean_reward", "length": "mean_ep_length", "success": "success_rate"}
+    """Means under the names that go to the logs."""
     row = {
-        f"eval/{names.get(name, name)}": float(mean)
+        columns.evaluation(name): float(mean)
         for name, mean in zip(statistics, table.mean(0), strict=True)
     }
-    row["eval/std_reward"] = float(table[:, statistics.index("return")].std())
+    row[columns.EVAL_RETURN_STD] = float(table[:, statistics.index("return")].std())
     return row
 
 

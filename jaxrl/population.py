@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxrl import platform
 from jaxrl.algos import ALGORITHMS
@@ -226,20 +225,3 @@ class Population:
             config.train.eval.episodes,
             members=None if self._alone else len(self),
         )
-
-
-def mean_and_std(rows: list[dict[str, float]]) -> dict[str, float]:
-    """Means over the members' rows, and their standard deviations as `NAME_std`.
-
-    What is the same for all (`time/`) is taken from the first.
-    """
-    out: dict[str, float] = {}
-    for name in rows[0]:
-        if name.startswith("time/"):
-            out[name] = rows[0][name]
-            continue
-        values = np.array([row[name] for row in rows])
-        values = values[np.isfinite(values)]
-        out[name] = float(values.mean()) if values.size else float("nan")
-        out[f"{name}_std"] = float(values.std()) if values.size else float("nan")
-    return out

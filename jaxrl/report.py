@@ -12,7 +12,7 @@ from typing import Any
 from jaxrl import cli
 from jaxrl.errors import UserError
 from jaxrl.files import check_writable, first_free, write_text
-from jaxrl.logs import readable
+from jaxrl.logs import columns, readable
 from jaxrl.reporting import overlay, reading
 from jaxrl.reporting.members import check_run, is_population
 from jaxrl.reporting.pages import (
@@ -136,8 +136,8 @@ def _outcome(rows: Sequence[dict[str, float]], final: Evaluation | None) -> str:
         who += f", over {final.episodes:,} episodes," if final.episodes >= 0 else ""
         return f"{who} {_scores(scores.get('return'), scores.get('success'))}"
     for who, names in (
-        ("the last evaluation in training", ("eval/mean_reward", "eval/success_rate")),
-        ("training", ("rollout/ep_rew_mean", "rollout/success_rate")),
+        ("the last evaluation in training", (columns.EVAL_RETURN, columns.EVAL_SUCCESS)),
+        ("training", (columns.ROLLOUT_RETURN, columns.ROLLOUT_SUCCESS)),
     ):
         last = [next((y for _, y in reversed(_points(rows, name))), None) for name in names]
         if last[0] is not None:
@@ -190,7 +190,7 @@ def _panel(rows: Sequence[dict[str, float]], panel: Panel, baselines: dict[str, 
             style = {"color": "#555", "lw": 1, "ls": ("--", ":", "-.")[number % 3]}
             axis.axhline(judged["mean"], label=name, **style)
     axis.set_xlim(left=0)
-    if len(axis.get_legend_handles_labels()[1]) > 1 or panel.columns[0].startswith("eval/"):
+    if len(axis.get_legend_handles_labels()[1]) > 1 or panel.columns[0].startswith(columns.EVAL):
         axis.legend(fontsize=8)
     return image(figure, f"{panel.title} ({', '.join(panel.columns)})")
 

@@ -188,7 +188,7 @@ def _finish(config: RunConfig, folder: Path, trainer) -> None:
     from jaxrl.runs import evaluate_policy, load_policy, write_json
 
     episodes = config.train.eval.final_episodes
-    for own in trainer.folders if episodes else ():
+    for own in trainer.folder.members if episodes else ():
         if not own.best.steps() and config.is_population:
             print(f"\n{own.path}: never evaluated before it diverged")
             continue
@@ -198,7 +198,7 @@ def _finish(config: RunConfig, folder: Path, trainer) -> None:
         print(f"\n{own.member.name or folder} {result['source']} over {episodes} episodes:")
         print(format_summary(result["summary"], config.eval_env))
     minutes = trainer.progress.elapsed / 60
-    best = trainer.best_folder()
+    best = trainer.folder.best(trainer.progress)
     video = f" --video {best}/videos/best.mp4" if config.env.can_render else ""
     print(f"""
 {trainer.progress.timesteps:,} control steps in {minutes:.1f} min, all in {folder}/

@@ -1,58 +1,32 @@
-"""The one host loop: a compiled chunk, then log, evaluate, checkpoint."""
+"""The one host loop: a chunk of training, then log, evaluate, save."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import math
-import os
-import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import jax
 import numpy as np
 
-from jaxrl import evaluation, files, history
-from jaxrl.checkpoint import Checkpointer
-from jaxrl.config import RunConfig, write_yaml
+from jaxrl import evaluation
+from jaxrl.callbacks import Callback
+from jaxrl.config import RunConfig
 from jaxrl.envs.vector import LARGEST
 from jaxrl.errors import Stopped, UserError
-from jaxrl.logs import Console, CSVSink, Sink, TensorBoardSink, WandbSink
-from jaxrl.population import Member, Population, mean_and_std
-from jaxrl.runs import EVAL_SEED, MEMBERS, hardware, spaces
+from jaxrl.logs import SINKS, Console, CSVSink, Sink, columns
+from jaxrl.logs.rows import episode_row, mean_and_std
+from jaxrl.population import Population
+from jaxrl.rhythm import Rhythm
+from jaxrl.run_folder import RunFolder
+from jaxrl.runs import EVAL_SEED
 from jaxrl.runtime import Evaluator
-
-RHYTHM = 2.0  # seconds of a chunk of iterations, after which the host hears of it
-FOLDERS = ("checkpoints", "best", "eval", "tensorboard", "videos", "damaged", "earlier", MEMBERS)
-FILES = ("config.yaml", "progress.csv", history.HISTORY)
-
-
-@dataclasses.dataclass
-class Progress:
-    """Host-side counters; saved with each checkpoint.
-
-    Attributes:
-      timesteps: control steps of each member.
-      elapsed: seconds.
-      best: score of each member's best model.
-    """
-
-    timesteps: int = 0
-    elapsed: float = 0.0
-    best: list[float | None] = dataclasses.field(default_factory=list)
-
-
-class _Folder:
-    """Where a member's own things lie: RUN itself, or RUN/members/<name>."""
-
-    def __init__(self, run: Path, member: Member):
-        self.member = member
-        self.path = run / MEMBERS / member.name if member.name else run
-        self.best = Checkpointer(self.path / "best", keep=1)
+from jaxrl.signals import SignalGuard
 
 
 class Trainer:
@@ -62,98 +36,46 @@ class Trainer:
       config: the run.
       folder: where it is written.
       resume: go on from the newest whole checkpoint in `folder`.
+      callbacks: called while it trains.
 
     Raises:
       UserError: the folder cannot be written, or the checkpoint does not fit.
     """
 
-    def __init__(self, config: RunConfig, folder: Path, *, resume: bool = False):
+    def __init__(
+        self,
+        config: RunConfig,
+        folder: Path,
+        *,
+        resume: bool = False,
+        callbacks: Sequence[Callback] = (),
+    ):
         self.config = config
-        self.folder = Path(folder)
+        self.callbacks = list(callbacks)
         self.population = Population(config)
         self.algo = self.population.algo
         self.training = self.population.runtime.training(self.population)
-        self._lock = self._prepare_folder()
+        self.folder = RunFolder(Path(folder), config, self.population.members)
+        self.console = Console(config.train.total_timesteps, enabled=False)
+        self._signal = SignalGuard(lambda: self.console.close())
+        self._stop_reason: str | None = None
+        self._diverged: set[int] = set()
+        self._warned_of_range = False
+        self._changed: dict[str, list[Any]] = {}  # settings, against those of the checkpoint
         try:
-            self._load(resume)
+            if resume and self.folder.checkpoints.steps():
+                self.state = self.training.resume(self._restore())
+            else:  # new, or killed before its first checkpoint: the same seed gives the same bits
+                self.progress = self.folder.begin()
+                self.state = self.training.init()
         except BaseException:
             self.close()
             raise
 
-    def _load(self, resume: bool) -> None:
-        """Starts anew, or from the newest whole checkpoint."""
-        train = self.config.train
-        self.checkpoints = Checkpointer(self.folder / "checkpoints", keep=train.checkpoint.keep)
-        self.folders = [_Folder(self.folder, member) for member in self.population.members]
-        self.progress = Progress(best=[None] * len(self.folders))
-        self.console = Console(train.total_timesteps, enabled=False)
-        self._stop_signal: int | None = None
-        self._diverged: set[int] = set()
-        self._told_of_range = False
-        self._own_sinks: list[Sink] = []  # of a population's members
-        self._changed: dict[str, list[Any]] = {}  # settings, against those of the checkpoint
-        if resume and self.checkpoints.steps():
-            state = self._restore(jax.eval_shape(self.population.init))
-            self.state = self.training.resume(state)
-        else:  # new, or killed before its first checkpoint: the same seed gives the same bits
-            for folder in self.folders:
-                folder.best.discard_after(-1)
-            self.state = self.training.init()
-
-    @property
-    def finished(self) -> bool:
-        """Nothing is left to train."""
-        return self.progress.timesteps >= self.config.train.total_timesteps
-
-    def close(self) -> None:
-        """Gives the run's folder free for other processes."""
-        if self._lock:
-            self._lock.close()
-
-    def _prepare_folder(self) -> IO[str] | None:
-        """Makes the run's folder, and claims it for this process."""
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            probe = self.folder / ".writable"
-            probe.touch()
-            probe.unlink()
-        except OSError as error:
-            raise UserError(
-                f"out: cannot write to {self.folder}: {error.strerror} (choose another with --out)"
-            ) from error
-        for names, kind, fits in ((FOLDERS, "folder", Path.is_dir), (FILES, "file", Path.is_file)):
-            for path in (self.folder / name for name in names):
-                if path.exists() and not fits(path):
-                    raise UserError(f"{path}: a {kind} belongs here; move what is there away")
-        return files.lock(self.folder)
-
-    def _restore(self, shapes: Any) -> Any:
-        expected = self._split(shapes)
-        restored = self.checkpoints.restore(
-            expected, optional=("replay",), warn=lambda text: print(text, file=sys.stderr)
-        )
-        self.progress = Progress(**restored.meta["progress"])
-        self._changed = history.differences(restored.meta["config"], self.config.to_dict())
-        if self.finished and self._changed:
-            raise UserError(
-                f"--resume {self.folder}: its {self.progress.timesteps:,} control steps have been "
-                f"trained, so another {next(iter(self._changed))} would change nothing; give a "
-                "larger --total_timesteps too"
-            )
-        self.checkpoints.discard_after(restored.step)
-        self._begin_new_record(restored.step)
-        for i, folder in enumerate(self.folders):
-            folder.best.discard_after(restored.step)
-            if not folder.best.steps():
-                self.progress.best[i] = None
-        self._tell_of_schedule()
-        saved_with = restored.meta["hardware"]["jax"]
-        if saved_with != jax.__version__:
-            print(
-                f"warning: saved with jax {saved_with}, going on with {jax.__version__}: "
-                "right, but not bit for bit",
-                file=sys.stderr,
-            )
+    def _restore(self) -> Any:
+        """The state of the newest whole checkpoint, and its counters."""
+        shapes = jax.eval_shape(self.population.init)
+        restored, self.progress, self._changed = self.folder.restore(shapes)
         # Numbers changed on the command line count from here on.
         state = restored.items["train"].replace(
             policy=restored.items["policy"], hyper=self.population.hyperparameters()
@@ -169,32 +91,18 @@ class Trainer:
             )
         return state.replace(replay=jax.jit(lambda: self.population.init().replay)())
 
-    def _begin_new_record(self, step: int) -> None:
-        """Lets the best model of another task be, since its score says nothing of this one."""
-        kinds = ("env.", "eval_overrides.", "eval.best_by")
-        changed = [key for key in self._changed if key.startswith(kinds)]
-        if not changed:
-            return
-        for i, folder in enumerate(self.folders):
-            folder.best.discard_after(-1, folder.path / "earlier" / "best")
-            self.progress.best[i] = None
-        old, new = self._changed[changed[0]]
-        kept = self.folders[0].path / "earlier" / "best"
-        more = f" (and {len(changed) - 1} more settings)" if len(changed) > 1 else ""
-        print(
-            f"{changed[0]} is {new} and no longer {old}{more}: a new record of the best model "
-            f"begins at {step:,} control steps; the one before lies in {kept}",
-            file=sys.stderr,
-        )
+    @property
+    def finished(self) -> bool:
+        """Nothing is left to train."""
+        return self.progress.timesteps >= self.config.train.total_timesteps
 
-    def _tell_of_schedule(self) -> None:
-        train = self.config.train
-        if "total_timesteps" in self._changed and (train.settings.schedule.kind != "constant"):
-            print(
-                f"{train.algo}.schedule now goes over {train.total_timesteps:,} control steps: the "
-                "rest is not what a run of that length from the start would have done",
-                file=sys.stderr,
-            )
+    def stop(self, reason: str) -> None:
+        """Ends training after this chunk, as at its end."""
+        self._stop_reason = reason
+
+    def close(self) -> None:
+        """Gives the run's folder free for other processes."""
+        self.folder.close()
 
     # -- the loop ---------------------------------------------------------------------
 
@@ -212,91 +120,89 @@ class Trainer:
             enabled=train.log.console,
             table=train.log.table,
         )
-        sinks: list[Sink] = []
-        with _SignalGuard(self._on_signal):
+        with self._signal, contextlib.ExitStack() as stack, self._saving_what_fails():
+            stack.callback(self.close)
+            stack.callback(self.training.close)
+            stack.callback(self.console.close)
+            evaluator = self._evaluator()
+            sinks, member_sinks = self._sinks(stack)
+            self.folder.write_configuration(self.progress, self._changed)
             try:
-                evaluator = self._evaluator()
-                sinks = self._sinks(evaluator)
-                self._begin()
-                try:
-                    self._loop(evaluator, sinks, begun)
-                except Stopped as stopped:  # while it waited for a world
-                    self.state = stopped.state or self.state
-                self._save()
-                self.checkpoints.wait()
-            except (UserError, OSError) as error:
-                with contextlib.suppress(UserError):
-                    self.checkpoints.wait()  # let a save that is under way finish
-                if isinstance(error, UserError):
-                    raise
-                raise UserError(
-                    f"cannot write to {self.folder}: {error.strerror or error} (checkpoints saved "
-                    "before are untouched; free space or mend the folder, then --resume)"
-                ) from error
-            except BaseException as error:
-                self._emergency(error)
-                raise
-            finally:
-                self.console.close()
-                self.training.close()
-                for sink in [*sinks, *self._own_sinks]:
-                    with contextlib.suppress(OSError):
-                        sink.close()
-                self.close()
-        return 0 if self._stop_signal is None else 128 + self._stop_signal
+                self._loop(evaluator, sinks, member_sinks, begun)
+            except Stopped as stopped:  # while it waited for a world
+                self.state = stopped.state or self.state
+            self._save()
+            self.folder.checkpoints.wait()
+        return 0 if self._signal.number is None else 128 + self._signal.number
 
-    def _begin(self) -> None:
-        """Writes what will be trained with."""
-        write_yaml(self.config, self.folder / "config.yaml")
-        for folder in self.folders:
-            write_yaml(folder.member.config, folder.path / "config.yaml")
-        history.record(self.folder, self.progress.timesteps, self._changed)
-
-    def _loop(self, evaluator: Evaluator | None, sinks: list[Sink], begun: float) -> None:
-        train, progress = self.config.train, self.progress
-        eval_every, save_every = self.config.eval_every, self.config.checkpoint_every
-        for part in (self.training, evaluator):
-            if part:
-                part.stopped = lambda: self._stop_signal is not None
-        rhythm = _Rhythm(train.chunk)
-        compiling = None
-        while not self.finished and self._stop_signal is None:
-            most = min(train.total_timesteps, self._next(eval_every), self._next(save_every))
-            left = math.ceil((most - progress.timesteps) / self.algo.batch_size)
-            started, before, count = time.monotonic(), progress.timesteps, rhythm.next(left)
+    def _loop(
+        self,
+        evaluator: _Evaluations | None,
+        sinks: list[Sink],
+        member_sinks: list[Sink],
+        begun: float,
+    ) -> None:
+        progress, rhythm = self.progress, Rhythm(self.config.train.chunk)
+        self.training.stopped = lambda: self._signal.number is not None
+        while not self.finished and self._signal.number is None and self._stop_reason is None:
+            before, started = progress.timesteps, time.monotonic()
+            count = rhythm.next(self._iterations_left())
             self.state, output = self.training.run(self.state, count)
             metrics, episodes, finite = jax.device_get(output)
             progress.timesteps += count * self.algo.batch_size
             progress.elapsed = time.monotonic() - begun
-            seconds = time.monotonic() - started
-            rhythm.took(seconds)
+            rhythm.took(seconds := time.monotonic() - started)
             self._watch(finite)
             rows = self._rows(metrics, episodes, (progress.timesteps - before) / seconds)
-            if evaluator and compiling is None:  # beside the next chunks
-                shapes = jax.eval_shape(lambda x: x, self.state.policy)
-                compiling = threading.Thread(target=evaluator.compile, args=(shapes,))
-                compiling.start()
-            if evaluator and (self.finished or _crossed(before, progress.timesteps, eval_every)):
-                compiling.join()
-                for own, judged in zip(rows, self._evaluate(evaluator), strict=True):
-                    own |= judged
-                progress.elapsed = time.monotonic() - begun
-            row = self._write(sinks, rows)
-            if _crossed(before, progress.timesteps, save_every):
+            is_due = self.finished or _crossed(before, progress.timesteps, self.config.eval_every)
+            if evaluator:
+                evaluator.compile(self.state.policy)  # beside the next chunks
+                if is_due:
+                    self._evaluate(evaluator, rows)
+                    progress.elapsed = time.monotonic() - begun
+            self._write(sinks, member_sinks, rows, evaluated=bool(evaluator and is_due))
+            if _crossed(before, progress.timesteps, self.config.checkpoint_every):
                 self._save()
-            if self._reached(row):
-                self.console.say(f"{train.eval.stop_metric} reached {train.eval.stop_at}")
-                break
-        if compiling:
-            compiling.join()
-        if self._stop_signal is not None:
+        if evaluator:
+            evaluator.wait()
+        if self._signal.number is not None:
             self.console.say("stopped after a whole iteration; saving")
+        elif self._stop_reason is not None:
+            self.console.say(self._stop_reason)
 
-    def _next(self, every: int) -> float:
-        """The next multiple of `every` control steps; of 0 there is none."""
-        return math.inf if not every else (self.progress.timesteps // every + 1) * every
+    def _iterations_left(self) -> int:
+        """Iterations up to the next evaluation, checkpoint or the end."""
+        steps = self.progress.timesteps
+        ends = [self.config.train.total_timesteps]
+        for every in (self.config.eval_every, self.config.checkpoint_every):
+            if every:
+                ends.append((steps // every + 1) * every)
+        return math.ceil((min(ends) - steps) / self.algo.batch_size)
 
-    def _evaluator(self) -> Evaluator | None:
+    def _watch(self, finite: np.ndarray) -> None:
+        """Notes members whose numbers are no longer finite.
+
+        Raises:
+          UserError: there is none left.
+        """
+        steps, train, members = self.progress.timesteps, self.config.train, self.folder.members
+        new = set(np.flatnonzero(~finite)) - self._diverged
+        self._diverged |= new
+        if len(self._diverged) == len(members):
+            what = "training" if len(members) == 1 else "every member"
+            raise UserError(
+                f"{what} diverged at {steps:,} control steps: lower "
+                f"{train.algo}.learning_rate and go on with --resume {self.folder.path}"
+            )
+        for i in sorted(new):
+            self.console.say(
+                f"member {members[i].member.name} diverged at {steps:,} control steps; "
+                "the others go on"
+            )
+
+    # -- evaluation ----------------------------------------------------------------------
+
+    def _evaluator(self) -> _Evaluations | None:
         settings = self.config.train.eval
         if not self.config.eval_every:
             if settings.stop_at is not None:
@@ -308,224 +214,190 @@ class Trainer:
                 )
             return None
         evaluator = self.population.evaluator(self.config)
+        evaluator.stopped = lambda: self._signal.number is not None
         if "success" not in evaluator.statistics:
-            for key in ("best_by", "stop_metric"):
-                used = key == "best_by" or settings.stop_at is not None
-                if used and vars(settings)[key] == "success_rate":
+            used = {"best_by": settings.best_by}
+            if settings.stop_at is not None:
+                used["stop_metric"] = settings.stop_metric
+            for key, metric in used.items():
+                if metric == "success_rate":
                     raise UserError(f"eval.{key}: task {self.config.task!r} reports no success")
-        return evaluator
+        return _Evaluations(evaluator)
 
-    def _watch(self, finite: np.ndarray) -> None:
-        """Notes members whose numbers are no longer finite.
+    def _evaluate(self, evaluator: _Evaluations, rows: list[dict[str, float]]) -> None:
+        """Judges the members' policies, adds the numbers to their rows, and keeps each policy
+        that is its best so far."""
+        evaluator.wait()
+        progress, policy = self.progress, self.state.policy
+        tables = self.population.split(evaluator(policy, self._evaluation_keys()))
+        policies = self.population.split(policy)
+        for i, (row, table) in enumerate(zip(rows, tables, strict=True)):
+            judged = evaluation.scalars(evaluator.statistics, table)
+            row |= judged
+            score = judged.get(f"{columns.EVAL}{self.config.train.eval.best_by}", math.nan)
+            best = progress.best[i]
+            if i not in self._diverged and (best is None or score > best):
+                progress.best[i] = score
+                self.folder.save_best(i, policies[i], progress, self.algo.policy, judged)
 
-        Raises:
-          UserError: there is none left.
-        """
-        steps, train = self.progress.timesteps, self.config.train
-        new = set(np.flatnonzero(~finite)) - self._diverged
-        self._diverged |= new
-        if len(self._diverged) == len(self.folders):
-            what = "training" if len(self.folders) == 1 else "every member"
-            raise UserError(
-                f"{what} diverged at {steps:,} control steps: lower "
-                f"{train.algo}.learning_rate and go on with --resume {self.folder}"
-            )
-        for i in sorted(new):
-            self.console.say(
-                f"member {self.folders[i].member.name} diverged at {steps:,} control steps; "
-                "the others go on"
-            )
-
-    def _evaluate(self, evaluator: Evaluator) -> list[dict[str, float]]:
-        """Judges the members' policies; keeps each that is its best so far."""
-        train = self.config.train
-        steps, policy = self.progress.timesteps, self.state.policy
+    def _evaluation_keys(self) -> jax.Array:
+        """[M] PRNG keys of this evaluation; of a run alone, []."""
 
         def key(seed):
             key = jax.random.fold_in(jax.random.key(EVAL_SEED), seed)
-            for word in _words(steps):
+            for word in _words(self.progress.timesteps):
                 key = jax.random.fold_in(key, word)
             return key
 
-        seeds = np.array([f.member.config.train.seed for f in self.folders], np.uint32)
-        keys = jax.vmap(key)(seeds) if self.config.is_population else key(seeds[0])
-        tables = self.population.split(evaluator(policy, keys))
-        rows = [evaluation.scalars(evaluator.statistics, table) for table in tables]
-        policies = self.population.split(policy)
-        for i, (folder, row) in enumerate(zip(self.folders, rows, strict=True)):
-            score, best = row.get(f"eval/{train.eval.best_by}", math.nan), self.progress.best[i]
-            if i not in self._diverged and (best is None or score > best):
-                self.progress.best[i] = score
-                own = {"policy": policies[i]}
-                folder.best.save(steps, own, self._meta(folder.member.config) | {"eval": row})
-        return rows
+        seeds = [member.config.train.seed for member in self.population.members]
+        seeds = np.array(seeds, np.uint32)
+        return jax.vmap(key)(seeds) if self.config.is_population else key(seeds[0])
 
-    def _write(self, sinks: list[Sink], rows: list[dict[str, float]]) -> dict[str, float]:
-        """Sends the members' rows, and of a population the mean and spread; returns that."""
-        steps = self.progress.timesteps
-        if not self.config.is_population:
-            row = rows[0]
-        else:
+    # -- numbers ------------------------------------------------------------------------
+
+    def _rows(self, metrics: dict, episodes: Any, speed: float) -> list[dict[str, float]]:
+        """What to log of a chunk, for each member."""
+        progress, statistics = self.progress, self.algo.worlds.statistics
+        shared = {
+            **self.training.counters(),
+            columns.SPEED: speed,
+            columns.ITERATIONS: progress.timesteps // self.algo.batch_size,
+            columns.ELAPSED: progress.elapsed,
+            columns.STEPS: progress.timesteps,
+        }
+        return [
+            {name: float(value) for name, value in own.items()}
+            | episode_row(statistics, sums)
+            | shared
+            for own, sums in self.population.split((metrics, episodes))
+        ]
+
+    def _write(
+        self,
+        sinks: list[Sink],
+        member_sinks: list[Sink],
+        rows: list[dict[str, float]],
+        *,
+        evaluated: bool,
+    ) -> None:
+        """Tells callbacks and sinks of the members' rows, and of a population of their mean and
+        standard deviation."""
+        steps, settings = self.progress.timesteps, self.config.train.eval
+        row = rows[0]
+        if self.config.is_population:
             row = mean_and_std([own for i, own in enumerate(rows) if i not in self._diverged])
-            for sink, own in zip(self._own_sinks, rows, strict=True):
-                sink.write(steps, own)
+        for callback in self.callbacks:
+            callback.on_chunk(self, row)
+            if evaluated:
+                callback.on_evaluation(self, row)
+        for sink, own in zip(member_sinks, rows, strict=False):
+            sink.write(steps, own)
         for sink in sinks:
             sink.write(steps, row)
-        if row["rollout/out_of_range"] and not self._told_of_range:
-            self._told_of_range = True
+        if row[columns.OUT_OF_RANGE] and not self._warned_of_range:
+            self._warned_of_range = True
             self.console.say(
                 f"observations or rewards beyond {LARGEST:,.0f} were cut to it, first before "
-                f"{steps:,} control steps (rollout/out_of_range counts them): scale them in the "
+                f"{steps:,} control steps ({columns.OUT_OF_RANGE} counts them): scale them in the "
                 "task, or end episodes that go astray"
             )
-        return row
+        value = row.get(f"{columns.EVAL}{settings.stop_metric}", -math.inf)
+        if settings.stop_at is not None and value >= settings.stop_at:
+            self.stop(f"{settings.stop_metric} reached {settings.stop_at}")
 
-    def _reached(self, row: dict[str, float]) -> bool:
-        settings = self.config.train.eval
-        value = row.get(f"eval/{settings.stop_metric}", -math.inf)
-        return settings.stop_at is not None and value >= settings.stop_at
-
-    def _rows(self, metrics: dict, episodes: Any, fps: float) -> list[dict[str, float]]:
-        """What to log of a chunk, for each member."""
-        return [self._row(*own, fps) for own in self.population.split((metrics, episodes))]
-
-    def _row(self, metrics: dict, episodes: Any, fps: float) -> dict[str, float]:
-        row = {name: float(value) for name, value in metrics.items()}
-        count = int(episodes.count)
-        means = episodes.sums / count if count else np.full(episodes.sums.shape, np.nan)
-        names = {
-            "return": "rollout/ep_rew_mean",
-            "length": "rollout/ep_len_mean",
-            "success": "rollout/success_rate",
-        }
-        for name, mean in zip(self.algo.worlds.statistics, means, strict=True):
-            row[names.get(name, f"rollout/{name}")] = float(mean)
-        return row | {
-            "rollout/episodes": count,
-            "rollout/nan_resets": int(episodes.nonfinite),
-            "rollout/out_of_range": int(episodes.out_of_range),
-            **self.training.counters(),
-            "time/fps": fps,
-            "time/iterations": self.progress.timesteps // self.algo.batch_size,
-            "time/time_elapsed": self.progress.elapsed,
-            "time/total_timesteps": self.progress.timesteps,
-        }
-
-    def _sinks(self, evaluator: Evaluator | None) -> list[Sink]:
+    def _sinks(self, stack: contextlib.ExitStack) -> tuple[list[Sink], list[Sink]]:
+        """Where the run's rows go, and those of a population's members."""
         start, log = self.progress.timesteps, self.config.train.log
-        later: list[str] = []
-        if evaluator:
-            width = len(evaluator.statistics)
-            later = list(evaluation.scalars(evaluator.statistics, np.zeros((1, width))))
 
-        def csv(folder: Path, later: list[str]) -> CSVSink:
+        def closing(sink: Sink) -> Sink:
+            def close() -> None:
+                with contextlib.suppress(OSError):
+                    sink.close()
+
+            stack.callback(close)
+            return sink
+
+        def csv(folder: Path) -> Sink:
             folder.mkdir(parents=True, exist_ok=True)
-            return CSVSink(folder / "progress.csv", later, resume_step=start)
+            return closing(CSVSink(folder / "progress.csv", resume_step=start))
 
+        member_sinks: list[Sink] = []
         if self.config.is_population:
-            self._own_sinks = [csv(folder.path, later) for folder in self.folders]
-            later = list(mean_and_std([dict.fromkeys(later, 0.0)]))
-        sinks: list[Sink] = [self.console, csv(self.folder, later)]
-        if log.tensorboard:
-            sinks.append(TensorBoardSink(self.folder / "tensorboard", resume_step=start))
-        if log.wandb:
-            sinks.append(WandbSink(self.folder, self.folder.name, self.config.to_dict()))
-        return sinks
-
-    def best_folder(self) -> Path:
-        """The folder of the run, or of the population's best member."""
-        scores = [-math.inf if x is None else x for x in self.progress.best]
-        return self.folders[int(np.argmax(scores))].path
+            member_sinks = [csv(member.path) for member in self.folder.members]
+        sinks: list[Sink] = [self.console, csv(self.folder.path)]
+        for name in log.all_sinks:
+            sinks.append(closing(SINKS[name](self.folder.path, self.config, start)))
+        return sinks, member_sinks
 
     # -- saving -----------------------------------------------------------------------
 
-    def _meta(self, config: RunConfig) -> dict[str, Any]:
-        return {
-            "config": config.to_dict(),
-            "progress": dataclasses.asdict(self.progress),
-            "hardware": hardware(),
-            "spaces": spaces(self.algo.policy),
-        }
-
-    def _split(self, state: Any) -> dict[str, Any]:
-        """A training state as checkpoint items: the policy apart, so that it loads alone,
-        and the replay, which may be left out."""
-        items = {"policy": state.policy, "train": state.replace(policy=None, replay=None)}
-        if self.config.train.checkpoint.replay and jax.tree.leaves(state.replay):
-            items["replay"] = state.replay
-        return items
-
     def _save(self) -> None:
-        for folder in self.folders:
-            folder.best.wait()  # a checkpoint never claims a best model that is not on disk
-        self.checkpoints.save(
-            self.progress.timesteps, self._split(self.state), self._meta(self.config)
-        )
+        self.folder.save(self.state, self.progress, self.algo.policy)
+        for callback in self.callbacks:
+            callback.on_checkpoint(self, self.folder.checkpoints.folder)
 
-    def _emergency(self, error: BaseException) -> None:
-        """Saves what there is when training fails."""
+    @contextlib.contextmanager
+    def _saving_what_fails(self) -> Iterator[None]:
+        """Whatever fails inside, what was saved stays whole, and where it can the rest is saved."""
+        folder = self.folder
+        try:
+            yield
+        except (UserError, OSError) as error:
+            with contextlib.suppress(UserError):
+                folder.checkpoints.wait()  # let a save that is under way finish
+            if isinstance(error, UserError):
+                raise
+            raise UserError(
+                f"cannot write to {folder.path}: {error.strerror or error} (checkpoints saved "
+                "before are untouched; free space or mend the folder, then --resume)"
+            ) from error
+        except BaseException as error:
+            self._save_in_emergency(error)
+            raise
+
+    def _save_in_emergency(self, error: BaseException) -> None:
         if any(x.is_deleted() for x in jax.tree.leaves(self.state)):
-            saved = self.checkpoints.steps()
+            saved = self.folder.checkpoints.steps()
             last = f"the newest checkpoint is {saved[-1]}" if saved else "there is none yet"
             print(f"the state was lost inside a compiled chunk; {last}", file=sys.stderr)
             return
         try:
-            self._save()
-            self.checkpoints.wait()
+            self.folder.save(self.state, self.progress, self.algo.policy)
+            self.folder.checkpoints.wait()
             print(
                 f"saved an emergency checkpoint after {type(error).__name__}; go on with "
-                f"--resume {self.folder}",
+                f"--resume {self.folder.path}",
                 file=sys.stderr,
             )
         except UserError as failed:
             print(f"no emergency checkpoint: {failed}", file=sys.stderr)
 
-    def _on_signal(self, number: int) -> None:
-        if self._stop_signal is not None:
-            self.console.close()
-            os._exit(128 + number)
-        self._stop_signal = number
 
+class _Evaluations:
+    """An evaluator that is compiled in a thread, ahead of its first use."""
 
-class _SignalGuard:
-    """Sends SIGINT and SIGTERM to a handler while inside; only in the main thread."""
+    def __init__(self, evaluator: Evaluator):
+        self._evaluator = evaluator
+        self._compiling: threading.Thread | None = None
 
-    def __init__(self, handler):
-        self._handler = handler
-        self._before: dict[int, Any] = {}
+    @property
+    def statistics(self) -> tuple[str, ...]:
+        return self._evaluator.statistics
 
-    def __enter__(self):
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, lambda n, _: self._handler(n))
+    def compile(self, params: Any) -> None:
+        """Starts compiling, once."""
+        if self._compiling is None:
+            shapes = jax.eval_shape(lambda x: x, params)
+            self._compiling = threading.Thread(target=self._evaluator.compile, args=(shapes,))
+            self._compiling.start()
 
-    def __exit__(self, *_):
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+    def wait(self) -> None:
+        """Waits until it is compiled."""
+        if self._compiling:
+            self._compiling.join()
 
-
-class _Rhythm:
-    """How many iterations the next chunk has: after the first, which is compiled, and one that
-    is timed, as many as take `RHYTHM` seconds.
-
-    Args:
-      fixed: so many each time.
-    """
-
-    def __init__(self, fixed: int | None):
-        self._fixed, self._count, self._chunks = fixed, 1, 0
-
-    def next(self, most: int) -> int:
-        """Iterations of the next chunk, `most` at the most."""
-        self._count = min(self._fixed or self._count, most)
-        return self._count
-
-    def took(self, seconds: float) -> None:
-        """How long they took."""
-        self._chunks += 1
-        if self._chunks > 1:
-            wanted = RHYTHM / max(seconds, 1e-6) * self._count
-            self._count = max(1, min(round(wanted), 8 * self._count))
+    def __call__(self, params: Any, key: jax.Array) -> np.ndarray:
+        return self._evaluator(params, key)
 
 
 def _words(number: int) -> list[int]:

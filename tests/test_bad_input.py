@@ -70,10 +70,8 @@ def test_what_fits_is_not_refused():
 
 
 def test_an_evaluation_that_cannot_fit_is_refused():
-    from jaxrl.evaluation import make_evaluator
-
     with pytest.raises(UserError, match=r"episodes: 1,000,000,000 worlds .* GB"):
-        make_evaluator(resolve(SMALL, platform="none").env, lambda *x: x, 10**9)
+        resolve(SMALL, platform="none").env.runtime().evaluator(None, 10**9)
 
 
 def test_gymnasium_worlds_are_bounded():

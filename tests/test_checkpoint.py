@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import pytest
 
+from jaxrl.callbacks import Callback
 from jaxrl.checkpoint import Checkpointer
 from jaxrl.errors import UserError
 from jaxrl.runs import load_policy
@@ -39,15 +40,16 @@ def assert_same(one, two):
 
 def stop_after(trainer, chunks):
     """Makes the trainer stop as if by SIGTERM after so many chunks."""
-    watch, seen = trainer._watch, []
 
-    def counted(finite):
-        seen.append(1)
-        if len(seen) == chunks:
-            trainer._stop_signal = signal.SIGTERM
-        watch(finite)
+    class Stop(Callback):
+        seen = 0
 
-    trainer._watch = counted
+        def on_chunk(self, trainer, row):
+            self.seen += 1
+            if self.seen == chunks:
+                trainer._signal.number = signal.SIGTERM
+
+    trainer.callbacks.append(Stop())
 
 
 def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(small_run, tmp_path):
@@ -167,15 +169,15 @@ def test_the_policy_loads_alone_and_acts_the_same(small_run, tmp_path):
     trainer.run()
     trained = load_policy(tmp_path / "checkpoints" / "512")
     worlds = jax.vmap(trained.config.env.reset)(jax.random.split(jax.random.key(0), 3))
-    ours = trained.actor(trained.params, worlds, jax.random.key(0))
-    np.testing.assert_array_equal(ours, trainer.algo.policy(trainer.state.policy, worlds.obs))
+    ours, _ = trained.actor.act(trained.params, worlds, (), jax.random.key(0))
+    np.testing.assert_array_equal(ours, trainer.algo.policy(trainer.state.policy, worlds.obs)[0])
     assert load_policy(tmp_path).source.parent.name == "best"
 
 
 def test_an_exception_saves_first(small_run, tmp_path, monkeypatch):
     trainer = Trainer(small_run({"checkpoint": {"every": 0}}), tmp_path)
 
-    def fails(evaluator):
+    def fails(evaluator, rows):
         raise RuntimeError("out of luck")
 
     monkeypatch.setattr(trainer, "_evaluate", fails)
@@ -189,12 +191,12 @@ def test_an_exception_saves_first(small_run, tmp_path, monkeypatch):
 def test_a_full_disk_is_one_clear_error_and_old_checkpoints_stay(small_run, tmp_path, monkeypatch):
     trainer = Trainer(small_run(), tmp_path)
     trainer._save()
-    trainer.checkpoints.wait()
+    trainer.folder.checkpoints.wait()
 
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(trainer.checkpoints._manager, "save", full)
+    monkeypatch.setattr(trainer.folder.checkpoints._manager, "save", full)
     with pytest.raises(UserError, match=r"could not be written.*No space left.*saved before"):
         trainer.run()
     assert Trainer(small_run(), tmp_path, resume=True).progress.timesteps == 0

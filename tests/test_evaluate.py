@@ -14,6 +14,7 @@ from jaxrl.evaluate import baselines
 from jaxrl.evaluation import play, summarize
 from jaxrl.files import check_writable, write_text
 from jaxrl.runs import is_own
+from jaxrl.runtime.compiled import CompiledRuntime
 from jaxrl.trainer import Trainer
 from tests.toys import Countdown
 
@@ -76,7 +77,7 @@ def test_batches_are_the_first_episodes_and_fresh_ones(monkeypatch):
     assert table.shape[0] == 10 and len(np.unique(returns)) == 10
     np.testing.assert_array_equal(table[:4], play(Starts(), actor, None, 4, key)[1])
     monkeypatch.setattr(evaluation.platform, "free_bytes", lambda: 5_000)  # a few worlds
-    assert 1 <= evaluation._worlds_that_fit(Starts()) < 100
+    assert 1 <= Starts().runtime().most_side_by_side() < 100
     assert play(Starts(), actor, None, 10, key)[1].shape == table.shape
 
 
@@ -150,7 +151,7 @@ def test_a_missing_library_is_said_before_an_episode_is_played(unplayed, monkeyp
                 evaluate.main(["--baselines", "pendulum", "--video", film])
     (tmp_path / "folder.mp4").mkdir()
     for path in ("/proc/film.mp4", f"/tmp/{LONG}.mp4", str(tmp_path / "folder.mp4")):
-        monkeypatch.setattr(video, "_film", lambda *args: pytest.fail("filmed"))
+        monkeypatch.setattr(CompiledRuntime, "film", lambda *args: pytest.fail("filmed"))
         with pytest.raises(UserError, match=r"^--video: cannot write "):
             evaluate.main(["--baselines", "pendulum", "--video", path])
 
@@ -160,7 +161,7 @@ def test_a_film_that_fails_leaves_the_old_one(tmp_path, monkeypatch):
 
     path = tmp_path / "film.mp4"
     path.write_text("old")
-    monkeypatch.setattr(video, "_film", lambda *args: np.zeros((2, 16, 16, 3), np.uint8))
+    monkeypatch.setattr(CompiledRuntime, "film", lambda *args: np.zeros((2, 16, 16, 3), np.uint8))
 
     class Broken:
         @staticmethod

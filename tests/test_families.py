@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+from functools import partial
 from typing import Any
 
 import jax
@@ -17,6 +18,7 @@ from jaxrl.config import resolve
 from jaxrl.envs import ArraySpec, Task, Vector
 from jaxrl.errors import UserError
 from jaxrl.options import build
+from jaxrl.runtime.compiled import iterate
 
 BRAX = [("inverted_pendulum", 4, 1), ("reacher", 11, 2)]
 
@@ -91,9 +93,9 @@ def test_a_fallen_brax_pendulum_terminates():
 def test_ppo_trains_on_a_brax_environment():
     settings = {"num_steps": 8, "network": {"policy_hidden": [16], "value_hidden": [16]}}
     task = brax_task("inverted_pendulum", backend="spring")
-    algo = PPO(build(PPOConfig, settings), task, 8, 1)
+    algo = PPO(build(PPOConfig, settings), task, task.runtime().worlds(8), 1)
     state = jax.jit(algo.init)(jax.random.key(0))
-    after, (metrics, _) = jax.jit(algo.step)(state)
+    after, (metrics, _) = jax.jit(partial(iterate, algo))(state)
     assert all(np.isfinite(x) for x in metrics.values())
     before, moved = (jax.tree.leaves(s.policy.params) for s in (state, after))
     assert any((a != b).any() for a, b in zip(before, moved, strict=True))

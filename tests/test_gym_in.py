@@ -11,12 +11,15 @@ import pytest
 from gymnasium import spaces
 
 from jaxrl.bridge import gym_in
-from jaxrl.bridge.gym_in import HostVector, gym_class
+from jaxrl.bridge.gym_in import gym_class
 from jaxrl.bridge.worker import Guard, Unusable, Wrap, Wrapped, _parts, flat_space
 from jaxrl.config import resolve
 from jaxrl.errors import UserError
 from jaxrl.evaluate import baselines
+from jaxrl.evaluation import Actor
 from jaxrl.rl.distributions import Categorical, Gaussian
+from jaxrl.runtime import host
+from jaxrl.runtime.host import HostVector
 from jaxrl.trainer import Trainer
 from tests.gym_envs import Choices
 
@@ -216,7 +219,7 @@ WRAP = {"action_delay": [1], "observation_noise": [0.5, 0.0], "history": 2}
 @pytest.mark.parametrize("processes", [0, 2])
 def test_training_and_evaluation_see_delay_noise_and_history(processes):
     env = run_config(WALK, processes=processes, wrap=WRAP).env
-    vector = env.make_vector(2)
+    vector = env.runtime().worlds(2)
     start = vector.start(seed=0)
     bare = HostVector(gym_class(WALK)(processes=0), 2).start(seed=0)
     assert jax.tree.map(jnp.shape, vector.init(jax.random.key(0)).obs) == start.shape == (2, 4)
@@ -227,21 +230,21 @@ def test_training_and_evaluation_see_delay_noise_and_history(processes):
     vector.close()
     assert (obs[:, 1::2] == [1, 2]).all() and (step.reward == 6).all()
 
-    def actor(params, worlds, key):
+    def act(worlds, key):
         assert worlds.obs.shape[1] == 4
         return jnp.ones((worlds.obs.shape[0], 1))
 
-    table = env.make_evaluator(actor, 2)(None, jax.random.key(0))
+    table = env.runtime().evaluator(Actor.of_function(act), 2)(None, jax.random.key(0))
     np.testing.assert_array_equal(table[:, 0], 2 + 4 * 6)  # the first action comes too late
 
 
 def test_a_film_shows_the_world_behind_delay_and_history():
     env = run_config("tests.gym_envs:Painted", processes=0, wrap={**WRAP, "history": 3}).env
 
-    def actor(params, worlds, key):
+    def act(worlds, key):
         return jnp.full((1, 1), worlds.obs.shape[1] / 6.0)  # moves by 6 if it sees all frames
 
-    pixels = env.film(actor, None, 0, 2)[:, 0, 0]
+    pixels = env.runtime().film(Actor.of_function(act), None, 0, 2)[:, 0, 0]
     assert (pixels[:, 1] == [0, 20, 40]).all()  # of five steps each second one
     np.testing.assert_allclose(np.diff(pixels[:2, 0]), 10 * (2 + 6), atol=1)
 
@@ -341,7 +344,7 @@ def test_a_process_that_dies_is_started_again_and_counted(vector, capfd):
 @pytest.mark.parametrize("vector", [{}], indirect=True)
 def test_processes_that_died_between_two_steps_are_started_again(vector):
     vector.start(seed=0)
-    for times in range(1, gym_in.MOST_REVIVALS + 1):
+    for times in range(1, host.MOST_REVIVALS + 1):
         for process in vector._envs.processes:
             process.kill()
             process.join()
@@ -474,20 +477,20 @@ def test_training_goes_on_when_an_environment_raises(tmp_path, capfd):
     config = run_config(WALK, settings, kwargs={"trouble": "raises"})
     trainer = Trainer(resolve(config.to_dict(), {"eval": {"every": 0}}, platform="none"), tmp_path)
     assert trainer.run() == 0
-    assert trainer.algo.vector.restarts > 10
+    assert trainer.algo.worlds.restarts > 10
     assert "was made anew after ZeroDivisionError: lost contact" in capfd.readouterr().err
 
 
 def test_episodes_end_at_the_users_limit_and_evaluations_do_not_wait_for_ever(monkeypatch):
     env = run_config(WALK, kwargs={"limit": 10**9}, episode_seconds=0.7).env
     assert env.episode_length == 7  # at 10 Hz
-    table = env.make_evaluator(baselines(env)["zero"], 4)(None, jax.random.key(0))
+    table = env.runtime().evaluator(baselines(env)["zero"], 4)(None, jax.random.key(0))
     assert (table[:, 1] == 7).all()
 
-    monkeypatch.setattr(gym_in, "LONGEST_EPISODE", 50)
+    monkeypatch.setattr(host, "LONGEST_EPISODE", 50)
     env = run_config(WALK, kwargs={"limit": 10**9}).env
     with pytest.raises(UserError, match="an episode has not ended in 50 steps; give them"):
-        env.make_evaluator(baselines(env)["zero"], 4)(None, jax.random.key(0))
+        env.runtime().evaluator(baselines(env)["zero"], 4)(None, jax.random.key(0))
 
 
 def test_what_draws_no_pictures_is_named():
@@ -497,13 +500,13 @@ def test_what_draws_no_pictures_is_named():
     ):
         env = run_config(name, kwargs=kwargs, processes=0).env
         with pytest.raises(UserError, match=said):
-            env.film(lambda *_: jnp.zeros((1, 1)), None, 0, 1)
+            env.runtime().film(Actor.of_function(lambda *_: jnp.zeros((1, 1))), None, 0, 1)
 
 
 def test_baselines_of_choices_are_choices():
     env = run_config(CHOICES).env
     for name in ("zero", "random"):
-        table = env.make_evaluator(baselines(env)[name], 20)(None, jax.random.key(0))
+        table = env.runtime().evaluator(baselines(env)[name], 20)(None, jax.random.key(0))
         assert 2 < table[:, 0].mean() < 5  # one choice in three pays, of ten
 
 
@@ -518,7 +521,7 @@ def test_ppo_learns_choices_from_a_dictionary(tmp_path):
         "shown": jnp.asarray(np.eye(3, dtype=np.float32)[[o["shown"] for o in obs]]),
         "noise": jnp.asarray(np.stack([o["noise"].ravel() for o in obs]), jnp.float32),
     }
-    chosen = trainer.algo.policy(trainer.state.policy, flat)
+    chosen = trainer.algo.policy(trainer.state.policy, flat)[0]
     assert np.mean(np.asarray(chosen) == [o["shown"] for o in obs]) > 0.9
 
 

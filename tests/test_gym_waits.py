@@ -11,11 +11,12 @@ import jax
 import numpy as np
 import pytest
 
-from jaxrl.bridge.gym_in import HostVector, gym_class
+from jaxrl.bridge.gym_in import gym_class
 from jaxrl.bridge.processes import Processes
 from jaxrl.checkpoint import Checkpointer
 from jaxrl.config import resolve
 from jaxrl.errors import UserError
+from jaxrl.runtime.host import HostVector
 from jaxrl.trainer import Trainer
 
 WALK = "tests.gym_envs:Walk"
@@ -97,7 +98,7 @@ def test_training_can_be_stopped_while_a_world_sleeps(tmp_path, algo, processes,
     kwargs = {"trouble": "sleeps", "limit": 10**6, "at": 40}
     env = {"gym": WALK, "kwargs": kwargs, "processes": processes, "step_timeout": None}
     trainer = Trainer(small(algo=algo, env=env), tmp_path)
-    receive, vector = trainer.algo.vector.receive, trainer.algo.vector
+    receive, vector = trainer.algo.worlds.receive, trainer.algo.worlds
     steps = []
 
     def counted():
@@ -120,7 +121,8 @@ SLEEPERS = f"""
 import sys, time
 import numpy as np
 sys.path.insert(0, ".")
-from jaxrl.bridge.gym_in import HostVector, gym_class
+from jaxrl.bridge.gym_in import gym_class
+from jaxrl.runtime.host import HostVector
 if __name__ == "__main__":
     task = gym_class("{WALK}")(kwargs={{"trouble": "sleeps in C", "at": 1}}, processes=2)
     vector = HostVector(task, 2)
@@ -191,7 +193,7 @@ from tests.test_gym_waits import WALK, small
 env = {{"gym": WALK, "kwargs": {{"trouble": "sleeps in reset"}}, "processes": 1}}
 trainer = Trainer(small(env=env), {str(tmp_path / "run")!r})
 def twice():
-    while trainer.algo.vector._envs is None:
+    while trainer.algo.worlds._envs is None:
         time.sleep(0.05)
     for _ in range(2):
         os.kill(os.getpid(), signal.SIGINT)

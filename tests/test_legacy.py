@@ -29,6 +29,7 @@ from envs_legacy.scripted import KukaExpert, episode, policy_of
 from envs_legacy.structures import StructureCrush, StructureHeight
 from jaxrl.bridge.gym_in import gym_class
 from jaxrl.errors import UserError
+from jaxrl.evaluation import Actor
 
 STEPS = {
     "KukaPickPlace-v0": 200,
@@ -178,7 +179,7 @@ def test_pictures_show_something(made, make):
 
 def test_the_bridge_films_an_episode():
     task = gym_class("envs_legacy:KukaPickPlace-v0")()
-    frames = task.film(lambda params, worlds, key: jnp.zeros((1, 7)), None, 0, 50)
+    frames = task.runtime().film(Actor.of_function(lambda *_: jnp.zeros((1, 7))), None, 0, 50)
     assert frames.shape == (4, 360, 480, 3) and frames.dtype == np.uint8
     assert task.success_criterion is None
     task = gym_class("envs_legacy:KukaPickPlace-v0")(success="is_success")

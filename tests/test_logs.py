@@ -13,7 +13,8 @@ import termios
 
 import pytest
 
-from jaxrl.logs import STEP, Console, CSVSink, console, read_csv, readable
+from jaxrl.logs import Console, CSVSink, console, read_csv, readable
+from jaxrl.logs.columns import STEPS as STEP
 
 ROW = {
     "rollout/ep_rew_mean": 48600.4,
@@ -143,10 +144,12 @@ def test_rows_that_are_none_are_counted_and_left_out(tmp_path):
 def test_a_resume_keeps_the_readable_rows(tmp_path, capsys):
     path = tmp_path / "progress.csv"
     path.write_bytes(f"{STEP},a,b\r\n100,1,2\r\n".encode() + GARBAGE + b"200,,3\n300,2,2\n")
-    sink = CSVSink(path, [STEP, "a", "new"], resume_step=200)
+    sink = CSVSink(path, resume_step=200)
     sink.write(250, {STEP: 250, "a": 0.5, "new": 1.0})
     sink.close()
-    assert path.read_text().splitlines() == [f"{STEP},a,new", "100,1,", "200,,", "250,0.5,1"]
+    assert path.read_text().splitlines() == [
+        f"{STEP},a,b,new", "100,1,2,", "200,,3,", "250,0.5,,1"
+    ]  # fmt: skip
     assert re.fullmatch(
         r"warning: .*progress.csv: dropped 4 lines that .*\n", capsys.readouterr().err
     )

@@ -294,7 +294,7 @@ def test_the_policy_learns_what_the_expert_does(small_run, tmp_path):
     trainer = Trainer(config, tmp_path)
     trainer.run()
     obs = jnp.stack([jnp.linspace(0, 1, 21), jnp.full(21, 4.0)], axis=1)
-    action = trainer.algo.policy(trainer.state.policy, obs)
+    action = trainer.algo.policy(trainer.state.policy, obs)[0]
     np.testing.assert_allclose(action[:, 0], np.sin(3 * obs[:, 0]), atol=0.15)
 
 

@@ -1,5 +1,7 @@
 """SAC and TD3: their formulas against numpy, and what they learn."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +15,7 @@ from jaxrl.population import Population
 from jaxrl.rl import losses
 from jaxrl.rl.replay import Transitions
 from jaxrl.rl.values import CategoricalValue, project
+from jaxrl.runtime.compiled import iterate
 from tests.test_ppo import Seen
 from tests.toys import Absurd, Countdown, Fragile
 
@@ -30,7 +33,8 @@ def make(kind, env=None, num_envs=4, iterations=10, **settings):
     algo, config = KINDS[kind]
     network = SMALL["network"] | settings.pop("network", {})
     settings = build(config, SMALL | settings | {"network": network})
-    return algo(settings, env or Countdown(), num_envs, iterations)
+    env = env or Countdown()
+    return algo(settings, env, env.runtime().worlds(num_envs), iterations)
 
 
 def some_batch(size=32):
@@ -91,7 +95,7 @@ def numpy_sample(params, x, noise):
 def test_sac_target_critic_and_policy_losses_against_numpy():
     algo = make("sac", normalize_observation=False)
     state, batch, key = started(algo), some_batch(), jax.random.key(5)
-    learner, temperature = state.learner, float(jnp.exp(state.learner.own.log))
+    learner, temperature = state.learner, float(jnp.exp(state.learner.extra.log))
     np.testing.assert_allclose(temperature, algo.config.initial_temperature, rtol=1e-6)
 
     noise = np.asarray(jax.random.normal(key, (32, 1)))
@@ -119,7 +123,7 @@ def test_td3_target_and_policy_loss_against_numpy():
     state, batch, key = started(algo), some_batch(), jax.random.key(5)
     learner = state.learner
     noise = np.clip(0.2 * np.asarray(jax.random.normal(key, (32, 1))), -0.5, 0.5)
-    action = np.tanh(numpy_policy(learner.own, batch.next_obs)[0])
+    action = np.tanh(numpy_policy(learner.extra, batch.next_obs)[0])
     action = np.clip(action + noise, -1, 1)
     q = numpy_critics(learner.target, batch.next_obs, action)[..., 0].min(0)
     carry = (state.policy.params, learner)
@@ -142,11 +146,13 @@ def test_the_temperature_follows_its_gradient():
     state = started(algo)
     rate = jnp.ones(())
     for entropy, sign in ((0.4, -1), (-3.0, 1)):  # too random: the temperature falls
-        own, _ = algo._update_own(
-            state.learner.own, None, {"train/entropy": jnp.asarray(entropy)},
+        extra, _ = algo._update_extra(
+            state.learner.extra, None, {"train/entropy": jnp.asarray(entropy)},
             hyper=state.hyper, rate=rate,
         )  # fmt: skip
-        moved = float(own.log - state.learner.own.log)  # Adam's first step has the size of the rate
+        moved = float(
+            extra.log - state.learner.extra.log
+        )  # Adam's first step has the size of the rate
         np.testing.assert_allclose(moved, sign * algo.config.temperature_learning_rate, rtol=1e-3)
 
 
@@ -188,7 +194,7 @@ def test_distributional_projection_and_losses_against_the_papers_loop():
 def test_absurd_rewards_blind_neither_scale_nor_critics(kind):
     """A few rewards of -1e30 among many of 1, whose discounted sums spread by about 3."""
     algo = make(kind, Absurd(share=0.02), num_envs=32, normalize_reward=True)
-    step, state = jax.jit(algo.step), algo.init(jax.random.key(0))
+    step, state = jax.jit(partial(iterate, algo)), algo.init(jax.random.key(0))
     cut = 0
     for _ in range(20):
         state, (metrics, episodes) = step(state)
@@ -242,7 +248,7 @@ def test_targets_follow_slowly_and_td3_delays_them_with_its_policy():
         assert distance(one.target, first) < 1e-6
         assert distance(two.target, follow(first, two.critic)) < 1e-6
         if delayed:
-            assert distance(two.own, follow(state.learner.own, params)) < 1e-6
+            assert distance(two.extra, follow(state.learner.extra, params)) < 1e-6
 
 
 def test_td3_explores_with_another_noise_in_each_world():
@@ -251,7 +257,7 @@ def test_td3_explores_with_another_noise_in_each_world():
     keys = jax.random.split(jax.random.key(1), 2000)
     obs = state.envs.obs
     actions = jax.vmap(lambda k: algo._explore(state, obs, k))(keys)
-    noise = np.asarray(actions - algo.policy(state.policy, obs))[..., 0]
+    noise = np.asarray(actions - algo.policy(state.policy, obs)[0])[..., 0]
     np.testing.assert_allclose(noise.std(0), 0.2 * (np.arange(8) + 0.5) / 8, rtol=0.1)
 
 
@@ -265,10 +271,10 @@ def test_a_time_limit_is_not_an_end_but_termination_is(kind, settings):
             kind, env, 16, gamma=0.8, n_step=2, gradient_steps=4, learning_rate=1e-3, tau=0.05,
             critic_learning_rate=3e-3, value_range=[0, 8], num_steps=40, **scale, **settings,
         )  # fmt: skip
-        train = jax.jit(lambda s: jax.lax.scan(lambda s, _: algo.step(s), s, length=10)[0])
+        train = jax.jit(lambda s: jax.lax.scan(lambda s, _: iterate(algo, s), s, length=10)[0])
         state = train(algo.init(jax.random.key(0)))
         obs = jnp.stack([jnp.full(8, 0.5), jnp.arange(8.0)], axis=1)
-        action = algo.policy(state.policy, obs)
+        action, _ = algo.policy(state.policy, obs)
         return algo.value.mean(algo._heads(state.learner.critic, state.policy, obs, action)).mean(0)
 
     np.testing.assert_allclose(learned(Countdown(episode_length=10)), 5.0, atol=0.5)
@@ -279,7 +285,7 @@ def test_a_time_limit_is_not_an_end_but_termination_is(kind, settings):
 @pytest.mark.parametrize("kind", ["sac", "td3"])
 def test_nonfinite_worlds_reach_no_part_of_the_state(kind):
     algo = make(kind, Fragile(), 16, normalize_reward=True, n_step=3)
-    state, step, broken = algo.init(jax.random.key(0)), jax.jit(algo.step), 0
+    state, step, broken = algo.init(jax.random.key(0)), jax.jit(partial(iterate, algo)), 0
     for _ in range(4):
         state, (metrics, episodes) = step(state)
         broken += int(episodes.nonfinite)
@@ -291,7 +297,7 @@ def test_nonfinite_worlds_reach_no_part_of_the_state(kind):
 def test_before_learning_starts_nothing_is_learned_and_nothing_is_claimed():
     algo = make("sac", learning_starts=48)  # 12 rows of 4 worlds; 8 an iteration
     start = algo.init(jax.random.key(0))
-    step = jax.jit(algo.step)
+    step = jax.jit(partial(iterate, algo))
     state, (metrics, _) = step(start)
     assert metrics.pop("train/learning_rate") > 0
     assert all(np.isnan(v) for v in metrics.values())
@@ -303,7 +309,7 @@ def test_before_learning_starts_nothing_is_learned_and_nothing_is_claimed():
 def test_observation_keys_and_storage_types():
     network = {"policy_keys": ["noise"], "value_keys": ["clock", "noise"]}
     algo = make("sac", Seen(), network=network, storage=["clock=uint8", "noise=bfloat16"])
-    state, (metrics, _) = jax.jit(lambda k: algo.step(algo.init(k)))(jax.random.key(0))
+    state, (metrics, _) = jax.jit(lambda k: iterate(algo, algo.init(k)))(jax.random.key(0))
     assert {kind: x.shape[-1] for kind, x in state.replay.obs.items()} == {
         "uint8": 1, "bfloat16": 1
     }  # fmt: skip
@@ -334,7 +340,7 @@ def test_the_pendulum_is_swung_up(kind):
     config = resolve(settings, platform="cpu")
     population = Population(config)
     algo = population.algo
-    train = jax.jit(lambda s: jax.lax.scan(lambda s, _: algo.step(s), s, length=50)[0])
+    train = jax.jit(lambda s: jax.lax.scan(lambda s, _: iterate(algo, s), s, length=50)[0])
     state = train(jax.jit(population.init)())
     assert int(state.iteration) * algo.batch_size == 10_000
     returns = population.evaluator(config)(state.policy, jax.random.key(0))[:, 0]

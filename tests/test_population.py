@@ -10,7 +10,8 @@ import pytest
 from jaxrl import cli, evaluate, train
 from jaxrl.checkpoint import Checkpointer
 from jaxrl.errors import UserError
-from jaxrl.population import Population, members, spread
+from jaxrl.logs.rows import mean_and_std
+from jaxrl.population import Population, members
 from jaxrl.runs import load_policy
 from jaxrl.trainer import Trainer
 from tests.test_checkpoint import assert_same, stop_after
@@ -122,9 +123,9 @@ def test_what_cannot_be_swept_is_refused(sweep, pattern, small_run):
 
 
 def test_spread_is_mean_and_std_of_what_is_known():
-    row = spread([{"a": 1.0, "time/fps": 5.0}, {"a": 3.0, "time/fps": 5.0}])
+    row = mean_and_std([{"a": 1.0, "time/fps": 5.0}, {"a": 3.0, "time/fps": 5.0}])
     assert row == {"a": 2.0, "a_std": 1.0, "time/fps": 5.0}
-    assert spread([{"a": 1.0}, {"a": float("nan")}])["a"] == 1.0
+    assert mean_and_std([{"a": 1.0}, {"a": float("nan")}])["a"] == 1.0
 
 
 def test_the_commands_from_training_to_one_members_evaluation(tmp_path, monkeypatch, capfd):

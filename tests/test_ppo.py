@@ -1,6 +1,7 @@
 """PPO: what it bootstraps from, what it learns, and that a bad world cannot spoil it."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from jaxrl.algos import PPO, PPOConfig
 from jaxrl.envs import ArraySpec
 from jaxrl.errors import UserError
 from jaxrl.options import build
+from jaxrl.runtime.compiled import collect, iterate
 from tests.test_rl import reference_gae
 from tests.toys import Countdown, Fragile
 
@@ -18,17 +20,20 @@ SMALL = {"network": {"policy_hidden": [16], "value_hidden": [16]}}
 
 
 def make(env, num_envs=4, iterations=10, **settings):
-    return PPO(build(PPOConfig, SMALL | settings), env, num_envs, iterations)
+    worlds = env.runtime().worlds(num_envs)
+    return PPO(build(PPOConfig, SMALL | settings), env, worlds, iterations)
 
 
 @pytest.mark.parametrize("env", [Countdown(episode_length=3), Countdown(7, ends_at=5)])
 def test_targets_use_the_value_of_the_true_final_observation(env, monkeypatch):
     algo = make(env, num_steps=16)
     state = algo.init(jax.random.key(0))
-    _, rollout, _ = algo._collect(state, jax.random.key(2))
+    _, rollout, _ = collect(algo, state, jax.random.key(2))
     # Value an observation by a formula that tells every start and time apart.
-    monkeypatch.setattr(algo, "_value", lambda policy, obs: 3.0 * obs[..., 0] + obs[..., 1])
-    batch = algo._batch(state, rollout)
+    monkeypatch.setattr(
+        algo.policy, "values", lambda policy, obs: (3.0 * obs[..., 0] + obs[..., 1], None)
+    )
+    batch, _ = algo._batch(state, rollout)
 
     obs = np.asarray(rollout.obs)
     value = 3.0 * obs[..., 0] + obs[..., 1]
@@ -50,10 +55,10 @@ def value_after_training(env):
     algo = make(
         env, 32, 150, num_steps=16, gamma=0.8, learning_rate=5e-3, normalize_advantage=False
     )
-    train = jax.jit(lambda s: jax.lax.scan(lambda s, _: algo.step(s), s, length=150)[0])
+    train = jax.jit(lambda s: jax.lax.scan(lambda s, _: iterate(algo, s), s, length=150)[0])
     state = train(algo.init(jax.random.key(0)))
     obs = jnp.stack([jnp.full(10, 0.5), jnp.arange(10.0)], axis=1)
-    return np.asarray(algo._value(state.policy, obs))
+    return np.asarray(algo.policy.values(state.policy, obs)[0])
 
 
 def test_a_time_limit_is_not_an_end_but_termination_is():
@@ -68,7 +73,7 @@ def test_a_time_limit_is_not_an_end_but_termination_is():
 def test_nonfinite_worlds_reach_neither_normaliser_nor_gradient():
     algo = make(Fragile(), 32, num_steps=8, normalize_reward=True)
     state = algo.init(jax.random.key(0))
-    step = jax.jit(algo.step)
+    step = jax.jit(partial(iterate, algo))
     broken = 0
     for _ in range(4):
         state, (metrics, episodes) = step(state)
@@ -81,7 +86,7 @@ def test_nonfinite_worlds_reach_neither_normaliser_nor_gradient():
 
 def test_the_same_seed_trains_the_same_and_another_does_not():
     algo = make(Countdown(), num_steps=8)
-    step = jax.jit(lambda key: algo.step(algo.init(key))[0].policy.params)
+    step = jax.jit(lambda key: iterate(algo, algo.init(key))[0].policy.params)
     first, again, other = (step(jax.random.key(s)) for s in (1, 1, 2))
     assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), first, again))
     assert not jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), first, other))
@@ -107,7 +112,7 @@ class Seen(Countdown):
 def test_the_critic_may_see_other_keys_than_the_policy():
     network = {"policy_keys": ["noise"], "value_keys": ["clock", "noise"]}
     algo = make(Seen(), num_steps=8, network=network | SMALL["network"])
-    state = jax.jit(lambda k: algo.step(algo.init(k))[0])(jax.random.key(0))
+    state = jax.jit(lambda k: iterate(algo, algo.init(k))[0])(jax.random.key(0))
     params = state.policy.params["params"]
     assert params["policy_trunk"]["Dense_0"]["kernel"].shape == (1, 16)
     assert params["value_trunk"]["Dense_0"]["kernel"].shape == (2, 16)
@@ -131,7 +136,7 @@ def test_network_options_train(network):
         entropy_coef=0.01,
         weight_decay=0.01,
     )
-    state, (metrics, _) = jax.jit(lambda k: algo.step(algo.init(k)))(jax.random.key(0))
+    state, (metrics, _) = jax.jit(lambda k: iterate(algo, algo.init(k)))(jax.random.key(0))
     assert np.isfinite(metrics["train/loss"])
     assert ("value_trunk" in state.policy.params["params"]) != network.get("shared_trunk", False)
 
@@ -140,8 +145,8 @@ def test_target_kl_stops_updates():
     free = make(Countdown(), num_steps=16, learning_rate=0.05)
     held = make(Countdown(), num_steps=16, learning_rate=0.05, target_kl=1e-4)
     start = free.init(jax.random.key(0))
-    after_free = jax.jit(free.step)(start)[0].learner[1].count
-    after_held = jax.jit(held.step)(start)[0].learner[1].count
+    after_free = jax.jit(partial(iterate, free))(start)[0].learner[1].count
+    after_held = jax.jit(partial(iterate, held))(start)[0].learner[1].count
     assert int(after_free) == 16
     assert 1 <= int(after_held) < 16
 

@@ -13,10 +13,17 @@ from jaxrl.envs import Timestep, Vector
 from jaxrl.rl.packing import Packing
 from jaxrl.rl.replay import Replay
 from jaxrl.rl.returns import ReturnScale, n_step_return
+from jaxrl.rl.rollout import Rollout
 from tests.toys import Countdown
 
 GAMMA = 0.9
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def rollout(obs, action, step):
+    """One step of all worlds."""
+    rows = (obs, action, (), step.reward, step.terminated, step.truncated, step.final_obs)
+    return Rollout(*jax.tree.map(lambda x: x[None], rows), last_obs=None, memory=())
 
 
 def filled(env, rows, capacity, *, worlds=3, **settings):
@@ -31,7 +38,7 @@ def filled(env, rows, capacity, *, worlds=3, **settings):
         obs = envs.obs
         action = obs[:, 1:] / 100
         new, happened = vector.step(envs, action)
-        return (new, replay.insert(state, obs, action, happened)), None
+        return (new, replay.insert(state, rollout(obs, action, happened))), None
 
     start = (vector.init(jax.random.key(0)), replay.init())
     return replay, jax.jit(lambda: jax.lax.scan(step, start, length=rows)[0][1])()
@@ -143,7 +150,7 @@ def test_dictionaries_go_through_the_ring():
         limit = no | (t == 3)
         final = jax.tree.map(lambda x: 10 * x, obs(t))
         step = Timestep(jnp.ones(1), no, limit, final, no, no, jnp.zeros((1, 2)), no)
-        state = replay.insert(state, obs(t), jnp.zeros((1, 1)), step)
+        state = replay.insert(state, rollout(obs(t), jnp.zeros((1, 1)), step))
     batch = replay.sample(state, jax.random.key(0), 100, gamma=0.9)
     assert batch.obs["b"].dtype == jnp.int32 and set(np.unique(batch.obs["b"])) == set(
         range(100, 105)
@@ -202,7 +209,7 @@ def test_a_cut_ends_the_episodes_under_way_with_what_they_led_to():
     no = jnp.zeros(3, bool)
     step = Timestep(jnp.ones(3), no, no, jnp.ones((3, 2)), no, no, jnp.zeros((3, 2)), no)
     for _ in range(3):  # other episodes, whose observations are -5
-        state = replay.insert(state, jnp.full((3, 2), -5.0), jnp.zeros((3, 1)), step)
+        state = replay.insert(state, rollout(jnp.full((3, 2), -5.0), jnp.zeros((3, 1)), step))
     batch = replay.sample(state, jax.random.key(2), 500, gamma=GAMMA)
     before, after = np.asarray(batch.obs), np.asarray(batch.next_obs)
     crosses = (before[:, 1] != -5.0) & (after[:, 1] == -5.0)

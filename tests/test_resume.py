@@ -13,8 +13,10 @@ from jaxrl import history, train
 from jaxrl.checkpoint import Checkpointer
 from jaxrl.config import read_yaml, write_yaml
 from jaxrl.errors import UserError
+from jaxrl.rhythm import Rhythm
+from jaxrl.run_folder import Progress
 from jaxrl.runs import load_policy
-from jaxrl.trainer import Progress, Trainer, _Rhythm, _words
+from jaxrl.trainer import Trainer, _words
 from tests.test_checkpoint import ROOT, assert_same, leaves
 
 HALF = {"total_timesteps": 256}
@@ -188,14 +190,14 @@ def test_a_run_judges_itself_several_times_unless_told_otherwise(small_run):
 
 
 def test_chunks_come_to_take_two_seconds():
-    rhythm, seconds = _Rhythm(None), 0.01  # of an iteration
+    rhythm, seconds = Rhythm(None), 0.01  # of an iteration
     counts = []
     for _ in range(8):
         counts.append(rhythm.next(10_000))
         rhythm.took(30.0 if len(counts) == 1 else seconds * counts[-1])  # the first is compiled
     assert counts == [1, 1, 8, 64, 200, 200, 200, 200]
     assert rhythm.next(17) == 17
-    fixed = _Rhythm(5)
+    fixed = Rhythm(5)
     assert [fixed.next(most) for most in (9, 3, 9)] == [5, 3, 5]
 
 

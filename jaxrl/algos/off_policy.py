@@ -17,6 +17,7 @@ from jaxrl.algos import base
 from jaxrl.algos.base import Algorithm, AlgorithmConfig, TrainState
 from jaxrl.envs.task import Task
 from jaxrl.errors import UserError
+from jaxrl.logs import columns
 from jaxrl.nets import NetworkConfig, critic_ensemble
 from jaxrl.options import option
 from jaxrl.policy import Policy, PolicyState
@@ -346,7 +347,7 @@ class OffPolicy(Algorithm):
         """Scalar: mean over the batch, sum over the critics."""
         heads = self._heads(critic, state.policy, batch.obs, batch.action)
         loss = self.value.loss(heads, target).mean(1).sum()
-        return loss, {"train/critic_loss": loss, "train/q_value": self.value.mean(heads).mean()}
+        return loss, {columns.CRITIC_LOSS: loss, columns.Q_VALUE: self.value.mean(heads).mean()}
 
     def _least_value(
         self, learner: Learner, policy: PolicyState, obs: Any, action: jax.Array

@@ -17,6 +17,7 @@ from flax import struct
 from jaxrl import platform
 from jaxrl.algos.base import Algorithm, AlgorithmConfig, TrainState, shuffled
 from jaxrl.errors import UserError
+from jaxrl.logs import columns
 from jaxrl.options import option
 from jaxrl.policy import Policy, PolicyState
 from jaxrl.rl import losses
@@ -289,7 +290,7 @@ class PPO(Algorithm):
                 lambda: ((params, opt_state), last),
                 lambda: self._update(state, (params, opt_state), rows, rate, key),
             )
-            stopped |= metrics["train/approx_kl"] > 1.5 * c.target_kl
+            stopped |= metrics[columns.KL] > 1.5 * c.target_kl
             return (*carry, stopped, metrics), metrics
 
         carry = (state.policy.params, state.learner)
@@ -299,7 +300,7 @@ class PPO(Algorithm):
             carry = (*carry, jnp.zeros((), bool), jax.tree.map(lambda x: jnp.zeros(x.shape), blank))
         carry, metrics = jax.lax.scan(epoch, carry, jax.random.split(key, c.num_epochs))
         metrics = jax.tree.map(jnp.mean, metrics)
-        metrics["train/explained_variance"] = explained
+        metrics[columns.EXPLAINED_VARIANCE] = explained
         return carry[0], carry[1], metrics
 
     def _minibatches(
@@ -359,15 +360,15 @@ class PPO(Algorithm):
             distance = jnp.square(away).sum(-1).mean()
             coef = self._expert_coef(state)
             loss = loss + coef * distance
-            metrics = {"train/expert_loss": jnp.where(coef > 0, distance, jnp.nan)}
+            metrics = {columns.EXPERT_LOSS: jnp.where(coef > 0, distance, jnp.nan)}
         return loss, metrics | {
-            "train/loss": loss,
-            "train/policy_gradient_loss": policy_loss,
-            "train/value_loss": value_loss,
-            "train/entropy_loss": -entropy,
-            "train/approx_kl": losses.approximate_kl(log_ratio).mean(),
-            "train/clip_fraction": clipped.mean(),
-            "train/std": jnp.exp(gaussian.log_std).mean(),
+            columns.LOSS: loss,
+            columns.POLICY_LOSS: policy_loss,
+            columns.VALUE_LOSS: value_loss,
+            columns.ENTROPY_LOSS: -entropy,
+            columns.KL: losses.approximate_kl(log_ratio).mean(),
+            columns.CLIP_FRACTION: clipped.mean(),
+            columns.STD: jnp.exp(gaussian.log_std).mean(),
         }
 
 

@@ -17,6 +17,7 @@ from jaxrl.algos import base, off_policy
 from jaxrl.algos.base import TrainState
 from jaxrl.algos.off_policy import Learner, OffPolicy, OffPolicyConfig
 from jaxrl.errors import UserError
+from jaxrl.logs import columns
 from jaxrl.nets import NetworkConfig
 from jaxrl.options import option
 from jaxrl.policy import PolicyState
@@ -99,7 +100,7 @@ class SAC(OffPolicy):
         action, log_prob = self._sample(policy, batch.obs, key)
         value = self._least_value(learner, policy, batch.obs, action)
         loss = losses.soft_policy_loss(log_prob, value, jnp.exp(learner.extra.log)).mean()
-        return loss, {"train/actor_loss": loss, "train/entropy": -log_prob.mean()}
+        return loss, {columns.ACTOR_LOSS: loss, columns.ENTROPY: -log_prob.mean()}
 
     def _update_extra(
         self,
@@ -112,9 +113,9 @@ class SAC(OffPolicy):
     ) -> tuple[Temperature, dict[str, jax.Array]]:
         wanted = hyper["target_entropy"] * self.policy.action_size
         loss, gradient = jax.value_and_grad(losses.temperature_loss)(
-            extra.log, metrics["train/entropy"], wanted
+            extra.log, metrics[columns.ENTROPY], wanted
         )
         update, opt_state = optax.scale_by_adam().update(gradient, extra.opt_state)
         log = extra.log - rate * hyper["temperature_learning_rate"] * update
         extra = Temperature(log=log, opt_state=opt_state)
-        return extra, {"train/ent_coef": jnp.exp(log), "train/ent_coef_loss": loss}
+        return extra, {columns.TEMPERATURE: jnp.exp(log), columns.TEMPERATURE_LOSS: loss}

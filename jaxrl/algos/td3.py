@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxrl.algos.base import TrainState
 from jaxrl.algos.off_policy import Learner, OffPolicy, OffPolicyConfig, soft_update
 from jaxrl.errors import UserError
+from jaxrl.logs import columns
 from jaxrl.options import option
 from jaxrl.policy import PolicyState
 from jaxrl.rl.replay import Transitions
@@ -89,7 +90,7 @@ class TD3(OffPolicy):
         policy = state.policy.replace(params=params)
         action, _ = self.policy(policy, batch.obs)
         loss = -self._least_value(learner, policy, batch.obs, action).mean()
-        return loss, {"train/actor_loss": loss}
+        return loss, {columns.ACTOR_LOSS: loss}
 
     def _update_extra(
         self,

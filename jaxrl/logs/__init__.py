@@ -3,7 +3,7 @@
 from jaxrl.logs.console import Console
 from jaxrl.logs.numbers import readable
 from jaxrl.logs.sinks import (
-    STEP,
+    SINKS,
     CSVSink,
     Sink,
     TensorBoardSink,
@@ -13,7 +13,7 @@ from jaxrl.logs.sinks import (
 )
 
 __all__ = [
-    "STEP",
+    "SINKS",
     "CSVSink",
     "Console",
     "Sink",

@@ -12,26 +12,27 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
 from rich.text import Text
 
+from jaxrl.logs import columns
 from jaxrl.logs.numbers import readable
 
 LINE_EVERY = 10.0  # seconds between plain lines
 
 _BRIEF = {
-    "rollout/ep_rew_mean": "return",
-    "rollout/success_rate": "success",
-    "rollout/ep_len_mean": "length",
-    "time/fps": "steps/s",
+    columns.ROLLOUT_RETURN: "return",
+    columns.ROLLOUT_SUCCESS: "success",
+    columns.ROLLOUT_LENGTH: "length",
+    columns.SPEED: "steps/s",
 }
 # name, its columns at an evaluation and in training
 _SHORT = (
-    ("return", "eval/mean_reward", "rollout/ep_rew_mean"),
-    ("success", "eval/success_rate", "rollout/success_rate"),
-    ("length", "eval/mean_ep_length", "rollout/ep_len_mean"),
-    ("KL", "", "train/approx_kl"),
-    ("value loss", "", "train/value_loss"),
-    ("critic loss", "", "train/critic_loss"),
-    ("actor loss", "", "train/actor_loss"),
-    ("steps/s", "", "time/fps"),
+    ("return", columns.EVAL_RETURN, columns.ROLLOUT_RETURN),
+    ("success", columns.EVAL_SUCCESS, columns.ROLLOUT_SUCCESS),
+    ("length", columns.EVAL_LENGTH, columns.ROLLOUT_LENGTH),
+    ("KL", "", columns.KL),
+    ("value loss", "", columns.VALUE_LOSS),
+    ("critic loss", "", columns.CRITIC_LOSS),
+    ("actor loss", "", columns.ACTOR_LOSS),
+    ("steps/s", "", columns.SPEED),
 )
 
 
@@ -83,7 +84,7 @@ class Console:
         elif self._enabled and time.monotonic() - self._last_line >= LINE_EVERY:
             self._last_line = time.monotonic()
             self.say("  ".join([f"{step:,}/{total:,} steps", f"ETA {left}", *brief]))
-        if self._enabled and any(name.startswith("eval/") for name in row):
+        if self._enabled and any(name.startswith(columns.EVAL) for name in row):
             self._rich.print(_full_table(row) if self._full else _short_table(step, row))
 
     def _left(self, step: int) -> str:

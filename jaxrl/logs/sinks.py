@@ -8,16 +8,19 @@ import math
 import secrets
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from jaxrl.errors import UserError
 from jaxrl.files import write_text
+from jaxrl.logs import columns
+from jaxrl.plugins import Registry
 
-STEP = "time/total_timesteps"
+if TYPE_CHECKING:
+    from jaxrl.config import RunConfig
 
 
 class Sink(Protocol):
@@ -67,45 +70,45 @@ def _is_row(row: dict[str, str]) -> bool:
         numbers = {name: float(cell or "nan") for name, cell in row.items()}
     except ValueError:
         return False
-    return math.isfinite(numbers.get(STEP, math.nan))
+    return math.isfinite(numbers.get(columns.STEPS, math.nan))
 
 
 class CSVSink:
     """One row a call in a CSV file; cells without a number are empty.
 
+    A column that no row before had is added, and the file written anew.
+
     Args:
       path: file; readable rows up to `resume_step` are kept, others dropped.
-      later: columns that rows after the first may have besides those of the first.
       resume_step: control steps that the resumed run stands at, 0 for a new one.
     """
 
-    def __init__(self, path: Path, later: Sequence[str] = (), *, resume_step: int = 0):
+    def __init__(self, path: Path, *, resume_step: int = 0):
         kept: list[dict[str, str]] = []
         if resume_step and path.exists():
             rows, bad = read_csv(path)
-            kept = [row for row in rows if float(row[STEP]) <= resume_step]
+            kept = [row for row in rows if float(row[columns.STEPS]) <= resume_step]
             if bad:
                 lines = "1 line that is" if bad == 1 else f"{bad:,} lines that are"
                 print(f"warning: {path}: dropped {lines} no row of numbers", file=sys.stderr)
-        self._path, self._later, self._begun = path, later, False
-        self._begin(list(kept[0]) if kept else [STEP, *later], kept)
-        self._kept = kept
+        self._path = path
+        self._begin(list(kept[0]) if kept else [columns.STEPS], kept)
 
-    def _begin(self, columns: list[str], rows: list[dict[str, str]]) -> None:
-        """Writes the file anew, with these columns."""
+    def _begin(self, names: list[str], rows: list[dict[str, str]]) -> None:
+        """Writes the file with these columns and rows, and goes on behind them."""
         text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, columns, extrasaction="ignore")
+        writer = csv.DictWriter(text, names)
         writer.writeheader()
         writer.writerows(rows)
         write_text(self._path, text.getvalue())
-        self._file = self._path.open("a", newline="")
-        self._writer = csv.DictWriter(self._file, columns, extrasaction="ignore")
+        self._names, self._file = names, self._path.open("a", newline="")
+        self._writer = csv.DictWriter(self._file, names)
 
     def write(self, step: int, row: dict[str, float]) -> None:
-        if not self._begun:  # only the first row tells what a run logs
-            self._begun = True
+        new = [name for name in row if name not in self._names]
+        if new:
             self._file.close()
-            self._begin(list(dict.fromkeys([STEP, *row, *self._later])), self._kept)
+            self._begin([*self._names, *new], read_csv(self._path)[0])
         self._writer.writerow({k: _cell(v) for k, v in row.items() if _known(v)})
         self._file.flush()
 
@@ -184,6 +187,20 @@ class WandbSink:
 
     def close(self) -> None:
         self._run.finish()
+
+
+def _tensorboard(folder: Path, config: RunConfig, start: int) -> Sink:
+    return TensorBoardSink(folder / "tensorboard", resume_step=start)
+
+
+def _wandb(folder: Path, config: RunConfig, start: int) -> Sink:
+    return WandbSink(folder, folder.name, config.to_dict())
+
+
+# (the run's folder, its configuration, control steps that it stands at) -> sink.
+MakeSink = Callable[[Path, "RunConfig", int], Sink]
+# An installed package adds one with the entry-point group; `log.sinks` names those to use.
+SINKS: Registry[MakeSink] = Registry("jaxrl.sinks", {"tensorboard": _tensorboard, "wandb": _wandb})
 
 
 def known_mean(values: np.ndarray) -> float:

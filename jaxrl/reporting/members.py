@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxrl.algos import ALGORITHMS
 from jaxrl.errors import UserError
+from jaxrl.logs import columns
 from jaxrl.options import flatten
 from jaxrl.reporting.pages import SECONDS, STEPS
 from jaxrl.reporting.reading import Evaluation, read_config, read_evaluation, read_rows, warn
@@ -62,7 +63,7 @@ class Member:
         start = self.settings.get(f"{algo}.learning_starts", 0)  # there is no loss before
         start = start if isinstance(start, (int, float)) else 0
         for row in reversed([row for row in self.rows if row[STEPS] > start]):
-            losses = [v for k, v in row.items() if k.startswith("train/") and "loss" in k]
+            losses = [v for k, v in row.items() if k.startswith(columns.TRAIN) and "loss" in k]
             if not losses or any(map(math.isfinite, losses)):
                 break
             at = row[STEPS]
@@ -82,8 +83,8 @@ class Member:
             means = {name: values["mean"] for name, values in summary.items()}
             return {name: means.get(name, math.nan) for name in ("return", "success")}
         return {
-            "return": self.last("eval/mean_reward"),
-            "success": self.last("eval/success_rate"),
+            "return": self.last(columns.EVAL_RETURN),
+            "success": self.last(columns.EVAL_SUCCESS),
         }
 
     @property

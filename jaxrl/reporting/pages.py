@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from jaxrl.errors import UserError
-from jaxrl.logs import STEP, readable
+from jaxrl.logs import columns, readable
 
-STEPS = STEP
-SECONDS = "time/time_elapsed"
+STEPS = columns.STEPS
+SECONDS = columns.ELAPSED
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,25 +34,25 @@ class Panel:
 
 # A run shows those that its progress.csv has.
 CURVES = (
-    Panel("Return", "sum of rewards", ("rollout/ep_rew_mean", "eval/mean_reward")),
-    Panel("Success rate", "share of episodes", ("rollout/success_rate", "eval/success_rate")),
-    Panel("Episode length", "control steps", ("rollout/ep_len_mean", "eval/mean_ep_length")),
-    Panel("Curriculum level", "level (0 to 1)", ("rollout/level",)),
-    Panel("Distance to the expert's actions", "squared distance", ("train/expert_loss",)),
-    Panel("Approximate KL", "divergence (nats)", ("train/approx_kl",)),
-    Panel("Explained variance", "share of variance", ("train/explained_variance",)),
-    Panel("Value loss", "loss", ("train/value_loss",)),
-    Panel("Policy gradient loss", "loss", ("train/policy_gradient_loss",)),
-    Panel("Exploration", "std of the actions", ("train/std",)),
-    Panel("Critic loss", "loss", ("train/critic_loss",)),
-    Panel("Actor loss", "loss", ("train/actor_loss",)),
-    Panel("Q value", "mean over the batch", ("train/q_value",)),
-    Panel("Temperature", "weight of the entropy", ("train/ent_coef",)),
-    Panel("Temperature loss", "loss", ("train/ent_coef_loss",)),
-    Panel("Speed", "control steps per second", ("time/fps",)),
+    Panel("Return", "sum of rewards", (columns.ROLLOUT_RETURN, columns.EVAL_RETURN)),
+    Panel("Success rate", "share of episodes", (columns.ROLLOUT_SUCCESS, columns.EVAL_SUCCESS)),
+    Panel("Episode length", "control steps", (columns.ROLLOUT_LENGTH, columns.EVAL_LENGTH)),
+    Panel("Curriculum level", "level (0 to 1)", (columns.LEVEL,)),
+    Panel("Distance to the expert's actions", "squared distance", (columns.EXPERT_LOSS,)),
+    Panel("Approximate KL", "divergence (nats)", (columns.KL,)),
+    Panel("Explained variance", "share of variance", (columns.EXPLAINED_VARIANCE,)),
+    Panel("Value loss", "loss", (columns.VALUE_LOSS,)),
+    Panel("Policy gradient loss", "loss", (columns.POLICY_LOSS,)),
+    Panel("Exploration", "std of the actions", (columns.STD,)),
+    Panel("Critic loss", "loss", (columns.CRITIC_LOSS,)),
+    Panel("Actor loss", "loss", (columns.ACTOR_LOSS,)),
+    Panel("Q value", "mean over the batch", (columns.Q_VALUE,)),
+    Panel("Temperature", "weight of the entropy", (columns.TEMPERATURE,)),
+    Panel("Temperature loss", "loss", (columns.TEMPERATURE_LOSS,)),
+    Panel("Speed", "control steps per second", (columns.SPEED,)),
 )
-COUNTERS = ("rollout/episodes", "rollout/nan_resets", "rollout/restarts", "eval/std_reward")
-CLOCKS = (STEPS, SECONDS, "time/iterations")
+COUNTERS = (columns.EPISODES, columns.NAN_RESETS, columns.RESTARTS, columns.EVAL_RETURN_STD)
+CLOCKS = (STEPS, SECONDS, columns.ITERATIONS)
 SOURCES = {"rollout": "training", "eval": "evaluation"}  # of columns that share a scale
 
 STYLE = """

@@ -14,6 +14,7 @@ from jaxrl.envs.checking import check_task
 from jaxrl.envs.task import Task
 from jaxrl.envs.vector import MEMBERS_AXIS, EpisodeSums, Vector, episode_sums
 from jaxrl.errors import UserError
+from jaxrl.logs import columns
 from jaxrl.rl.rollout import Rollout, limit_slots
 from jaxrl.runtime import never
 
@@ -119,10 +120,10 @@ def iterate(algo: Algorithm, state: TrainState) -> tuple[TrainState, tuple[dict,
         episodes = jax.tree.map(lambda x: x.sum(0), episodes)
     redrawn = state.envs.redrawn - envs.redrawn
     episodes = episodes.replace(nonfinite=episodes.nonfinite + redrawn)
-    metrics["train/learning_rate"] = rate
+    metrics[columns.LEARNING_RATE] = rate
     if envs.curriculum is not None:
         for i, level in enumerate(envs.curriculum.level):
-            metrics[f"rollout/level_{i}" if i else "rollout/level"] = level
+            metrics[f"{columns.LEVEL}_{i}" if i else columns.LEVEL] = level
     return state.replace(key=key, iteration=state.iteration + 1), (metrics, episodes)
 
 

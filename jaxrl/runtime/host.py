@@ -26,7 +26,7 @@ from jaxrl.bridge.worker import Group, Unusable, Wrap, line, view
 from jaxrl.envs import ArraySpec, Timestep, WrapConfig, Wrapped
 from jaxrl.envs.vector import LARGEST, episode_sums, select
 from jaxrl.errors import Stopped, UserError
-from jaxrl.logs import known_mean
+from jaxrl.logs import columns, known_mean
 from jaxrl.rl.rollout import Rollout, limit_slots
 from jaxrl.runtime import never
 from jaxrl.runtime.compiled import MOST_WORLDS as MOST_SIDE_BY_SIDE
@@ -419,7 +419,7 @@ class HostTraining:
         state, metric = self._improve(state, steps, memory, key_learn, algo.config.num_steps)
         metrics = jax.device_get([*metrics, metric])
         metrics = {name: known_mean(np.array([m[name] for m in metrics])) for name in metrics[0]}
-        metrics["train/learning_rate"] = state.hyper["learning_rate"] * algo.rate(state)
+        metrics[columns.LEARNING_RATE] = state.hyper["learning_rate"] * algo.rate(state)
         state = state.replace(key=key, iteration=state.iteration + 1)
         return state, (metrics, jax.tree.map(lambda *x: np.sum(x, 0), *sums))
 
@@ -461,7 +461,7 @@ class HostTraining:
         )
 
     def counters(self) -> dict[str, float]:
-        return {"rollout/restarts": self.vector.restarts}
+        return {columns.RESTARTS: self.vector.restarts}
 
     def close(self) -> None:
         self.vector.close()

@@ -1,0 +1,221 @@
+"""A run on disk: its configuration, its checkpoints, and the best model of each member."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import IO, Any
+
+import jax
+
+from jaxrl import files, history
+from jaxrl.checkpoint import Checkpointer, Restored
+from jaxrl.config import RunConfig, write_yaml
+from jaxrl.errors import UserError
+from jaxrl.population import Member
+from jaxrl.runs import MEMBERS, hardware, spaces
+
+FOLDERS = ("checkpoints", "best", "eval", "tensorboard", "videos", "damaged", "earlier", MEMBERS)
+FILES = ("config.yaml", "progress.csv", history.HISTORY)
+
+
+@dataclasses.dataclass
+class Progress:
+    """Host-side counters; saved with each checkpoint.
+
+    Attributes:
+      timesteps: control steps of each member.
+      elapsed: seconds.
+      best: score of each member's best model.
+    """
+
+    timesteps: int = 0
+    elapsed: float = 0.0
+    best: list[float | None] = dataclasses.field(default_factory=list)
+
+
+class MemberFolder:
+    """Where a member's own things lie: RUN itself, or RUN/members/<name>."""
+
+    def __init__(self, run: Path, member: Member):
+        self.member = member
+        self.path = run / MEMBERS / member.name if member.name else run
+        self.best = Checkpointer(self.path / "best", keep=1)
+
+
+class RunFolder:
+    """The folder of a run, claimed for this process until `close`.
+
+    Args:
+      path: of the folder; made if it is not there.
+      config: of the run.
+      members: of the run.
+
+    Raises:
+      UserError: it cannot be written, or another process trains in it.
+    """
+
+    def __init__(self, path: Path, config: RunConfig, members: list[Member]):
+        self.path, self.config = path, config
+        self._lock = self._claim()
+        self.checkpoints = Checkpointer(path / "checkpoints", keep=config.train.checkpoint.keep)
+        self.members = [MemberFolder(path, member) for member in members]
+
+    def close(self) -> None:
+        """Gives the folder free for other processes."""
+        if self._lock:
+            self._lock.close()
+
+    def _claim(self) -> IO[str] | None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            probe = self.path / ".writable"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise UserError(
+                f"out: cannot write to {self.path}: {error.strerror} (choose another with --out)"
+            ) from error
+        for names, kind, fits in ((FOLDERS, "folder", Path.is_dir), (FILES, "file", Path.is_file)):
+            for path in (self.path / name for name in names):
+                if path.exists() and not fits(path):
+                    raise UserError(f"{path}: a {kind} belongs here; move what is there away")
+        return files.lock(self.path)
+
+    # -- going on ------------------------------------------------------------------------
+
+    def begin(self) -> Progress:
+        """Of a new run, or one that was killed before its first checkpoint."""
+        for member in self.members:
+            member.best.discard_after(-1)
+        return Progress(best=[None] * len(self.members))
+
+    def restore(self, shapes: Any) -> tuple[Restored, Progress, dict[str, list[Any]]]:
+        """The newest whole checkpoint, its counters, and the settings that are others now.
+
+        Args:
+          shapes: of the training state.
+
+        Raises:
+          UserError: there is none that fits, or nothing is left to train.
+        """
+        restored = self.checkpoints.restore(
+            self._items(shapes),
+            optional=("replay",),
+            warn=lambda text: print(text, file=sys.stderr),
+        )
+        progress = Progress(**restored.meta["progress"])
+        changed = history.differences(restored.meta["config"], self.config.to_dict())
+        if changed and progress.timesteps >= self.config.train.total_timesteps:
+            raise UserError(
+                f"--resume {self.path}: its {progress.timesteps:,} control steps are trained, "
+                f"so another {next(iter(changed))} would change nothing; give a larger "
+                "--total_timesteps too"
+            )
+        self.checkpoints.discard_after(restored.step)
+        self._begin_new_record(restored.step, progress, changed)
+        for i, member in enumerate(self.members):
+            member.best.discard_after(restored.step)
+            if not member.best.steps():
+                progress.best[i] = None
+        self._warn(restored, changed)
+        return restored, progress, changed
+
+    def _begin_new_record(
+        self, step: int, progress: Progress, changed: dict[str, list[Any]]
+    ) -> None:
+        """Lets the best model of another task be, since its score says nothing of this one."""
+        kinds = ("env.", "eval_overrides.", "eval.best_by")
+        keys = [key for key in changed if key.startswith(kinds)]
+        if not keys:
+            return
+        for i, member in enumerate(self.members):
+            member.best.discard_after(-1, member.path / "earlier" / "best")
+            progress.best[i] = None
+        old, new = changed[keys[0]]
+        kept = self.members[0].path / "earlier" / "best"
+        others = f" (and {len(keys) - 1} more settings)" if len(keys) > 1 else ""
+        print(
+            f"{keys[0]} is {new} and no longer {old}{others}: a new record of the best model "
+            f"begins at {step:,} control steps; the one before lies in {kept}",
+            file=sys.stderr,
+        )
+
+    def _warn(self, restored: Restored, changed: dict[str, list[Any]]) -> None:
+        """Says where the rest will not be what the run would have been without a break."""
+        train = self.config.train
+        if "total_timesteps" in changed and train.settings.schedule.kind != "constant":
+            print(
+                f"{train.algo}.schedule now goes over {train.total_timesteps:,} control steps: the "
+                "rest is not what a run of that length from the start would have done",
+                file=sys.stderr,
+            )
+        saved_with = restored.meta["hardware"]["jax"]
+        if saved_with != jax.__version__:
+            print(
+                f"warning: saved with jax {saved_with}, going on with {jax.__version__}: "
+                "right, but not bit for bit",
+                file=sys.stderr,
+            )
+
+    # -- writing -------------------------------------------------------------------------
+
+    def write_configuration(self, progress: Progress, changed: dict[str, list[Any]]) -> None:
+        """Writes what will be trained with."""
+        write_yaml(self.config, self.path / "config.yaml")
+        for member in self.members:
+            write_yaml(member.member.config, member.path / "config.yaml")
+        history.record(self.path, progress.timesteps, changed)
+
+    def save(self, state: Any, progress: Progress, policy: Any) -> None:
+        """Starts saving a checkpoint.
+
+        Args:
+          state: the training state.
+          progress: counters.
+          policy: the `Policy` that is trained.
+        """
+        for member in self.members:
+            member.best.wait()  # a checkpoint never claims a best model that is not on disk
+        self.checkpoints.save(
+            progress.timesteps, self._items(state), _meta(self.config, progress, policy)
+        )
+
+    def save_best(
+        self, i: int, params: Any, progress: Progress, policy: Any, row: dict[str, float]
+    ) -> None:
+        """Starts saving the best model of the `i`-th member.
+
+        Args:
+          i: number of the member.
+          params: its `PolicyState`.
+          progress: counters.
+          policy: the `Policy` that is trained.
+          row: its evaluation.
+        """
+        member = self.members[i]
+        meta = _meta(member.member.config, progress, policy)
+        member.best.save(progress.timesteps, {"policy": params}, meta | {"eval": row})
+
+    def best(self, progress: Progress) -> Path:
+        """The folder of the run, or of the population's best member."""
+        scores = [-float("inf") if score is None else score for score in progress.best]
+        return self.members[scores.index(max(scores))].path
+
+    def _items(self, state: Any) -> dict[str, Any]:
+        """A training state as checkpoint items: the policy apart, so that it loads alone,
+        and the replay, which may be left out."""
+        items = {"policy": state.policy, "train": state.replace(policy=None, replay=None)}
+        if self.config.train.checkpoint.replay and jax.tree.leaves(state.replay):
+            items["replay"] = state.replay
+        return items
+
+
+def _meta(config: RunConfig, progress: Progress, policy: Any) -> dict[str, Any]:
+    return {
+        "config": config.to_dict(),
+        "progress": dataclasses.asdict(progress),
+        "hardware": hardware(),
+        "spaces": spaces(policy),
+    }
