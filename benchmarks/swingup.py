@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 
 from envs_mjx.physics import Physics, PhysicsState
-from jaxrl import cli, envs, train
+from jaxrl import cli, envs
+from jaxrl.commands import train
 from jaxrl.envs import ArraySpec, State, Task
 from jaxrl.options import option
 

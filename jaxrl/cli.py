@@ -7,9 +7,7 @@ import difflib
 import os
 import resource
 import sys
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from jaxrl.errors import UserError
@@ -165,25 +163,16 @@ def whole(flags: dict[str, Any], name: str, default: int, *, least: int = 1) -> 
 
 
 def start_jax() -> str:
-    """Chooses the device and the compile cache; returns "cpu" or "gpu".
-
-    The cache lies in the user's own cache folder, since a cached program is code; set
-    JAX_COMPILATION_CACHE_DIR to move it. Where it cannot be written there is none.
-    """
+    """Chooses the device and the compile cache; returns "cpu" or "gpu"."""
     import jax
 
+    from jaxrl import platform
+
     _allow_files()
-    jax.config.update("jax_compilation_cache_dir", _cache_folder())
     if jax.config.jax_enable_x64:
         jax.config.update("jax_enable_x64", False)
         print("JAX_ENABLE_X64 is ignored: training is in float32", file=sys.stderr)
-    try:
-        return "cpu" if jax.default_backend() == "cpu" else "gpu"
-    except Exception as error:  # each backend has its own
-        asked = os.environ.get("JAX_PLATFORMS")
-        why = f" with JAX_PLATFORMS={asked}" if asked else ""
-        said = str(error).strip() or "none of that kind (for a GPU: pip install 'jaxrl[gpu]')"
-        raise UserError(f"JAX finds no device{why}: {said.splitlines()[0]}") from error
+    return platform.start()
 
 
 def _allow_files() -> None:
@@ -193,16 +182,3 @@ def _allow_files() -> None:
     if soft != resource.RLIM_INFINITY and soft < most:
         with contextlib.suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-
-
-def _cache_folder() -> str | None:
-    """Where compiled programs are kept; None where nothing can be written."""
-    try:
-        folder = os.environ.get("JAX_COMPILATION_CACHE_DIR")
-        base = os.environ.get("XDG_CACHE_HOME") or ("" if folder else Path.home() / ".cache")
-        path = Path(folder or Path(base) / "jaxrl" / "xla")
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            return str(path)
-    except (OSError, RuntimeError):  # RuntimeError: there is no home
-        return None

@@ -1,8 +1,10 @@
-"""Which kind of device a program is traced for. CPU and GPU want different forms."""
+"""The device that programs run on, and where compiled ones are kept."""
 
 from __future__ import annotations
 
 import contextlib
+import os
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +12,43 @@ from typing import Any
 
 import jax
 
+from jaxrl.errors import UserError
+
 _chosen = threading.local()
+
+
+def start() -> str:
+    """Finds the device, and a folder for compiled programs; returns "cpu" or "gpu".
+
+    The folder is the user's own cache folder, since a cached program is code; set
+    JAX_COMPILATION_CACHE_DIR to move it. Where it cannot be written there is none.
+
+    Raises:
+      UserError: there is no device.
+    """
+    chosen = jax.config.jax_compilation_cache_dir
+    if chosen in (None, os.environ.get("JAX_COMPILATION_CACHE_DIR")):  # else by the user's code
+        jax.config.update("jax_compilation_cache_dir", _cache_folder())
+    try:
+        return "cpu" if jax.default_backend() == "cpu" else "gpu"
+    except Exception as error:  # each backend has its own
+        asked = os.environ.get("JAX_PLATFORMS")
+        why = f" with JAX_PLATFORMS={asked}" if asked else ""
+        said = str(error).strip() or "none of that kind (for a GPU: pip install 'jaxrl[gpu]')"
+        raise UserError(f"JAX finds no device{why}: {said.splitlines()[0]}") from error
+
+
+def _cache_folder() -> str | None:
+    """Where compiled programs are kept; None where nothing can be written."""
+    try:
+        folder = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+        base = os.environ.get("XDG_CACHE_HOME") or ("" if folder else Path.home() / ".cache")
+        path = Path(folder or Path(base) / "jaxrl" / "xla")
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            return str(path)
+    except (OSError, RuntimeError):  # RuntimeError: there is no home
+        return None
 
 
 def target() -> str:

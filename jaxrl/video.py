@@ -7,6 +7,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from jaxrl.envs import Task
 from jaxrl.errors import UserError
 from jaxrl.evaluation import Actor
@@ -30,19 +32,33 @@ def record(env: Task, actor: Actor, params: Any, path: Path, seed: int = 0) -> N
         raise UserError(f"--video: got {path}, expected a file that ends in .mp4")
     if not env.can_render:
         raise UserError(f"--video: {type(env).__name__} cannot be drawn: it has no render()")
-    imageio = _imageio()
+    _imageio()  # complains first
     try:
         check_writable(path)
-        stride = max(1, math.ceil(1 / (50 * env.control_dt) - 1e-9))  # at most 50 frames a second
+        stride = stride_of(env)
         frames = env.runtime().film(actor, params, seed, stride)
-        with replacing(path) as part, warnings.catch_warnings():
-            # the encoder is another program: forking is harmless
-            warnings.simplefilter("ignore", RuntimeWarning)
-            fps = 1 / (stride * env.control_dt)
-            imageio.imwrite(part, frames, fps=fps, macro_block_size=8)
+        write(path, frames, 1 / (stride * env.control_dt))
     except UserError as error:
         said = str(error)
         raise UserError(said if said.startswith("--video") else f"--video: {said}") from error
+
+
+def stride_of(env: Task) -> int:
+    """Control steps from one picture to the next: at most 50 pictures a second."""
+    return max(1, math.ceil(1 / (50 * env.control_dt) - 1e-9))
+
+
+def write(path: Path, frames: np.ndarray, fps: float) -> None:
+    """Writes pictures [F, H, W, 3] uint8 as a video.
+
+    Raises:
+      UserError: a library is missing, or the file cannot be written.
+    """
+    imageio = _imageio()
+    with replacing(path) as part, warnings.catch_warnings():
+        # the encoder is another program: forking is harmless
+        warnings.simplefilter("ignore", RuntimeWarning)
+        imageio.imwrite(part, frames, fps=fps, macro_block_size=8)
 
 
 def _imageio() -> Any:

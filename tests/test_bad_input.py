@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from jaxrl import cli, envs, platform, strict_yaml, train
+from jaxrl import cli, envs, platform, strict_yaml
+from jaxrl.commands import train
 from jaxrl.config import read_yaml, resolve
 from jaxrl.errors import UserError
 from jaxrl.options import Raw, nest

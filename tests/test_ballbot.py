@@ -8,8 +8,8 @@ import pytest
 from envs_mjx.ballbot import Ballbot, model
 from envs_mjx.ballbot.check import balance
 from envs_mjx.ballbot.controllers import lqr_gain, pd_gain
+from jaxrl.commands.evaluate import baselines
 from jaxrl.envs import Task
-from jaxrl.evaluate import baselines
 from jaxrl.evaluation import Evaluator, summarize
 
 

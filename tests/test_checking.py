@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxrl import check, envs
+from jaxrl import envs
+from jaxrl.commands import check
 from jaxrl.envs import ArraySpec
 from jaxrl.envs.checking import check_task
 from jaxrl.errors import UserError

@@ -9,7 +9,8 @@ from contextlib import nullcontext
 
 import pytest
 
-from jaxrl import cli, evaluate, options, report, train
+from jaxrl import cli, options
+from jaxrl.commands import evaluate, report, train
 from jaxrl.config import read_yaml, resolve, write_yaml
 from jaxrl.errors import UserError
 
@@ -214,7 +215,7 @@ def test_train_evaluate_report(tmp_path, monkeypatch, capsys):
 
 def test_video_is_written_or_its_lack_explained(tmp_path, monkeypatch):
     from envs_mjx.ballbot import Ballbot
-    from jaxrl.evaluate import baselines
+    from jaxrl.commands.evaluate import baselines
     from jaxrl.video import record
 
     task = Ballbot(episode_seconds=0.4)

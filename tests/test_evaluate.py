@@ -7,10 +7,11 @@ import jax
 import numpy as np
 import pytest
 
-from jaxrl import evaluate, evaluation, video
+from jaxrl import evaluation, video
+from jaxrl.commands import evaluate
+from jaxrl.commands.evaluate import baselines
 from jaxrl.envs.randomization import Randomization, Range
 from jaxrl.errors import UserError
-from jaxrl.evaluate import baselines
 from jaxrl.evaluation import play, summarize
 from jaxrl.files import check_writable, write_text
 from jaxrl.runs import is_own

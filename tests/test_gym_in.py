@@ -13,9 +13,9 @@ from gymnasium import spaces
 from jaxrl.bridge import gym_in
 from jaxrl.bridge.gym_in import gym_class
 from jaxrl.bridge.worker import Guard, Unusable, Wrap, Wrapped, _parts, flat_space
+from jaxrl.commands.evaluate import baselines
 from jaxrl.config import resolve
 from jaxrl.errors import UserError
-from jaxrl.evaluate import baselines
 from jaxrl.evaluation import Actor
 from jaxrl.rl.distributions import Categorical, Gaussian
 from jaxrl.runtime import host

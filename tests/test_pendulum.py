@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from envs_mjx.pendulum import Pendulum
+from jaxrl.commands.evaluate import baselines
 from jaxrl.envs import Task
-from jaxrl.evaluate import baselines
 from jaxrl.evaluation import Evaluator
 
 

@@ -7,8 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from jaxrl import cli, evaluate, train
+from jaxrl import cli
 from jaxrl.checkpoint import Checkpointer
+from jaxrl.commands import evaluate, train
 from jaxrl.errors import UserError
 from jaxrl.logs.rows import mean_and_std
 from jaxrl.population import Population, members

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import yaml
 
-from jaxrl import evaluate, report
+from jaxrl.commands import evaluate, report
 from jaxrl.config import write_yaml
 from jaxrl.errors import UserError
-from jaxrl.reporting import overlay
+from jaxrl.reporting import overlay, run_page
 from jaxrl.reporting.members import grouped, is_population, read_members
 from jaxrl.reporting.pages import CURVES
 from jaxrl.reporting.reading import COLUMNS, read_rows
@@ -185,7 +185,7 @@ def test_a_group_may_diverge_at_once(tmp_path):
     assert "2 (2 diverged)" in overlay.page(runs)
     bare = "time/total_timesteps,time/time_elapsed\n100,2\n"
     (runs[0] / "progress.csv").write_text(bare)
-    assert "no finite number" in report.page(runs[0])
+    assert "no finite number" in run_page.page(runs[0])
 
 
 def test_several_runs_go_to_the_folder_one_stands_in(sweep, tmp_path, monkeypatch, undrawn):
@@ -241,7 +241,7 @@ def test_baselines_stand_beside_the_policy(tmp_path, undrawn):
     judged = {"return": {"mean": 321.5}, "success": {"mean": 0.75}, "length": {"mean": 200.0}}
     text = json.dumps({"task": "t", "baselines": {"scripted": judged}})
     (run / "eval" / "baselines.json").write_text(text)
-    page = re.sub(r"<[^>]+>", " ", report.page(run))
+    page = re.sub(r"<[^>]+>", " ", run_page.page(run))
     assert re.search(
         r"Baselines .means. +return +success +length +scripted +321.5 +0.75 +200", page
     )
@@ -321,7 +321,7 @@ def test_every_column_has_a_panel(tmp_path, figures):
     add_columns(run, **OWN, **OTHERS)
     for runs in ([run], [run, write_run(tmp_path / "other", 2)]):
         figures.clear()
-        page = overlay.page(runs) if runs[1:] else report.page(run)
+        page = overlay.page(runs) if runs[1:] else run_page.page(run)
         drawn = " ".join(figures)
         assert not [name for name in [*OWN, *OTHERS] if name not in drawn]
         assert "name='viewport'" in page
@@ -338,7 +338,7 @@ def undrawn(monkeypatch):
 
 def test_axes_have_names_and_single_points_are_visible(tmp_path, figures):
     runs = [write_run(tmp_path / str(i), 2, seed=i, scale=1 + i) for i in range(2)]  # judged once
-    report.page(runs[0])
+    run_page.page(runs[0])
     overlay.page(runs)
     assert len(figures) == 7
     for alt, axis in figures.items():
@@ -354,14 +354,14 @@ def test_axes_have_names_and_single_points_are_visible(tmp_path, figures):
 
 def test_the_headline_says_what_came_out(tmp_path, undrawn):
     run = write_run(tmp_path / "run", 10, final=123.4)
-    line = re.search(r"<p class='headline'>(.*?)</p>", report.page(run))[1]
+    line = re.search(r"<p class='headline'>(.*?)</p>", run_page.page(run))[1]
     assert line == (
         "PPO on countdown: the best model, over 100 episodes, succeeds in 50 % and has a mean "
         "return of 123.4, after 1,000 control steps in 0.33 minutes."
     )
     (run / "eval" / "final.json").unlink()
     assert "the last evaluation in training succeeds in 50 % and has a mean return of 20" in (
-        report.page(run)
+        run_page.page(run)
     )
     pair = [run, write_run(tmp_path / "other", 10, final=7.0, lr=1e-4)]
     line = re.search(r"<p class='headline'>(.*?)</p>", overlay.page(pair))[1]
@@ -383,7 +383,7 @@ def test_evaluations_with_the_same_numbers_share_a_table(tmp_path, undrawn):
         (run / "eval" / f"{name}.json").write_text(json.dumps(numbers))
     both = {"simulators": {"mjx": first, "mujoco": first | {"summary": summary(length=4.5)}}}
     (run / "eval" / "on.json").write_text(json.dumps(both))
-    page = text_of(report.page(run))
+    page = text_of(run_page.page(run))
     assert re.findall(r"Evaluation: ([\w, -]+?) {2}", page.replace(" 100 ep", "  100 ep")) == [
         "final, best-200",
         "on",
@@ -399,7 +399,7 @@ def test_parts_of_the_run_are_told(tmp_path, capsys, undrawn):
     first = {"from_step": 0, "date": "2026-01-02", "command": "python <a>", "commit": None}
     second = first | {"from_step": 48_600, "changed": {"ppo.learning_rate": [0.1, None]}}
     (run / "history.yaml").write_text(yaml.safe_dump([first, second]))
-    for page in (report.page(run), overlay.page([run, write_run(tmp_path / "other", 2)])):
+    for page in (run_page.page(run), overlay.page([run, write_run(tmp_path / "other", 2)])):
         assert "Parts of the run" in page and "python &lt;a&gt;" in page
         assert "48,600" in page and "ppo.learning_rate: 0.1 \u2192 null" in page
     assert not capsys.readouterr().err
@@ -412,7 +412,7 @@ def test_parts_of_the_run_are_told(tmp_path, capsys, undrawn):
         "\0",
     ):
         (run / "history.yaml").write_text(nonsense)
-        report.page(run)
+        run_page.page(run)
     assert capsys.readouterr().err.count("history.yaml: ") == 5
 
 
@@ -435,7 +435,7 @@ def test_a_file_that_is_none_is_named_and_passed_over(name, content, tmp_path, c
     run, other = write_run(tmp_path / "run", 2), write_run(tmp_path / "other", 2, seed=1)
     (run / name).parent.mkdir(exist_ok=True)
     (run / name).write_bytes(content)
-    assert "Learning curves" in report.page(run)
+    assert "Learning curves" in run_page.page(run)
     said = capsys.readouterr().err
     assert "Learning curves" in overlay.page([run, other])
     harmless = (name, content) == ("config.yaml", b"{}")
@@ -449,7 +449,7 @@ def test_a_progress_that_is_none_is_one_line(content, tmp_path, undrawn):
     run, other = write_run(tmp_path / "run", 2), write_run(tmp_path / "other", 2, seed=1)
     (run / "progress.csv").write_bytes(content)
     with pytest.raises(UserError, match="no rows yet"):
-        report.page(run)
+        run_page.page(run)
     assert "no rows" in overlay.page([run, other])
 
 
@@ -458,7 +458,7 @@ def test_rows_among_garbage_are_shown(tmp_path, capsys, undrawn):
     lines = (run / "progress.csv").read_bytes().splitlines(keepends=True)
     lines.insert(2, GARBAGE[1])
     (run / "progress.csv").write_bytes(b"".join(lines))
-    assert "300 control steps" in report.page(run)
+    assert "300 control steps" in run_page.page(run)
     assert "progress.csv: " in capsys.readouterr().err
 
 
@@ -481,7 +481,7 @@ def test_settings_of_odd_types_are_no_error(tmp_path, undrawn):
     runs = [write_run(tmp_path / "a", 2), write_run(tmp_path / "b", 2)]
     (runs[0] / "config.yaml").write_text(yaml.safe_dump(odd))
     (runs[0] / "progress.csv").write_text("time/total_timesteps\n100\n")  # and no clock
-    assert "2 members" in overlay.page(runs) and report.page(runs[0])
+    assert "2 members" in overlay.page(runs) and run_page.page(runs[0])
 
 
 def test_only_whole_videos_are_shown(tmp_path, capsys, undrawn):
@@ -495,7 +495,7 @@ def test_only_whole_videos_are_shown(tmp_path, capsys, undrawn):
         (run / "videos" / f"{name}.mp4").write_bytes(raw)
         os.utime(run / "videos" / f"{name}.mp4", (1000 - age, 1000 - age))
     (run / "videos" / "folder.mp4").mkdir()
-    assert "data:video/mp4;base64," in report.page(run)
+    assert "data:video/mp4;base64," in run_page.page(run)
     warned = capsys.readouterr().err
     assert "cut.mp4: no whole video" in warned and "whole.mp4" not in warned
 

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import yaml
 
-from jaxrl import history, train
+from jaxrl import history
 from jaxrl.checkpoint import Checkpointer
+from jaxrl.commands import train
 from jaxrl.config import read_yaml, write_yaml
 from jaxrl.errors import UserError
 from jaxrl.rhythm import Rhythm

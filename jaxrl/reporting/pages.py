@@ -33,8 +33,9 @@ class Panel:
 
 
 # A run shows those that its progress.csv has.
+RETURN = Panel("Return", "sum of rewards", (columns.ROLLOUT_RETURN, columns.EVAL_RETURN))
 CURVES = (
-    Panel("Return", "sum of rewards", (columns.ROLLOUT_RETURN, columns.EVAL_RETURN)),
+    RETURN,
     Panel("Success rate", "share of episodes", (columns.ROLLOUT_SUCCESS, columns.EVAL_SUCCESS)),
     Panel("Episode length", "control steps", (columns.ROLLOUT_LENGTH, columns.EVAL_LENGTH)),
     Panel("Curriculum level", "level (0 to 1)", (columns.LEVEL,)),

@@ -1,0 +1,338 @@
+"""The front door: train, load, evaluate and make from Python.
+
+import jaxrl
+
+run = jaxrl.train("ballbot", seed=1, ppo={"learning_rate": 1e-3})
+policy = jaxrl.load(run.folder)
+action = policy(observation)
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import functools
+import html
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from jaxrl import platform, training
+from jaxrl.callbacks import Callback
+from jaxrl.config import make_env, read_yaml
+from jaxrl.envs import Task, names, register
+from jaxrl.errors import UserError
+from jaxrl.logs import readable
+from jaxrl.options import to_dict
+from jaxrl.reporting.reading import read_rows
+from jaxrl.runs import TrainedPolicy, evaluate_policy, load_policy
+
+if TYPE_CHECKING:
+    from jaxrl.config import RunConfig
+    from jaxrl.training import Trained
+
+
+def tasks() -> list[str]:
+    """Names of all tasks, then each family of them as "family:<name>"."""
+    return names()
+
+
+def make(task: str, **settings: Any) -> Task:
+    """A task by its name, with its settings: `jaxrl.make("ballbot", max_speed=0.3)`.
+
+    Raises:
+      UserError: an unknown task or setting.
+    """
+    return make_env(task, settings)
+
+
+def train(
+    task: str | type[Task] | Task | None = None,
+    *,
+    config: str | Path | None = None,
+    callbacks: Sequence[Callback] = (),
+    progress: bool = True,
+    **settings: Any,
+) -> Run:
+    """Trains a policy; what `python -m jaxrl.train` does.
+
+    Args:
+      task: its name, its class, or one that is made; none: the configuration's, or the ballbot.
+      config: a file of settings.
+      callbacks: called while it trains.
+      progress: show on standard error how far it is.
+      settings: as in a configuration file, such as `seed=1`, `algo="sac"`,
+        `ppo={"learning_rate": 1e-3}`, `env={"max_speed": 0.3}`.
+
+    Raises:
+      UserError: settings that cannot be used, or a run that cannot be written.
+    """
+    layers = [_with_task(settings, task)]
+    if config is not None:
+        layers.insert(0, read_yaml(config))
+    return _train(layers, None, settings, callbacks, progress)
+
+
+def resume(
+    run: str | Path | Run,
+    *,
+    callbacks: Sequence[Callback] = (),
+    progress: bool = True,
+    **settings: Any,
+) -> Run:
+    """Goes on with a run from its newest checkpoint; arguments as of `train`.
+
+    Raises:
+      UserError: it holds no run to go on with, or settings that cannot be changed.
+    """
+    return _train([settings], _folder(run), settings, callbacks, progress)
+
+
+def load(path: str | Path | Run) -> LoadedPolicy:
+    """A policy from a run's folder (its best model, else its newest), or a checkpoint's.
+
+    Raises:
+      UserError: there is none, or it is damaged.
+    """
+    platform.start()
+    return LoadedPolicy(load_policy(_folder(path)))
+
+
+def evaluate(
+    policy: str | Path | Run | LoadedPolicy,
+    *,
+    episodes: int = 100,
+    seed: int = 0,
+    env: dict[str, Any] | None = None,
+) -> dict[str, dict[str, float]]:
+    """Plays fresh episodes: mean, std, min, max and the mean's 95 % interval by statistic.
+
+    Args:
+      policy: loaded, or where it lies.
+      episodes: how many.
+      seed: of the episodes.
+      env: settings of the task that differ from those it was trained with.
+
+    Raises:
+      UserError: no policy, or settings that do not fit.
+    """
+    loaded = policy if isinstance(policy, LoadedPolicy) else load(policy)
+    overrides = {"env": env or {}, "eval_overrides": env or {}}
+    trained = dataclasses.replace(loaded.trained, overrides=overrides)
+    return evaluate_policy(trained, episodes, seed, overrides)["summary"]
+
+
+def film(policy: str | Path | Run | LoadedPolicy, *, seed: int = 0) -> Film:
+    """Pictures of one episode; a notebook shows them as a video.
+
+    Raises:
+      UserError: the task cannot be drawn.
+    """
+    from jaxrl.video import stride_of
+
+    loaded = policy if isinstance(policy, LoadedPolicy) else load(policy)
+    task, stride = loaded.task, stride_of(loaded.task)
+    frames = task.runtime().film(loaded.trained.actor, loaded.trained.params, seed, stride)
+    return Film(frames, 1 / (stride * task.control_dt))
+
+
+def _train(
+    layers: list[dict[str, Any]],
+    run: Path | None,
+    typed: dict[str, Any],
+    callbacks: Sequence[Callback],
+    progress: bool,
+) -> Run:
+    if not progress:
+        layers.append({"log": {"console": False}})
+    config = training.configure(layers, platform.start(), resume=run, typed=typed)
+    return Run(training.train(config, run, callbacks))
+
+
+def _with_task(settings: dict[str, Any], task: str | type[Task] | Task | None) -> dict[str, Any]:
+    """The settings with the task in their section `env`."""
+    if task is None:
+        return settings
+    env = settings.get("env", {})
+    if isinstance(task, Task):
+        env, task = to_dict(task.unwrapped) | env, type(task.unwrapped)
+    if isinstance(task, type):
+        register(task.__name__, task)
+        task = task.__name__
+    return settings | {"env": env | {"name": task}}
+
+
+def _folder(run: str | Path | Run) -> Path:
+    return run.folder if isinstance(run, Run) else Path(run)
+
+
+class Run:
+    """A run that was trained.
+
+    Attributes:
+      folder: where it lies.
+      config: what it was trained with.
+      status: 0, or 128 + the number of the signal that stopped it.
+    """
+
+    def __init__(self, trained: Trained):
+        self.folder: Path = trained.folder
+        self.config: RunConfig = trained.config
+        self.status: int = trained.status
+        self._trained = trained
+
+    @property
+    def history(self) -> dict[str, np.ndarray]:
+        """What was logged: a column each, by the names in `jaxrl.logs.columns`."""
+        rows = read_rows(self.folder / "progress.csv")
+        columns = dict.fromkeys(name for row in rows for name in row)
+        return {name: np.array([row.get(name, np.nan) for row in rows]) for name in columns}
+
+    @functools.cached_property
+    def policy(self) -> LoadedPolicy:
+        """Its best policy, or that of the best member."""
+        return load(self._trained.best)
+
+    @property
+    def summary(self) -> dict[str, dict[str, float]]:
+        """The evaluation of the best model at the end; empty if there was none."""
+        results = [result for _, path, result in self._trained.finals if path == self._trained.best]
+        return results[0]["summary"] if results and results[0] else {}
+
+    def report(self) -> Path:
+        """Writes the report of the run, and returns where it is.
+
+        Raises:
+          UserError: Matplotlib is not installed, or there is nothing to show.
+        """
+        from jaxrl.reporting import run_page
+
+        return run_page.write([self.folder])
+
+    def __repr__(self) -> str:
+        steps = self._trained.progress.timesteps
+        what = f"{self.config.task} with {self.config.train.algo}"
+        return f"<Run {what}, {steps:,} control steps, {self.folder}>"
+
+    def _repr_html_(self) -> str:
+        """The final evaluation and the learning curve, for notebooks."""
+        rows = "".join(
+            f"<tr><td>{html.escape(name)}</td><td>{readable(values['mean'])}</td>"
+            f"<td>{readable(values['std'])}</td></tr>"
+            for name, values in self.summary.items()
+        )
+        table = f"<table><tr><th></th><th>mean</th><th>std</th></tr>{rows}</table>" if rows else ""
+        return f"<p>{html.escape(repr(self))}</p>{table}{self._curve()}"
+
+    def _curve(self) -> str:
+        try:
+            from jaxrl.reporting.run_page import curve
+
+            return curve(self.folder)
+        except UserError:
+            return ""
+
+
+class LoadedPolicy:
+    """A trained policy for NumPy observations, which acts deterministically.
+
+    Attributes:
+      observation_spec: an `ArraySpec`, or a dictionary of them.
+      action_spec: an `ArraySpec`.
+    """
+
+    def __init__(self, trained: TrainedPolicy):
+        self.trained = trained
+        self.observation_spec = trained.policy.observation
+        self.action_spec = trained.policy.action
+        self._act = jax.jit(trained.policy)
+        self._memory: Any = None
+
+    @property
+    def task(self) -> Task:
+        """The task it was trained for, as evaluations play it."""
+        return self.trained.config.eval_env
+
+    def __call__(self, observation: Any) -> np.ndarray:
+        """Actions in [-1, 1], or indices of choices.
+
+        Args:
+          observation: an array, or a dictionary of arrays, of one world or with a leading axis
+            for many. A policy with a memory remembers the worlds' last observations; `reset` it
+            where an episode begins.
+
+        Raises:
+          UserError: it has another shape than the policy observes.
+        """
+        batch = self._check(observation)
+        obs = observation
+        if batch is None:
+            obs = jax.tree.map(lambda x: np.asarray(x)[None], observation)
+        count = batch or 1
+        if self._memory is None or self._count != count:
+            self._memory, self._count = self.trained.policy.memory(count), count
+        action, self._memory = self._act(self.trained.params, obs, self._memory)
+        return np.array(action if batch is not None else action[0])
+
+    def reset(self, ended: Any = None) -> None:
+        """Forgets; a policy without memory has nothing to forget.
+
+        Args:
+          ended: [N] bool, in which worlds an episode begins; none: in all.
+        """
+        if ended is None or self._memory is None:
+            self._memory = None
+        else:
+            self._memory = self.trained.policy.forget(self._memory, np.asarray(ended, bool))
+
+    def _check(self, observation: Any) -> int | None:
+        """N of a batch of observations; None for one alone."""
+        parts = self.trained.policy.parts
+        given = observation if isinstance(observation, dict) else {next(iter(parts)): observation}
+        expected = {name: tuple(spec.shape) for name, spec in parts.items()}
+        shapes = {name: np.shape(x) for name, x in given.items()}
+        if isinstance(observation, dict) == isinstance(self.observation_spec, dict):
+            if shapes == expected:
+                return None
+            counts = {shape[0] for shape in shapes.values() if shape}
+            count = counts.pop() if len(counts) == 1 else 0
+            if count and shapes == {name: (count, *shape) for name, shape in expected.items()}:
+                return count
+        shown = expected if isinstance(self.observation_spec, dict) else [*expected.values()][0]
+        got = shapes if isinstance(observation, dict) else np.shape(observation)
+        raise UserError(
+            f"observation: got the shape {got}, expected {shown}, or one more axis for many worlds"
+        )
+
+
+class Film:
+    """Pictures of an episode.
+
+    Attributes:
+      frames: [F, H, W, 3] uint8.
+      fps: pictures a second, so that it plays at the task's own speed.
+    """
+
+    def __init__(self, frames: np.ndarray, fps: float):
+        self.frames, self.fps = frames, fps
+
+    def save(self, path: str | Path) -> Path:
+        """Writes it as a video (.mp4).
+
+        Raises:
+          UserError: a library is missing, or the file cannot be written.
+        """
+        from jaxrl.video import write
+
+        write(Path(path), self.frames, self.fps)
+        return Path(path)
+
+    def _repr_html_(self) -> str:
+        with tempfile.TemporaryDirectory() as folder:
+            data = self.save(Path(folder) / "film.mp4").read_bytes()
+        text = base64.b64encode(data).decode()
+        return f'<video controls loop autoplay muted src="data:video/mp4;base64,{text}"></video>'
