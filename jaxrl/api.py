@@ -302,7 +302,8 @@ class LoadedPolicy:
             count = counts.pop() if len(counts) == 1 else 0
             if count and shapes == {name: (count, *shape) for name, shape in expected.items()}:
                 return count
-        shown = expected if isinstance(self.observation_spec, dict) else [*expected.values()][0]
+        is_dict = isinstance(self.observation_spec, dict)
+        shown = expected if is_dict else next(iter(expected.values()))
         got = shapes if isinstance(observation, dict) else np.shape(observation)
         raise UserError(
             f"observation: got the shape {got}, expected {shown}, or one more axis for many worlds"

@@ -248,7 +248,10 @@ def test_nothing_is_pickled(small_run, tmp_path):
     json.loads((tmp_path / "checkpoints/512/meta/metadata").read_text())
 
 
-COMMAND = "import tests.conftest as _; from jaxrl import cli; from jaxrl.commands.train import main; cli.run(main)"
+COMMAND = (
+    "import tests.conftest; from jaxrl import cli; from jaxrl.commands.train import main; "
+    "cli.run(main)"
+)
 
 
 def start(folder, algo="ppo", *, resume=False):
