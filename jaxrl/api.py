@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from jaxrl import platform, training
+from jaxrl import platform
 from jaxrl.callbacks import Callback
 from jaxrl.config import make_env, read_yaml
 from jaxrl.envs import Task, names, register
@@ -147,6 +147,8 @@ def _train(
     callbacks: Sequence[Callback],
     progress: bool,
 ) -> Run:
+    from jaxrl import training
+
     if not progress:
         layers.append({"log": {"console": False}})
     config = training.configure(layers, platform.start(), resume=run, typed=typed)

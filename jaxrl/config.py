@@ -20,6 +20,7 @@ from jaxrl.algos.off_policy import OffPolicyConfig
 from jaxrl.envs import Task, WrapConfig, Wrapped
 from jaxrl.errors import UserError
 from jaxrl.files import write_text
+from jaxrl.logs import SINKS
 from jaxrl.options import MOST_INT, build, describe, merge, option, quote, to_dict
 
 DEFAULT_TASK = "ballbot"
@@ -233,6 +234,7 @@ def resolve(*layers: dict[str, Any], platform: str) -> RunConfig:
             raise UserError("eval_overrides: they change what the policy observes")
     train = build(cls, _training(values), known=known)
     _check_length(train)
+    _check_sinks(train.log)
     return RunConfig(
         task=task,
         env=env,
@@ -301,6 +303,12 @@ def _without_old_schedule(layer: dict[str, Any], above: dict[str, Any]) -> dict[
         if old and new and new != old:
             layer = layer | {algo: {k: v for k, v in layer[algo].items() if k != "schedule"}}
     return layer
+
+
+def _check_sinks(log: LogConfig) -> None:
+    for name in log.sinks:
+        if name not in SINKS:
+            raise UserError(f"log.sinks: got {quote(name)} (known: {', '.join(SINKS)})")
 
 
 def _check_length(train: TrainConfig) -> None:

@@ -1,0 +1,203 @@
+"""Networks that fit the observation: memory, images, frozen parts."""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxrl
+from benchmarks.senses import Chase, Recall
+from jaxrl import envs
+from jaxrl.algos import PPO, SAC, PPOConfig, SACConfig
+from jaxrl.errors import UserError
+from jaxrl.nets import NetworkConfig
+from jaxrl.options import build
+from jaxrl.policy import Policy
+from jaxrl.runtime.compiled import collect, iterate
+from jaxrl.trainer import Trainer
+from tests.test_checkpoint import assert_same, stop_after
+from tests.toys import Countdown
+
+GRU = {"policy_hidden": [16], "value_hidden": [16], "memory": "gru", "memory_size": 8}
+CNN = {"policy_hidden": [16], "value_hidden": [16], "image_channels": [4], "image_features": 8}
+
+
+def make(env, num_envs=4, algo=PPO, config=PPOConfig, **settings):
+    return algo(build(config, settings), env, env.runtime().worlds(num_envs), 10)
+
+
+@pytest.fixture(autouse=True)
+def tasks(monkeypatch):
+    known = envs.registry._registered | {"Recall": Recall, "Chase": Chase}
+    monkeypatch.setattr(envs.registry, "_registered", known)
+
+
+def test_a_sequence_is_what_its_steps_are_one_by_one():
+    spec = Countdown().observation_spec
+    policy = Policy(build(NetworkConfig, GRU), spec, Countdown().action_spec)
+    state = policy.state(policy.init(jax.random.key(0), value=True))
+    obs = jax.random.normal(jax.random.key(1), (6, 3, 2))
+    reset = jax.random.bernoulli(jax.random.key(2), 0.4, (6, 3))
+    start = jax.tree.map(lambda x: x + 0.3, policy.memory(3))
+    whole, after = policy.gaussians(state, obs, start, reset)
+    memory = start
+    for t in range(6):
+        step, memory = policy.gaussian(state, obs[t], policy.forget(memory, reset[t]))
+        np.testing.assert_allclose(whole.mean[t], step.mean, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(after["policy"], memory["policy"], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("env", [Countdown(episode_length=3), Countdown(7, ends_at=5)])
+def test_values_with_a_memory_are_those_of_each_world_in_order(env, shared):
+    """What follows a step is valued with the memory of the same episode, whatever begins next."""
+    algo = make(env, num_steps=8, network=GRU | {"shared_trunk": shared})
+    state = algo.init(jax.random.key(0))
+    state, rollout, _ = collect(algo, state, jax.random.key(3))
+    value, following, _, _ = algo._values_in_order(state, rollout)
+    memory = algo.policy.memory(4)
+    done = np.asarray(rollout.terminated | rollout.truncated)
+    finals = np.zeros(4, int)
+    for t in range(8):
+        seen = rollout.obs[t][None]
+        none = jnp.zeros((1, 4), bool)
+        own, states = algo.policy.values(state.policy, seen, memory, none)
+        np.testing.assert_allclose(value[t], own[0], rtol=1e-4, atol=1e-5)
+        owner = "policy" if shared else "value"
+        memory = memory | {owner: states[0]}
+        after = np.array(rollout.obs[t + 1] if t < 7 else rollout.last_obs)
+        for world in np.flatnonzero(rollout.truncated[t]):
+            after[world] = rollout.limit_obs[finals[world], world]
+            finals[world] += 1
+        wanted, _ = algo.policy.values(state.policy, jnp.asarray(after)[None], memory, none)
+        counts = ~np.asarray(rollout.terminated[t])
+        np.testing.assert_allclose(following[t][counts], wanted[0][counts], rtol=1e-4, atol=1e-5)
+        memory = algo.policy.forget(memory, jnp.asarray(done[t]))
+    assert done.any()
+
+
+@pytest.mark.parametrize(("memory", "least", "most"), [("gru", 0.9, 1.0), ("none", 0.3, 0.7)])
+def test_what_was_seen_once_is_recalled_by_memory_alone(tmp_path, memory, least, most):
+    ppo = {"num_steps": 8, "learning_rate": 5e-3, "network": GRU | {"memory": memory}}
+    run = jaxrl.train(
+        Recall(episode_length=4),
+        num_envs=64,
+        total_timesteps=64 * 8 * 60,
+        out=str(tmp_path / "run"),
+        ppo=ppo,
+        eval={"every": 64 * 8 * 30, "final_episodes": 200, "best_by": "success_rate"},
+        log={"tensorboard": False},
+        progress=False,
+    )
+    assert least <= run.summary["success"]["mean"] <= most
+
+
+def test_memory_is_saved_resumed_loaded_and_forgotten(small_run, tmp_path):
+    config = small_run({"ppo": {"network": GRU}})
+    whole = Trainer(config, tmp_path / "whole")
+    assert whole.run() == 0
+    first = Trainer(config, tmp_path / "parts")
+    stop_after(first, 2)
+    assert first.run() == 143
+    again = Trainer(config, tmp_path / "parts", resume=True)
+    assert again.run() == 0
+    assert_same(whole.state, again.state)
+    assert np.abs(again.state.memory["policy"]).max() > 0
+
+    policy = jaxrl.load(tmp_path / "parts")
+    obs = np.array([0.3, 1.0], np.float32)
+    one, two = policy(obs), policy(obs)
+    assert one.shape == (1,) and (one != two).all()
+    policy.reset()
+    np.testing.assert_array_equal(policy(obs), one)
+    many = np.stack([obs, obs, obs])
+    start, later = policy(many), policy(many)
+    policy.reset([True, False, False])
+    mixed = policy(many)
+    np.testing.assert_allclose(mixed[0], start[0], rtol=1e-6)
+    assert (mixed[1] != later[1]).all()
+
+
+def test_a_population_has_memories_too(small_run, tmp_path):
+    config = small_run({"ppo": {"network": GRU}, "num_seeds": 2})
+    trainer = Trainer(config, tmp_path)
+    assert trainer.run() == 0
+    assert trainer.state.memory["policy"].shape == (2, 8, 8)
+
+
+def test_images_go_through_convolutions_and_are_not_normalised():
+    algo = make(Chase(size=8), network=CNN, num_steps=8)
+    state, (metrics, _) = jax.jit(lambda k: iterate(algo, algo.init(k)))(jax.random.key(0))
+    params = state.policy.params["params"]
+    kernel = params["policy_encoder"]["part_observation"]["Conv_0"]["kernel"]
+    assert kernel.shape == (3, 3, 1, 4)
+    assert jax.tree.leaves(state.policy.normalizer.mean) == []
+    assert np.isfinite(metrics["train/loss"])
+    black = algo.policy(state.policy, jnp.zeros((2, 8, 8, 1), jnp.uint8))[0]
+    white = algo.policy(state.policy, jnp.full((2, 8, 8, 1), 255, jnp.uint8))[0]
+    assert not np.allclose(black, white)
+
+
+@dataclasses.dataclass(frozen=True)
+class Both(Chase):
+    """A picture and a vector."""
+
+    @property
+    def observation_spec(self):
+        return {"camera": super().observation_spec, "place": jaxrl.ArraySpec((2,))}
+
+    def reset(self, key):
+        state = super().reset(key)
+        return state.replace(obs={"camera": state.obs, "place": 100 * state.physics})
+
+    def step(self, state, action):
+        new = super().step(state, action)
+        return new.replace(obs={"camera": new.obs, "place": 100 * new.physics})
+
+
+def test_parts_have_encoders_of_their_own_also_in_critics_and_replay():
+    network = CNN | {"encoders": ["place=mlp"], "value_keys": ["place"]}
+    algo = make(
+        Both(size=8), 8, SAC, SACConfig, network=network, buffer_size=800, learning_starts=16,
+        num_steps=8, batch_size=16,
+    )  # fmt: skip
+    state, (metrics, _) = jax.jit(lambda k: iterate(algo, algo.init(k)))(jax.random.key(0))
+    encoder = state.policy.params["params"]["policy_encoder"]
+    assert set(encoder) == {"part_camera", "part_place"}
+    assert set(state.learner.critic["params"]["encoder"]) == {"part_place"}
+    assert set(state.policy.normalizer.mean) == {"place"}
+    assert set(state.replay.obs) == {"uint8", "float32"}
+    assert np.isfinite(metrics["train/critic_loss"])
+
+
+def test_frozen_parts_stay_as_they_are():
+    frozen = {"policy_hidden": [8, 8], "value_hidden": [8], "frozen": ["policy_trunk/Dense_0"]}
+    algo = make(Countdown(), num_steps=8, network=frozen, weight_decay=0.1)
+    start = algo.init(jax.random.key(0))
+    state, _ = jax.jit(partial(iterate, algo))(start)
+    before, after = (s.policy.params["params"]["policy_trunk"] for s in (start, state))
+    np.testing.assert_array_equal(before["Dense_0"]["kernel"], after["Dense_0"]["kernel"])
+    assert (before["Dense_1"]["kernel"] != after["Dense_1"]["kernel"]).any()
+
+
+@pytest.mark.parametrize(
+    ("settings", "pattern"),
+    [
+        ({"network": {"frozen": ["eyes"]}}, r"ppo.network.frozen: .*no part 'eyes' \(they have: "),
+        ({"network": {"encoders": ["eyes=mlp"]}}, r"ppo.network.encoders: got 'eyes=mlp'"),
+        ({"network": {"encoders": ["nothing"]}}, r"the encoders none, mlp, cnn"),
+        ({"network": {"encoders": ["cnn"]}}, r"cnn needs an image \[height, width, channels\]"),
+        ({"network": {"memory": "gru"}, "num_minibatches": 3}, r"num_envs = 4 worlds do not"),
+    ],
+)
+def test_networks_that_cannot_be_made_are_refused(settings, pattern):
+    with pytest.raises(UserError, match=pattern):
+        make(Countdown(), **settings).init(jax.random.key(0))
+
+
+def test_only_ppo_has_a_memory():
+    with pytest.raises(UserError, match=r"sac.network.memory: only ppo learns with a memory"):
+        make(Countdown(), 4, SAC, SACConfig, network={"memory": "gru"})
