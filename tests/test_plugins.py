@@ -82,7 +82,8 @@ class Reinforce(Algorithm):
         def loss(params):
             policy = state.policy.replace(params=params)
             gaussian, _ = self.policy.gaussians(policy, rollout.obs)
-            return -(self.policy.distribution.log_prob(gaussian, rollout.act_info) * advantage).mean()
+            log_prob = self.policy.distribution.log_prob(gaussian, rollout.act_info)
+            return -(log_prob * advantage).mean()
         value, gradient = jax.value_and_grad(loss)(state.policy.params)
         params, opt = self._descend(state.policy.params, state.learner, gradient,
                                     hyper=state.hyper, rate=state.hyper["learning_rate"])
