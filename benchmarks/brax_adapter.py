@@ -18,6 +18,7 @@ from flax import linen as nn
 from mujoco import mjx
 
 from envs_mjx import physics as jaxrl_physics
+from envs_mjx.physics.mjx import _step
 from jaxrl.algos import PPOConfig
 from jaxrl.envs import State, Task
 
@@ -37,7 +38,7 @@ class StockPhysics(jaxrl_physics.Physics):
 
     def step(self, state: mjx.Data, ctrl: jax.Array) -> mjx.Data:
         def substep(data: mjx.Data, _) -> tuple[mjx.Data, None]:
-            return jaxrl_physics._step(self, data.replace(ctrl=ctrl)), None
+            return _step(self, data.replace(ctrl=ctrl)), None
 
         return jax.lax.scan(substep, state, length=self.substeps)[0]
 

@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import mujoco
 import numpy as np
 
 from envs_mjx.physics import Data, Physics, PhysicsState, Simulated
@@ -84,7 +83,7 @@ class Arm:
     @functools.cached_property
     def limits(self) -> np.ndarray:
         """[2, n] least and largest positions (rad)."""
-        ranges = [self.physics.model.joint(name).range for name in self.joints]
+        ranges = [self.physics.joint_range(name) for name in self.joints]
         return np.array(ranges, np.float32).T
 
     def moved(self, targets: jax.Array, action: jax.Array) -> jax.Array:
@@ -120,17 +119,12 @@ class Arm:
           rotation: [3, 3] site to world.
           steps: of the search.
         """
-        model = self.physics.model
-        data, site = mujoco.MjData(model), model.site(self.site).id
-        jacobian, q = np.zeros((6, model.nv)), np.array(start, float)
+        qpos, q = self.physics.rest.copy(), np.array(start, float)
         for _ in range(steps):
-            data.qpos[self.qpos] = q
-            mujoco.mj_kinematics(model, data)
-            mujoco.mj_comPos(model, data)
-            mujoco.mj_jacSite(model, data, jacobian[:3], jacobian[3:], site)
-            actual = data.site_xmat[site].reshape(3, 3)
+            qpos[self.qpos] = q
+            place, actual, jacobian = self.physics.pose_in_c(qpos, self.site)
             turn = 0.5 * np.cross(actual, rotation, axis=0).sum(1)
-            error = np.concatenate([position - data.site_xpos[site], turn])
+            error = np.concatenate([position - place, turn])
             own = jacobian[:, self.dofs]
             q += own.T @ np.linalg.solve(own @ own.T + 1e-4 * np.eye(6), error)
             q = np.clip(q, *self.limits)

@@ -12,6 +12,7 @@ import pytest
 from envs_mjx import physics as ph
 from envs_mjx.ballbot import Ballbot
 from envs_mjx.ballbot.controllers import linear_control, lqr_gain
+from envs_mjx.physics import tuning
 
 
 @pytest.mark.parametrize(("drive", "tolerance"), [("no_slip", 1e-5), ("omniwheel", 1e-3)])
@@ -74,9 +75,9 @@ def test_small_cholesky_equals_the_library():
     a = rng.normal(size=(9, 9))
     a, b = jnp.asarray(a @ a.T + 9 * np.eye(9)), jnp.asarray(rng.normal(size=9))
     linalg = jax.scipy.linalg
-    factor = ph._small_cho_factor(linalg.cho_factor)(a)
+    factor = tuning._small_cho_factor(linalg.cho_factor)(a)
     np.testing.assert_allclose(np.triu(factor[0]), np.triu(linalg.cho_factor(a)[0]), rtol=1e-4)
-    x = ph._small_cho_solve(linalg.cho_solve)(factor, b)
+    x = tuning._small_cho_solve(linalg.cho_solve)(factor, b)
     np.testing.assert_allclose(a @ x, b, atol=1e-4)
 
 

@@ -191,7 +191,7 @@ class AlohaInsertion(ArmTask):
         """At rest, objects on the table. At a low level of the curriculum some episodes start
         with both objects grasped, or lifted and facing each other."""
         key_things, key_pose, key_near, key_which = jax.random.split(key, 4)
-        qpos = jnp.asarray(self.physics.model.qpos0, jnp.float32)
+        qpos = jnp.asarray(self.physics.rest, jnp.float32)
         keys = jax.random.split(key_things, 4)
         for i, thing in enumerate(("socket", "peg")):
             place = jax.random.uniform(
@@ -248,7 +248,7 @@ class AlohaInsertion(ArmTask):
         the air, facing each other."""
         rng, bank = np.random.default_rng(0), []
         for i in range(64):
-            qpos = self.physics.model.qpos0.copy()
+            qpos = self.physics.rest.copy()
             for side, thing in HOLDS.items():
                 if i % 2:
                     at = MEETING[thing] + rng.uniform(-0.01, 0.01, 3)

@@ -25,7 +25,7 @@ def balance(drive: str, gain: np.ndarray, seconds: float = SECONDS) -> dict[str,
     task = Ballbot(drive=drive)
     physics = task.physics
     sim = CPhysics(physics, 1)
-    qpos, qvel = physics.model.qpos0[None].copy(), np.zeros((1, physics.model.nv))
+    qpos, qvel = physics.rest[None].copy(), np.zeros((1, physics.nv))
     half = np.deg2rad(3.0) / 2
     qpos[0, 3:7] = [np.cos(half), np.sin(half), 0, 0]
     sim.reset(qpos, qvel)

@@ -57,8 +57,8 @@ def reduced_state(qpos: jax.Array, qvel: jax.Array, position: jax.Array) -> jax.
 
 def _linearise(physics: Physics) -> tuple[np.ndarray, np.ndarray]:
     """A [9, 9], B [9, 3] of one control step about rest, by central differences in C."""
-    nq, nv, eps = physics.model.nq, physics.model.nv, 1e-4
-    rest = np.tile(physics.model.qpos0, (1, 1))
+    nq, nv, eps = physics.nq, physics.nv, 1e-4
+    rest = np.tile(physics.rest, (1, 1))
     sim = CPhysics(physics, 1)
     sim.reset(rest, np.zeros((1, nv)))
     for _ in range(25):  # sink to the contacts' equilibrium
@@ -66,7 +66,7 @@ def _linearise(physics: Physics) -> tuple[np.ndarray, np.ndarray]:
     height = qpos[0, 2]
 
     def after(index: int, delta: float) -> np.ndarray:
-        qpos, qvel, ctrl = physics.model.qpos0.copy(), np.zeros(nv), np.zeros(3)
+        qpos, qvel, ctrl = physics.rest.copy(), np.zeros(nv), np.zeros(3)
         qpos[2] = height
         state = np.zeros(9)
         if index < 9:

@@ -186,9 +186,9 @@ class Ballbot(Simulated):
         key_pose, key_gyro, key_command = jax.random.split(key, 3)
         yaw, tilt, about = jax.random.uniform(key_pose, (3,))
         quat = _turn(2 * jnp.pi * yaw, jnp.deg2rad(self.start_tilt) * tilt, 2 * jnp.pi * about)
-        qpos = jnp.asarray(self.physics.model.qpos0, jnp.float32).at[3:7].set(quat)
+        qpos = jnp.asarray(self.physics.rest, jnp.float32).at[3:7].set(quat)
         gyro = jax.random.uniform(key_gyro, (3,), minval=-0.1, maxval=0.1)
-        physics = self.physics.init(qpos, jnp.zeros(self.physics.model.nv).at[3:6].set(gyro))
+        physics = self.physics.init(qpos, jnp.zeros(self.physics.nv).at[3:6].set(gyro))
         info = Info(
             step=jnp.zeros((), jnp.int32),
             commands=self._commands(key_command),

@@ -100,7 +100,7 @@ class BulletWorlds:
         self.joints = np.array([physics.qpos_slice(name).start for name in names])
         self.dofs = np.array([physics.qvel_slice(name).start for name in names])
         self.place, self.turn = physics.qpos_slice("cube"), physics.qvel_slice("cube")
-        self.tie = physics.model.equality("magnet").id
+        self.tie = physics.equality_id("magnet")
         # As many worlds are stepped together as come together; and how each was left.
         self.scenes: dict[int, _Scene] = {}
         self._left: dict[int, np.ndarray] = {}

@@ -198,7 +198,7 @@ class KukaPickPlace(ArmTask):
         quat = jnp.stack([jnp.cos(half_yaw), 0.0, 0.0, jnp.sin(half_yaw)])
         offset = self.start_noise * jax.random.uniform(key_pose, (7,), minval=-1.0)
         qpos = (
-            jnp.asarray(self.physics.model.qpos0, jnp.float32)
+            jnp.asarray(self.physics.rest, jnp.float32)
             .at[self.arm.qpos].set(jnp.clip(m.HOME + offset, *self.arm.limits))
             .at[self._fingers].set(m.FINGER_OPENING)
             .at[self._cube].set(jnp.concatenate([cube, quat]))
@@ -238,7 +238,7 @@ class KukaPickPlace(ArmTask):
 
     def commanded(self, info: Info, action: jax.Array) -> Info:
         """The memory with what the servos hold after an action [8]."""
-        least = self.physics.model.joint("finger").range[0]
+        least = self.physics.joint_range("finger")[0]
         closed = (1.0 - jnp.clip(action[7], -1.0, 1.0)) / 2.0
         opening = m.FINGER_OPENING - closed * (m.FINGER_OPENING - least)
         joints = self.arm.moved(info.controls[:7], action[:7])
@@ -252,7 +252,7 @@ class KukaPickPlace(ArmTask):
 
     @functools.cached_property
     def _tie(self) -> int:
-        return self.physics.model.equality("magnet").id
+        return self.physics.equality_id("magnet")
 
     @functools.cached_property
     def _cube(self) -> slice:
@@ -270,7 +270,7 @@ class KukaPickPlace(ArmTask):
         down = np.diag([1.0, -1.0, -1.0])
         bank = []
         for point in rng.uniform(low, high, (64, 3)):
-            qpos = physics.model.qpos0.copy()
+            qpos = physics.rest.copy()
             qpos[self._fingers] = m.CUBE_HALF - 0.0005
             qpos[self.arm.qpos] = self.arm.solve(m.HOME, point, down)
             qpos[self._cube] = [*point, 1, 0, 0, 0]

@@ -1,0 +1,208 @@
+"""How MJX is compiled.
+
+MJX is called as it is; a few of its helpers are replaced while a step is traced, by
+functions with the same values:
+* On a CPU, XLA fuses across the levels of a kinematic tree and computes every level's
+  ancestors again: a six-joint arm steps a hundred times slower than it need. A barrier
+  behind each tree scan keeps the levels apart. Shallow trees do not need it, and on a
+  GPU it would only split kernels.
+* Small Cholesky factors as plain arithmetic instead of library calls: on a GPU they
+  fuse with their neighbours, on a CPU they vectorise over the worlds.
+* On a GPU, where each trip of a loop costs launches and each trip of a loop that ends on
+  what it computes a wait for the host: the bounded loops of the solver and of its line
+  search, unrolled.
+* On a GPU, where XLA begins a new kernel at each reduction: sums, dot products and norms
+  of few components, as plain arithmetic.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import operator
+import threading
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import mujoco
+import numpy as np
+from mujoco.mjx._src import math as _mjx_math
+from mujoco.mjx._src import scan as _mjx_scan
+from mujoco.mjx._src import solver as _mjx_solver
+
+from jaxrl import platform
+
+# Largest matrix whose Cholesky factor is written out as plain arithmetic.
+WRITTEN_OUT_CHOLESKY_MAX = 12
+# Longest sum that is written out as additions on a GPU.
+WRITTEN_OUT_SUM_MAX = 16
+# Most solver iterations that are unrolled on a GPU.
+UNROLLED_ITERATIONS_MAX = 5
+# Kinematic trees at least this deep are compiled with barriers on a CPU.
+BARRIER_MIN_DEPTH = 3
+
+_patch_lock = threading.RLock()
+
+
+def _patches(model: mujoco.MjModel) -> list[tuple[Any, str, Any]]:
+    """(owner, name, replacement) of what is replaced while a step is traced."""
+    linalg = jax.scipy.linalg
+    patches = [
+        (linalg, "cho_factor", _small_cho_factor(linalg.cho_factor)),
+        (linalg, "cho_solve", _small_cho_solve(linalg.cho_solve)),
+    ]
+    if platform.target() != "cpu":
+        patches += _gpu_patches(model)
+    elif _tree_depth(model) >= BARRIER_MIN_DEPTH:
+        patches += [
+            (_mjx_scan, "body_tree", _with_barrier(_mjx_scan.body_tree)),
+            (_mjx_scan, "flat", _with_barrier(_mjx_scan.flat)),
+        ]
+    return patches
+
+
+@contextlib.contextmanager
+def tuned_mjx(model: mujoco.MjModel):
+    with _patch_lock:
+        patches = _patches(model)
+        originals = [(owner, name, getattr(owner, name)) for owner, name, _ in patches]
+        for owner, name, value in patches:
+            setattr(owner, name, value)
+        try:
+            yield
+        finally:
+            for owner, name, value in originals:
+                setattr(owner, name, value)
+
+
+def _gpu_patches(model: mujoco.MjModel) -> list[tuple[Any, str, Any]]:
+    patches = [
+        (_mjx_solver, "_while_loop_scan", _unrolled_while),
+        (jnp, "sum", _small_sum(jnp.sum)),
+        (jnp, "dot", _small_dot(jnp.dot)),
+        (jnp, "argmin", _small_argmin(jnp.argmin)),
+        (_mjx_math, "norm", _small_norm(_mjx_math.norm)),
+    ]
+    if model.opt.iterations <= UNROLLED_ITERATIONS_MAX:
+        unrolled = _unrolled_solver(jax.lax.while_loop, model.opt.iterations)
+        patches.append((jax.lax, "while_loop", unrolled))
+    return patches
+
+
+def _tree_depth(model: mujoco.MjModel) -> int:
+    depth = np.zeros(model.nbody, int)
+    for body in range(1, model.nbody):
+        depth[body] = depth[model.body_parentid[body]] + 1
+    return int(depth.max())
+
+
+def _with_barrier(scan):
+    """MJX's tree scan with a barrier behind each level and behind the whole."""
+    barrier = jax.lax.optimization_barrier
+
+    @functools.wraps(scan)
+    def wrapper(model, function, *args, **kwargs):
+        level = lambda *inputs: barrier(function(*inputs))  # noqa: E731
+        return barrier(scan(model, level, *args, **kwargs))
+
+    return wrapper
+
+
+def _small_cho_factor(library):
+    def cho_factor(a: jax.Array, lower: bool = False):
+        n = a.shape[-1]
+        if a.ndim != 2 or n > WRITTEN_OUT_CHOLESKY_MAX or lower:
+            return library(a, lower)
+        u = [[jnp.zeros(())] * n for _ in range(n)]
+        for i in range(n):
+            for j in range(i, n):
+                rest = a[i, j] - sum(u[k][i] * u[k][j] for k in range(i))
+                u[i][j] = jnp.sqrt(rest) if i == j else rest / u[i][i]
+        return jnp.stack([jnp.stack(row) for row in u]), False
+
+    return cho_factor
+
+
+def _small_cho_solve(library):
+    def cho_solve(factor, b: jax.Array):
+        u, lower = factor
+        n = u.shape[-1]
+        if u.ndim != 2 or b.ndim != 1 or n > WRITTEN_OUT_CHOLESKY_MAX or lower:
+            return library(factor, b)
+        y: list = []
+        for i in range(n):
+            y.append((b[i] - sum(u[k, i] * y[k] for k in range(i))) / u[i, i])
+        x: list = [None] * n
+        for i in reversed(range(n)):
+            x[i] = (y[i] - sum(u[i, k] * x[k] for k in range(i + 1, n))) / u[i, i]
+        return jnp.stack(x)
+
+    return cho_solve
+
+
+def _unrolled_while(cond_fun, body_fun, init_val, max_iter):
+    value, go_on = init_val, cond_fun(init_val)
+    for _ in range(max_iter):
+        new = body_fun(value)
+        value = jax.tree.map(lambda a, b, keep=go_on: jnp.where(keep, b, a), value, new)
+        go_on = go_on & cond_fun(value)
+    return value
+
+
+def _unrolled_solver(library, iterations: int):
+    def while_loop(cond_fun, body_fun, init_val):
+        if not isinstance(init_val, _mjx_solver.Context):
+            return library(cond_fun, body_fun, init_val)
+        return _unrolled_while(cond_fun, body_fun, init_val, iterations)
+
+    return while_loop
+
+
+def _small_sum(library):
+    def total(a, axis=None, **kwargs):
+        few = isinstance(a, jax.Array) and a.ndim and jnp.issubdtype(a.dtype, jnp.floating)
+        if kwargs or not few or not (axis is None or isinstance(axis, int)):
+            return library(a, axis, **kwargs)
+        rows = a.ravel() if axis is None else jnp.moveaxis(a, axis, 0)
+        if not 0 < len(rows) <= WRITTEN_OUT_SUM_MAX:
+            return library(a, axis)
+        return functools.reduce(operator.add, [rows[i] for i in range(len(rows))])
+
+    return total
+
+
+def _small_dot(library):
+    def dot(a, b, **kwargs):
+        vectors = jnp.ndim(a) in (1, 2) and jnp.ndim(b) == 1
+        if kwargs or not vectors or len(b) > WRITTEN_OUT_SUM_MAX:
+            return library(a, b, **kwargs)
+        return jnp.sum(a * b, axis=-1)
+
+    return dot
+
+
+def _small_argmin(library):
+    def argmin(a, axis=None, **kwargs):
+        if kwargs or axis is not None or jnp.ndim(a) != 1 or len(a) > WRITTEN_OUT_SUM_MAX:
+            return library(a, axis, **kwargs)
+        best, least = jnp.zeros((), jnp.int32), a[0]
+        for i in range(1, len(a)):
+            best = jnp.where(a[i] < least, i, best)
+            least = jnp.minimum(a[i], least)
+        return best
+
+    return argmin
+
+
+def _small_norm(library):
+    def norm(x: jax.Array, axis: int | None = None):
+        if x.ndim != 1 or not 0 < len(x) <= WRITTEN_OUT_SUM_MAX:
+            return library(x, axis)
+        # MJX takes |x| <= 1e-8 in every component for zero.
+        most = functools.reduce(jnp.maximum, [jnp.abs(x[i]) for i in range(len(x))])
+        is_zero = most <= 1e-8
+        square = jnp.sum(jnp.square(jnp.where(is_zero, 1.0, x)))
+        return jnp.where(is_zero, 0.0, jnp.sqrt(square))
+
+    return norm
