@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxrl import platform
@@ -253,6 +254,7 @@ class LoadedPolicy:
         self.action_spec = trained.policy.action
         self._act = jax.jit(trained.policy)
         self._memory: Any = None
+        self._count = 0  # of worlds that it remembers
 
     @property
     def task(self) -> Task:
@@ -289,7 +291,7 @@ class LoadedPolicy:
         if ended is None or self._memory is None:
             self._memory = None
         else:
-            self._memory = self.trained.policy.forget(self._memory, np.asarray(ended, bool))
+            self._memory = self.trained.policy.forget(self._memory, jnp.asarray(ended, bool))
 
     def _check(self, observation: Any) -> int | None:
         """N of a batch of observations; None for one alone."""

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
@@ -302,7 +303,7 @@ def _from_arrays(arrays: list[np.ndarray], tree: Any) -> Any:
     """The arrays in the tree's structure; PRNG keys made whole."""
     leaves, structure = jax.tree.flatten(tree)
     made = [
-        jax.random.wrap_key_data(a) if _is_key(leaf) else a
+        jax.random.wrap_key_data(jnp.asarray(a)) if _is_key(leaf) else a
         for a, leaf in zip(arrays, leaves, strict=True)
     ]
     return jax.tree.unflatten(structure, jax.device_put(made))
@@ -346,8 +347,8 @@ def _compare(stored: list[dict], expected: list[dict], folder: Path, item: str) 
 
 
 def _fingerprint(array: np.ndarray) -> str:
-    flat = np.ascontiguousarray(array).reshape(-1)
-    return hashlib.blake2b(flat.view(np.uint8), digest_size=8).hexdigest()
+    flat: Any = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    return hashlib.blake2b(flat, digest_size=8).hexdigest()
 
 
 def _digest(body: dict) -> str:

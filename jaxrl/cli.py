@@ -169,7 +169,7 @@ def start_jax() -> str:
     from jaxrl import platform
 
     _allow_files()
-    if jax.config.jax_enable_x64:
+    if jax.config.values["jax_enable_x64"]:
         jax.config.update("jax_enable_x64", False)
         print("JAX_ENABLE_X64 is ignored: training is in float32", file=sys.stderr)
     return platform.start()

@@ -356,7 +356,7 @@ def _build_env(
     settings = dict(settings)
     wrap = build(WrapConfig, settings.pop("wrap", None) or {}, f"{path}wrap.")
     try:
-        task = build(env_class, settings, path, known=known)
+        task: Task = build(env_class, settings, path, known=known)
         length = task.episode_length
     except OverflowError as error:
         where = path or "env."

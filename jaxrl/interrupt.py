@@ -7,11 +7,12 @@ may also swallow. Importing this takes SIGINT, if the process is `python -m jaxr
 import os
 import signal
 import sys
+from types import FrameType
 
 _CLI = os.path.join(os.path.dirname(__file__), "cli.py")
 
 
-def _interrupted(number: int, frame: object) -> None:
+def _interrupted(number: int, frame: FrameType | None) -> None:
     files = set()
     while frame:
         files.add(frame.f_code.co_filename)

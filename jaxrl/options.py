@@ -63,12 +63,12 @@ def traced(cls: type) -> list[str]:
 
 
 def build(
-    cls: type[T],
+    cls: Any,
     values: dict[str, Any],
     path: str = "",
-    default: T | None = None,
+    default: Any = None,
     known: Callable[[], Sequence[str]] | None = None,
-) -> T:
+) -> Any:
     """Makes the dataclass from a nested dictionary.
 
     Args:
@@ -268,7 +268,7 @@ def _plain(value: Any, path: str) -> Any:
 
 def _convert_union(value: Any, hint: Any, path: str) -> Any:
     """As the first of the types that takes it."""
-    kinds = typing.get_args(hint)
+    kinds = list(typing.get_args(hint))
     if type(None) in kinds and (value is None or str(value).lower() in ("none", "null")):
         return None
     kinds = [kind for kind in kinds if kind is not type(None)]

@@ -26,7 +26,7 @@ def start() -> str:
     Raises:
       UserError: there is no device.
     """
-    chosen = jax.config.jax_compilation_cache_dir
+    chosen = jax.config.values.get("jax_compilation_cache_dir")
     if chosen in (None, os.environ.get("JAX_COMPILATION_CACHE_DIR")):  # else by the user's code
         jax.config.update("jax_compilation_cache_dir", _cache_folder())
     try:

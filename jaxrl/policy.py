@@ -18,8 +18,7 @@ from jaxrl.rl.distributions import DISTRIBUTIONS, Gaussian
 from jaxrl.rl.normalizer import RunningStatistics
 
 
-@struct.dataclass
-class PolicyState:
+class PolicyState(struct.PyTreeNode):
     """What acting needs: network parameters and observation statistics."""
 
     params: Any

@@ -51,9 +51,8 @@ def members(config: RunConfig) -> list[Member]:
         values = {key.rpartition(".")[2]: value for key, value in point}
         seed = values.pop("seed")
         settings = build(type(train.settings), values, f"{train.algo}.", default=train.settings)
-        alone = dataclasses.replace(
-            train, seed=seed, num_seeds=1, sweep=(), **{train.algo: settings}
-        )
+        own: dict[str, Any] = {"seed": seed, "num_seeds": 1, "sweep": (), train.algo: settings}
+        alone = dataclasses.replace(train, **own)
         values = {key: vars(settings)[key] for key in values} | {"seed": seed}
         name = ",".join(f"{key}={value}" for key, value in values.items())
         made.append(Member(name, dataclasses.replace(config, train=alone)))
@@ -166,7 +165,7 @@ class Population:
         if copied:  # on another device the copy lies on the host
             need *= 2
         if need > free:
-            name, size = config.train.algo, config.train.settings.buffer_size
+            name, size = config.train.algo, vars(config.train.settings)["buffer_size"]
             raise UserError(
                 f"{name}.buffer_size: {size:,} control steps"
                 f"{'' if self._alone else f' x {len(self)} members'} take {need / 1e9:,.1f} GB, "

@@ -177,7 +177,7 @@ def is_own(run: Path) -> bool:
 
 def _best_member(path: Path) -> str:
     """A population's best member, in words."""
-    scores = {}
+    scores: dict[Path, float] = {}
     for member in sorted((path / MEMBERS).iterdir()):
         for step in Checkpointer(member / "best").steps():
             with contextlib.suppress(DamagedError):
@@ -186,7 +186,7 @@ def _best_member(path: Path) -> str:
                 scores[member] = meta["eval"][f"eval/{by}"]
     if not scores:
         return f"{path / MEMBERS}/<name> (none has been evaluated yet)"
-    best = max(scores, key=scores.get)
+    best = max(scores, key=lambda member: scores[member])
     return f"{best} is the best of {len(scores)}"
 
 

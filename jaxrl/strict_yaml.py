@@ -8,7 +8,7 @@ can be written. What `dump` writes reads back the same, in values and types.
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, cast
 
 import yaml
 
@@ -40,9 +40,9 @@ class _Loader(yaml.SafeLoader):
         if self._count > MOST_VALUES:
             raise _refused(f"more than {MOST_VALUES:,} values", event)
         self._counts.setdefault(id(node), self._count - before)
-        return node
+        return cast(yaml.Node, node)
 
-    def compose_mapping_node(self, anchor: Any) -> yaml.Node:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
         known = set()
         for key, _ in node.value:

@@ -85,7 +85,7 @@ class Trainer:
         if jax.tree.leaves(shapes.replay):
             print(
                 "the checkpoint holds no replay buffer: the policy plays "
-                f"{self.algo.start_rows * self.algo.num_envs:,} control steps to refill it "
+                f"{self.algo.refill_steps:,} control steps to refill it "
                 "before learning goes on",
                 file=sys.stderr,
             )
@@ -186,7 +186,7 @@ class Trainer:
           UserError: there is none left.
         """
         steps, train, members = self.progress.timesteps, self.config.train, self.folder.members
-        new = set(np.flatnonzero(~finite)) - self._diverged
+        new = set(np.flatnonzero(~finite).tolist()) - self._diverged
         self._diverged |= new
         if len(self._diverged) == len(members):
             what = "training" if len(members) == 1 else "every member"
@@ -249,8 +249,8 @@ class Trainer:
                 key = jax.random.fold_in(key, word)
             return key
 
-        seeds = [member.config.train.seed for member in self.population.members]
-        seeds = np.array(seeds, np.uint32)
+        members = self.population.members
+        seeds = np.array([member.config.train.seed for member in members], np.uint32)
         return jax.vmap(key)(seeds) if self.config.is_population else key(seeds[0])
 
     # -- numbers ------------------------------------------------------------------------

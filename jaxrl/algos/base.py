@@ -87,8 +87,7 @@ class AlgorithmConfig:
     network: NetworkConfig = option(NetworkConfig(), "policy and value networks")
 
 
-@struct.dataclass
-class TrainState:
+class TrainState(struct.PyTreeNode):
     """Everything that training is, in one tree; saved whole.
 
     Attributes:
@@ -248,6 +247,12 @@ class Algorithm:
             return_scale=scale.replace(running=jnp.zeros_like(scale.running)),
             memory=self.policy.memory(self.num_envs),
         )
+
+    @property
+    def refill_steps(self) -> int:
+        """Control steps that are played before learning goes on, where a resumed run has lost
+        its replay."""
+        return 0
 
     def memory_needs(self, shapes: TrainState) -> Iterator[tuple[str, tuple[int, str]]]:
         """(part of training, (least bytes it takes on the device, settings it grows with)).

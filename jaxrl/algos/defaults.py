@@ -8,7 +8,7 @@ from typing import Any
 # and a rate that falls to 0 (Andrychowicz et al. 2021, "What matters in on-policy reinforcement
 # learning"), SAC and TD3 with the rates of Stable-Baselines3's zoo and targets that follow faster.
 # docs/algorithms.md has what they learn, and what was worse.
-PPO = {
+PPO: dict[str, Any] = {
     "num_steps": 32,
     "num_epochs": 8,
     "num_minibatches": 8,
@@ -16,7 +16,7 @@ PPO = {
     "schedule": {"kind": "linear"},
     "normalize_reward": True,
 }
-OFF_POLICY = {
+OFF_POLICY: dict[str, Any] = {
     "num_steps": 16,
     "learning_rate": 1e-3,
     "critic_learning_rate": 1e-3,

@@ -76,8 +76,7 @@ class OffPolicyConfig(AlgorithmConfig):
     )
 
 
-@struct.dataclass
-class Learner:
+class Learner(struct.PyTreeNode):
     """What updates change besides the policy's parameters.
 
     Attributes:
@@ -114,9 +113,9 @@ class OffPolicy(Algorithm):
             n_step=c.n_step,
             storage=self._storage(obs),
         )
-        self.value = (
-            ScalarValue() if c.num_atoms == 1 else CategoricalValue(*c.value_range, c.num_atoms)
-        )
+        self.value: ScalarValue | CategoricalValue = ScalarValue()
+        if c.num_atoms > 1:
+            self.value = CategoricalValue(c.value_range[0], c.value_range[1], c.num_atoms)
         self.critics = critic_ensemble(
             c.network, c.num_critics, self.value.outputs, policy.parts, policy.encoders
         )
@@ -183,6 +182,10 @@ class OffPolicy(Algorithm):
             updates=jnp.zeros((), jnp.int32),
         )
         return params, learner, self.replay.init()
+
+    @property
+    def refill_steps(self) -> int:
+        return self.start_rows * self.num_envs
 
     def memory_needs(self, shapes: TrainState) -> Iterator[tuple[str, tuple[int, str]]]:
         c, name, action = self.config, self.name, 4 * self.policy.action_size
@@ -325,7 +328,8 @@ class OffPolicy(Algorithm):
 
     def _heads(self, critic: Any, policy: PolicyState, obs: Any, action: jax.Array) -> jax.Array:
         """[K, B, Z] what all critics say."""
-        return self.critics.apply(critic, self.policy.normalized(policy, obs), action)
+        heads: Any = self.critics.apply(critic, self.policy.normalized(policy, obs), action)
+        return heads
 
     def _critic_target(
         self, state: TrainState, carry: tuple[Any, Learner], batch: Transitions, key: jax.Array

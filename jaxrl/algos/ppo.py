@@ -55,8 +55,7 @@ class PPOConfig(AlgorithmConfig):
     expert: ExpertConfig = option(ExpertConfig(), "learn from a scripted controller too")
 
 
-@struct.dataclass
-class Acted:
+class Acted(struct.PyTreeNode):
     """What PPO notes of its actions; leaves [N, ...].
 
     Attributes:
@@ -70,8 +69,7 @@ class Acted:
     expert: jax.Array | None
 
 
-@struct.dataclass
-class Batch:
+class Batch(struct.PyTreeNode):
     """What the updates learn from; leaves [T, N, ...], then [B, ...].
 
     Attributes:
@@ -293,7 +291,7 @@ class PPO(Algorithm):
             stopped |= metrics[columns.KL] > 1.5 * c.target_kl
             return (*carry, stopped, metrics), metrics
 
-        carry = (state.policy.params, state.learner)
+        carry: tuple[Any, ...] = (state.policy.params, state.learner)
         if c.target_kl is not None:
             rows = take(jnp.arange(count // c.num_minibatches))
             blank = jax.eval_shape(lambda: self._update(state, carry, rows, rate, key)[1])

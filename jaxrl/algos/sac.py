@@ -44,8 +44,7 @@ class SACConfig(OffPolicyConfig):
     )
 
 
-@struct.dataclass
-class Temperature:
+class Temperature(struct.PyTreeNode):
     """Logarithm of the entropy's weight, and its optimiser's state."""
 
     log: jax.Array

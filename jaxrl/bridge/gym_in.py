@@ -150,8 +150,8 @@ class GymTask(Task):
 
 def _spec(space: gymnasium.Space) -> ArraySpec | dict[str, ArraySpec]:
     if isinstance(space, gymnasium.spaces.Dict):
-        return {key: _spec(part) for key, part in space.items()}
-    return ArraySpec(space.shape)
+        return {key: ArraySpec(part.shape or ()) for key, part in space.items()}
+    return ArraySpec(space.shape or ())
 
 
 # What is known of environments, by their names and arguments.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from importlib import metadata
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -96,7 +96,7 @@ class GymEnv(gymnasium.Env):
       UserError: an unknown task or setting.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array", "human"]}
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array", "human"]}
 
     def __init__(self, task: str, render_mode: str | None = None, **settings: Any):
         from jaxrl.config import make_env
@@ -136,7 +136,8 @@ class GymEnv(gymnasium.Env):
         obs, reward, terminated, metrics, nonfinite = _numpy(out)
         self._steps += 1
         terminated = bool(terminated)
-        truncated = self._steps >= self.task.episode_length and not terminated
+        limit = self.task.episode_length
+        truncated = limit is not None and self._steps >= limit and not terminated
         info: dict[str, Any] = {name: float(value) for name, value in metrics.items()}
         info["nonfinite"] = bool(nonfinite)
         if "success" in metrics:
@@ -179,7 +180,7 @@ class GymVectorEnv(VectorEnv):
       UserError: an unknown task or setting.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"]}
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"]}
 
     def __init__(
         self,

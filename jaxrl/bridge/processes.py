@@ -13,7 +13,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import connection, resource_tracker, util
-from typing import Any
+from typing import Any, cast
 
 from gymnasium.vector.utils import CloudpickleWrapper
 
@@ -85,7 +85,7 @@ class Processes:
             self._pipes.append(pipe)
             process = context.Process(
                 target=serve,
-                args=(theirs, CloudpickleWrapper(make), self._deadline, rows),
+                args=(theirs, CloudpickleWrapper(cast(Any, make)), self._deadline, rows),
                 daemon=True,
             )
             try:
@@ -113,11 +113,12 @@ class Processes:
           Lost: a process died or took too long.
           Stopped: training was told to stop.
         """
-        waiting = {pipe: i for i, pipe in enumerate(self._pipes)}
+        waiting: dict[Any, int] = {pipe: i for i, pipe in enumerate(self._pipes)}
         answers: list[Any] = [None] * len(waiting)
         patience = _Patience(self._stopped)
         while waiting:
-            for pipe in connection.wait(list(waiting), TICK):
+            ready: list[Any] = connection.wait(list(waiting), TICK)
+            for pipe in ready:
                 answers[waiting.pop(pipe)] = _answer(pipe)
             if any(time.monotonic() > self._cells[i] for i in waiting.values()):
                 raise Lost(f"a world {self._deadline.late()}")
@@ -227,7 +228,7 @@ def _close_all() -> None:
 def _end_tracker() -> None:
     """Python's server of shared memory ends a moment after this process, and for ever stays in
     the table of processes where nobody looks after orphans. So wait for it."""
-    tracker = resource_tracker._resource_tracker
+    tracker: Any = resource_tracker._resource_tracker
     with contextlib.suppress(AttributeError, TypeError, OSError):  # none, or another Python's
         os.close(tracker._fd)
         tracker._fd = None

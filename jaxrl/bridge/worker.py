@@ -168,7 +168,7 @@ def _flatten(space: gymnasium.Space, raw: Any, path: str) -> np.ndarray:
             f"{path}: got {array.dtype} {array.shape}, its space says {space.dtype} {space.shape}"
         )
     if not isinstance(space, spaces.Box):
-        array = spaces.flatten(space, array)
+        array = np.asarray(spaces.flatten(space, array))
     return array.ravel().astype(np.float32)
 
 
@@ -303,7 +303,7 @@ class Guard:
         """What a task has to know, in plain values."""
         env = self._env
         limit, fps = env.spec and env.spec.max_episode_steps, (env.metadata or {}).get("render_fps")
-        if fps is not None and not (isinstance(fps, numbers.Real) and 0 < fps < math.inf):
+        if fps is not None and not (isinstance(fps, numbers.Real) and 0 < float(fps) < math.inf):
             raise Unusable(f"metadata['render_fps'] is {fps!r}, expected a number above 0")
         criterion = getattr(env.unwrapped, "success_criterion", None)
         return {
@@ -351,15 +351,16 @@ class Guard:
 
     def _native(self, action: Any) -> Any:
         space = self._actions
-        if not isinstance(space, spaces.Box):
+        if isinstance(space, spaces.Discrete):
             return int(space.start) + int(action)
         share = 0.5 * (np.clip(np.asarray(action, np.float64), -1.0, 1.0) + 1.0)
         low, high = self._bounds
         return (low + share * (high - low)).reshape(space.shape).astype(space.dtype)
 
     def _checked(self, raw: Any) -> Any:
-        flatten = _parts if isinstance(self._space, spaces.Dict) else _flatten
-        return flatten(self._space, raw, "observation")
+        if isinstance(self._space, spaces.Dict):
+            return _parts(self._space, raw, "observation")
+        return _flatten(self._space, raw, "observation")
 
 
 class Wrapped:
@@ -384,7 +385,7 @@ class Wrapped:
         obs, info = self._world.reset(seed=seed)
         least, most = self._wrap.action_delay[0], self._wrap.action_delay[-1]
         self._delay = int(self._random.integers(least, most, endpoint=True))
-        none = np.zeros(self.action_space.shape, self.action_space.dtype)
+        none = np.zeros(self.action_space.shape or (), self.action_space.dtype)
         self._actions = collections.deque([none] * (most + 1), most + 1)
         history = self._wrap.history
         self._frames = collections.deque([self._noisy(obs)] * history, history)
@@ -435,7 +436,8 @@ class Group:
     ):
         self._memory, self.worlds = memory, []
         for _ in memory[0]:
-            world = Guard(*settings, deadline)
+            environment, kwargs, keys, limit = settings
+            world = Guard(environment, kwargs, keys, limit, deadline)
             self.worlds.append(world if wrap == Wrap() else Wrapped(world, wrap))
 
     def reset(self, seed: int) -> list[tuple[int, str]]:
@@ -540,13 +542,14 @@ def serve(pipe: Any, make: CloudpickleWrapper, deadline: Deadline, memory: list[
     """
     _end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the trainer to answer
-    made = None
+    made: Any = None
     with contextlib.suppress(EOFError, OSError):
         while True:
             method, arguments = pipe.recv()
             try:
-                made = made or make.fn(deadline, [view(*cells)[rows] for cells, rows in memory])
-                answer = getattr(made, method)(*arguments), None
+                make_object: Any = make.fn
+                made = made or make_object(deadline, [view(*cells)[rows] for cells, rows in memory])
+                answer = getattr(made, method)(*arguments), ""
             except FAILURES as error:
                 answer = None, line(error)
             pipe.send(answer)
@@ -565,7 +568,8 @@ def _end_with_parent() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
     def watch() -> None:
-        multiprocessing.parent_process().join()
+        if parent := multiprocessing.parent_process():
+            parent.join()
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

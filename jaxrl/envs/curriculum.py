@@ -49,8 +49,7 @@ class CurriculumConfig:
                 raise UserError(f"{path}.metric: got {name!r}, known are {', '.join(known)}")
 
 
-@struct.dataclass
-class CurriculumState:
+class CurriculumState(struct.PyTreeNode):
     """Where the curriculum stands.
 
     Attributes:

@@ -62,8 +62,7 @@ class ArraySpec:
         return cls((len(names),), names=names)
 
 
-@struct.dataclass
-class State:
+class State(struct.PyTreeNode):
     """One world after `reset` or `step`.
 
     Attributes:
@@ -143,7 +142,8 @@ class Task:
     @classmethod
     def missing(cls) -> list[str]:
         """Names of what a task must have and this class has not."""
-        fields = {field.name for field in dataclasses.fields(cls)}
+        own: Any = cls
+        fields = {field.name for field in dataclasses.fields(own)}
 
         def has(name: str) -> bool:
             return name in fields or getattr(cls, name, None) is not getattr(Task, name, None)
@@ -186,8 +186,8 @@ class Task:
             rows.append(row)
         return jnp.concatenate(rows)
 
-    def reset(self, key: jax.Array) -> State:
-        """A fresh random start; of a task with a curriculum, `reset(key, level)`."""
+    def reset(self, key: jax.Array, *level: Any) -> State:
+        """A fresh random start; a task with a curriculum takes its level too."""
         raise NotImplementedError
 
     def step(self, state: State, action: jax.Array) -> State:

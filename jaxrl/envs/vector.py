@@ -13,6 +13,7 @@ from jaxrl import platform
 from jaxrl.envs import curriculum
 from jaxrl.envs.curriculum import CurriculumConfig, CurriculumState
 from jaxrl.envs.task import State, Task
+from jaxrl.errors import UserError
 
 # Worlds stepped at a time on a CPU. The intermediate values of so many stay in its cache;
 # thousands at once are 1.7 times slower (ballbot).
@@ -26,8 +27,7 @@ MOST_DRAWS = 100
 MEMBERS_AXIS = "members"
 
 
-@struct.dataclass
-class Starts:
+class Starts(struct.PyTreeNode):
     """Fresh starts, made N at a time when they are needed; each is handed out once.
 
     All starts of a run stand in one endless row, in generations of N. The one at place j of
@@ -51,8 +51,7 @@ class Starts:
     redrawn: jax.Array
 
 
-@struct.dataclass
-class VectorState:
+class VectorState(struct.PyTreeNode):
     """`N` worlds between two steps.
 
     Attributes:
@@ -80,8 +79,7 @@ class VectorState:
         return self.starts.redrawn
 
 
-@struct.dataclass
-class Timestep:
+class Timestep(struct.PyTreeNode):
     """What one step of `N` worlds yields; every leaf begins with [N].
 
     Attributes:
@@ -106,8 +104,7 @@ class Timestep:
     ended: jax.Array
 
 
-@struct.dataclass
-class EpisodeSums:
+class EpisodeSums(struct.PyTreeNode):
     """Episodes that ended within some steps, summed up.
 
     Attributes:
@@ -155,6 +152,8 @@ class Vector:
         members: int = 1,
         training: bool = False,
     ):
+        if env.episode_length is None:
+            raise UserError(f"{type(env).__name__}: episode_length is None, must be a whole number")
         self.env = env
         self.num_envs = num_envs
         self.least_episode = env.episode_length  # control steps between two time limits
@@ -190,7 +189,7 @@ class Vector:
         level = curriculum.init(self.curriculum) if self.curriculum else None
         steps = jnp.zeros(n, jnp.int32)
         if stagger:
-            steps = jax.random.randint(key_steps, (n,), 0, self.env.episode_length)
+            steps = jax.random.randint(key_steps, (n,), 0, self.least_episode)
         worlds, redrawn = self._reset(jax.random.split(key_worlds, n), level)
         return VectorState(
             worlds=worlds,
@@ -210,7 +209,7 @@ class Vector:
 
     def advance(self, state: VectorState) -> VectorState:
         """Moves the curriculum; call it once a rollout. Starts of another level are dropped."""
-        if state.curriculum is None:
+        if state.curriculum is None or self.curriculum is None:
             return state
         level = curriculum.advance(self.curriculum, state.curriculum)
         moved = (level.level != state.curriculum.level).any()
@@ -251,7 +250,7 @@ class Vector:
         """Starts [N, ...] with keys [N], and how many were not finite and so drawn again."""
 
         def reset(key: jax.Array) -> State:
-            return self.env.reset(key) if level is None else self.env.reset(key, level.level)
+            return self.env.reset(key, *([] if level is None else [level.level]))
 
         def draw(carry):  # the first round draws all, so that the reset is compiled once
             count, redrawn, worlds, missing = carry
@@ -292,7 +291,7 @@ class Vector:
 
         steps = state.steps + 1
         terminated = worlds.terminated.astype(bool) | ~whole
-        truncated = (steps >= self.env.episode_length) & ~terminated
+        truncated = (steps >= self.least_episode) & ~terminated
         done = terminated | truncated
 
         totals, episode = self._statistics(state.totals, reward, metrics)
@@ -324,7 +323,7 @@ class Vector:
     def _observe(
         self, level: CurriculumState | None, episode: jax.Array, ended: jax.Array
     ) -> CurriculumState | None:
-        if level is None:
+        if level is None or self.curriculum is None:
             return None
         columns = jnp.array([self.statistics.index(name) for name in self.curriculum.metric])
         return curriculum.observe(level, episode[:, columns].sum(0), ended.sum())

@@ -44,8 +44,7 @@ class WrapConfig:
         return not any(self.action_delay) and not any(self.observation_noise) and self.history == 1
 
 
-@struct.dataclass
-class Info:
+class Info(struct.PyTreeNode):
     """The task's memory and the wrapper's.
 
     Attributes:
@@ -162,22 +161,22 @@ class Wrapped(Task):
 
     def baselines(self) -> dict[str, Callable[[State], jax.Array]]:
         """The task's, which see its state without delay or noise."""
-        return {
-            name: lambda state, act=act: act(self.inner_state(state))
-            for name, act in self.task.baselines().items()
-        }
+
+        def behind(act: Callable[[State], jax.Array]) -> Callable[[State], jax.Array]:
+            return lambda state: act(self.inner_state(state))
+
+        return {name: behind(act) for name, act in self.task.baselines().items()}
 
     def inner_state(self, state: State) -> State:
         """The state as the task knows it."""
         return state.replace(obs=state.info.obs, info=state.info.task)
 
     def _noisy(self, obs: Any, key: jax.Array) -> Any:
-        leaves, tree = jax.tree.flatten(obs)
+        leaves, structure = jax.tree.flatten(obs)
         std = jnp.asarray(self.wrap.observation_noise)
         keys = jax.random.split(key, len(leaves))
-        return tree.unflatten(
-            [x + std * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
-        )
+        noisy = [x + std * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
+        return jax.tree.unflatten(structure, noisy)
 
 
 def _is_spec(x: Any) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, cast
 
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -60,7 +60,7 @@ class Console:
         # From when and which control step on the speed is measured.
         self._pace: tuple[float, int] | None = None
         self._enabled = enabled and sys.stderr is not None  # None: closed by the shell
-        self._rich = RichConsole(file=_Quiet(sys.stderr), highlight=False)
+        self._rich = RichConsole(file=cast(IO[str], _Quiet(sys.stderr)), highlight=False)
         self._bar = None
         if self._enabled and self._rich.is_interactive:
             self._bar = _Bar(self._rich, start, max(total, start))
@@ -105,14 +105,14 @@ class _Bar(Progress):
     """One line of progress over the whole width, and one of numbers, as many as fit."""
 
     def __init__(self, console: RichConsole, start: int, total: int):
-        whole = {"table_column": Column(no_wrap=True)}
+        column = Column(no_wrap=True)
         self._numbers = ["compiling"]
         super().__init__(
-            TextColumn("{task.percentage:3.0f}%", **whole),
+            TextColumn("{task.percentage:3.0f}%", table_column=column),
             BarColumn(bar_width=None),
-            TextColumn("{task.completed:,.0f}/{task.total:,.0f} steps", **whole),
-            TimeElapsedColumn(**whole),
-            TextColumn("ETA {task.fields[left]}", **whole),
+            TextColumn("{task.completed:,.0f}/{task.total:,.0f} steps", table_column=column),
+            TimeElapsedColumn(table_column=column),
+            TextColumn("ETA {task.fields[left]}", table_column=column),
             console=console,
             expand=True,
         )

@@ -17,8 +17,7 @@ from flax import struct
 _LOG_2PI = math.log(2 * math.pi)
 
 
-@struct.dataclass
-class Gaussian:
+class Gaussian(struct.PyTreeNode):
     """Parameters of a diagonal Gaussian: mean and log standard deviation, [..., A]."""
 
     mean: jax.Array

@@ -18,8 +18,7 @@ MOST_DEVIATIONS = 20.0
 MEMORY = 1e5
 
 
-@struct.dataclass
-class RunningStatistics:
+class RunningStatistics(struct.PyTreeNode):
     """Statistics of all samples seen, per component; from `MEMORY` batches on older ones fade.
 
     Attributes:

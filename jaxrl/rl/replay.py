@@ -22,8 +22,7 @@ from jaxrl.rl.returns import n_step_return
 from jaxrl.rl.rollout import Rollout
 
 
-@struct.dataclass
-class ReplayState:
+class ReplayState(struct.PyTreeNode):
     """Contents.
 
     Attributes:
@@ -42,8 +41,7 @@ class ReplayState:
     inserted: jax.Array
 
 
-@struct.dataclass
-class Transitions:
+class Transitions(struct.PyTreeNode):
     """Samples; leaves [B, ...].
 
     Attributes:

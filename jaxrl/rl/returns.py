@@ -40,8 +40,7 @@ def n_step_return(
     return (reward * alive * powers).sum(1), discount, last
 
 
-@struct.dataclass
-class ReturnScale:
+class ReturnScale(struct.PyTreeNode):
     """Statistics of the running discounted return, to scale rewards with.
 
     Attributes:

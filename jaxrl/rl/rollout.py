@@ -8,8 +8,7 @@ import jax
 from flax import struct
 
 
-@struct.dataclass
-class Rollout:
+class Rollout(struct.PyTreeNode):
     """T control steps of N worlds; leaves [T, N, ...] unless another shape is given.
 
     Attributes:

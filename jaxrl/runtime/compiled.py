@@ -100,7 +100,8 @@ def iterate(algo: Algorithm, state: TrainState) -> tuple[TrainState, tuple[dict,
     """One iteration of an algorithm whose worlds are a `Vector`: `num_steps` control steps of
     all worlds, and the updates that go with them. Metrics and episode sums come out."""
     key, key_iterate = jax.random.split(state.key)
-    envs = algo.worlds.advance(state.envs)
+    worlds: Any = algo.worlds
+    envs = worlds.advance(state.envs)
     rate = state.hyper["learning_rate"] * algo.rate(state)
     rounds = algo.config.num_steps // algo.learns_every
 
@@ -131,7 +132,8 @@ def collect(
     algo: Algorithm, state: TrainState, key: jax.Array
 ) -> tuple[TrainState, Rollout, EpisodeSums]:
     """`learns_every` control steps of all worlds under the policy as it is."""
-    worlds, steps, envs = algo.worlds, algo.learns_every, state.envs
+    worlds: Any = algo.worlds
+    steps, envs = algo.learns_every, state.envs
     slots = limit_slots(steps, worlds.least_episode)
     empty = jax.tree.map(lambda x: jnp.zeros((slots, *x.shape), x.dtype), envs.obs)
 
@@ -158,7 +160,18 @@ def collect(
         carry, (rows, episodes) = jax.lax.scan(step, carry, draws)
         episodes = jax.tree.map(lambda x: x.sum(0), episodes)
     envs, memory, limit_obs, _ = carry
-    rollout = Rollout(*rows, limit_obs=limit_obs, last_obs=envs.obs, memory=state.memory)
+    obs, action, act_info, reward, terminated, truncated = rows
+    rollout = Rollout(
+        obs=obs,
+        action=action,
+        act_info=act_info,
+        reward=reward,
+        terminated=terminated,
+        truncated=truncated,
+        limit_obs=limit_obs,
+        last_obs=envs.obs,
+        memory=state.memory,
+    )
     return state.replace(envs=envs, memory=memory), rollout, episodes
 
 
@@ -239,7 +252,7 @@ class CompiledEvaluator:
         play = self._episodes
         if members is not None:
             play = jax.vmap(play, axis_name=MEMBERS_AXIS)
-        self._play = jax.jit(play)
+        self._play: Any = jax.jit(play)
 
     @property
     def statistics(self) -> tuple[str, ...]:

@@ -110,8 +110,7 @@ class HostRuntime:
         return np.stack(frames)
 
 
-@struct.dataclass
-class HostState:
+class HostState(struct.PyTreeNode):
     """Worlds that live in other processes: what policies see of them, leaves [N, ...]."""
 
     obs: Any
@@ -145,7 +144,7 @@ class HostVector:
         self.restarts = 0
         self.here, self.processes = self._layout()
         self._revivals = 0
-        self._envs: Processes | Here | None = None
+        self._envs: Any = None  # Processes or Here, once they are started
         self._totals = np.zeros((num_envs, 2))  # return and length so far
 
     def _layout(self) -> tuple[bool, int]:
@@ -250,7 +249,8 @@ class HostVector:
         """Waits for the step: observations to act on next, and what came of it."""
         try:
             with self._user_errors():
-                *numbers, groups, failures = zip(*self._envs.answers())
+                answers: list[Any] = self._envs.answers()
+                *numbers, groups, failures = map(list, zip(*answers))
         except Lost as error:
             return self._revive(error)
         reward, terminated, truncated = map(np.concatenate, numbers)
@@ -280,7 +280,7 @@ class HostVector:
             )
         step = self._timestep(reward, terminated, truncated, final_obs, nonfinite, last)
         self._obs = obs
-        return obs, dataclasses.replace(step, out_of_range=out_of_range)
+        return obs, step.replace(out_of_range=out_of_range)
 
     def _timestep(self, reward, terminated, truncated, final_obs, nonfinite, last) -> Timestep:
         """The step, and the sums of the episodes that end with it."""
@@ -289,16 +289,17 @@ class HostVector:
         self._totals[:, 1] += 1.0
         episode = np.where(done[:, None], np.hstack([self._totals, last]), 0.0)
         self._totals[done] = 0.0
-        return Timestep(
-            reward=np.asarray(reward, np.float32),
-            terminated=terminated,
-            truncated=truncated,
-            final_obs=final_obs,
-            nonfinite=nonfinite,
-            out_of_range=np.zeros(self.num_envs, bool),
-            episode=episode.astype(np.float32),
-            ended=done,
-        )
+        fields: dict[str, Any] = {  # NumPy's arrays stand for JAX's
+            "reward": np.asarray(reward, np.float32),
+            "terminated": terminated,
+            "truncated": truncated,
+            "final_obs": final_obs,
+            "nonfinite": nonfinite,
+            "out_of_range": np.zeros(self.num_envs, bool),
+            "episode": episode.astype(np.float32),
+            "ended": done,
+        }
+        return Timestep(**fields)
 
     def _revive(self, error: Lost) -> tuple[Any, Timestep]:
         """Starts all processes again after one was lost."""
@@ -317,7 +318,7 @@ class HostVector:
         # Nothing is known of the step: it ends where it began, as at a time limit.
         unknown = np.zeros((self.num_envs, len(self._keys)))
         step = self._timestep(np.zeros(self.num_envs), none, every, before, none, unknown)
-        return obs, dataclasses.replace(step, episode=step.episode * 0.0, ended=none)
+        return obs, step.replace(episode=step.episode * 0.0, ended=none)
 
     def close(self) -> None:
         """Ends the processes, whatever they are at."""
@@ -342,7 +343,7 @@ class HostTraining:
 
     def __init__(self, population: Population):
         self.algo = algo = population.algo
-        self.vector: HostVector = algo.worlds
+        self.vector: Any = algo.worlds  # a HostVector
         self._init = population.init
         self._finite = jax.jit(population.finite)
 
@@ -396,7 +397,9 @@ class HostTraining:
     def _iteration(self, state: Any) -> tuple[Any, tuple[dict, Any]]:
         algo, vector = self.algo, self.vector
         key, key_act, key_learn = jax.random.split(state.key, 3)
-        steps, sums, metrics = [], [], []
+        steps: list[tuple] = []
+        sums: list[Any] = []
+        metrics: list[Any] = []
         memory = state.memory
         for t in range(algo.config.num_steps):
             action, act_info, before, memory = self._act(
@@ -417,11 +420,11 @@ class HostTraining:
             steps.append((acted_on, action, act_info, before, step))
             sums.append(episode_sums(step))
         state, metric = self._improve(state, steps, memory, key_learn, algo.config.num_steps)
-        metrics = jax.device_get([*metrics, metric])
-        metrics = {name: known_mean(np.array([m[name] for m in metrics])) for name in metrics[0]}
-        metrics[columns.LEARNING_RATE] = state.hyper["learning_rate"] * algo.rate(state)
+        each = jax.device_get([*metrics, metric])
+        means: dict[str, Any] = {n: known_mean(np.array([m[n] for m in each])) for n in each[0]}
+        means[columns.LEARNING_RATE] = state.hyper["learning_rate"] * algo.rate(state)
         state = state.replace(key=key, iteration=state.iteration + 1)
-        return state, (metrics, jax.tree.map(lambda *x: np.sum(x, 0), *sums))
+        return state, (means, jax.tree.map(lambda *x: np.sum(x, 0), *sums))
 
     def _improve(
         self, state: Any, steps: list[tuple], memory: Any, key: jax.Array, t: int
@@ -448,17 +451,18 @@ class HostTraining:
                 step.final_obs,
             )
             limits[worlds] += 1
-        return Rollout(
-            obs=stack(obs),
-            action=stack(action),
-            act_info=stack(act_info),
-            reward=np.stack([step.reward for step in results]),
-            terminated=np.stack([step.terminated for step in results]),
-            truncated=np.stack([step.truncated for step in results]),
-            limit_obs=limit_obs,
-            last_obs=self._obs,
-            memory=memory[0],
-        )
+        fields: dict[str, Any] = {
+            "obs": stack(obs),
+            "action": stack(action),
+            "act_info": stack(act_info),
+            "reward": np.stack([step.reward for step in results]),
+            "terminated": np.stack([step.terminated for step in results]),
+            "truncated": np.stack([step.truncated for step in results]),
+            "limit_obs": limit_obs,
+            "last_obs": self._obs,
+            "memory": memory[0],
+        }
+        return Rollout(**fields)
 
     def counters(self) -> dict[str, float]:
         return {columns.RESTARTS: self.vector.restarts}
@@ -470,8 +474,7 @@ class HostTraining:
 # -- evaluation ----------------------------------------------------------------------------
 
 
-@struct.dataclass
-class _Worlds:
+class _Worlds(struct.PyTreeNode):
     """As much of a task's `State` as actors read."""
 
     obs: Any
@@ -494,7 +497,8 @@ class Player:
 
         def act(params, obs, memory, ended, key, t):
             memory = select(ended, actor.memory(vector.num_envs), memory)
-            return actor.act(params, _Worlds(obs), memory, jax.random.fold_in(key, t))
+            worlds: Any = _Worlds(obs)
+            return actor.act(params, worlds, memory, jax.random.fold_in(key, t))
 
         self._act = jax.jit(act)
 
@@ -508,7 +512,7 @@ class Player:
         """
         vector, t = self.vector, 0
         obs, memory = vector.start(seed), self.actor.memory(vector.num_envs)
-        ended = np.ones(vector.num_envs, bool)
+        ended: Any = np.ones(vector.num_envs, bool)
         while True:
             action, memory = self._act(params, obs, memory, ended, key, t)
             vector.send(np.asarray(action))
@@ -548,7 +552,7 @@ class HostEvaluator:
         """Nothing: the policy alone compiles in a moment."""
 
     def __call__(self, params: Any, key: jax.Array) -> np.ndarray:
-        vector, rows = self.vector, []
+        vector, rows = self.vector, list[np.ndarray]()
         # Each world plays its share, so that short episodes are not preferred.
         shares = np.full(vector.num_envs, self.episodes // vector.num_envs)
         shares[: self.episodes % vector.num_envs] += 1
