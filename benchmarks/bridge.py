@@ -20,14 +20,13 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from jaxrl import cli
-from jaxrl.bridge.gym_in import HostLoop
 from jaxrl.bridge.worker import make
 from jaxrl.config import resolve
-from jaxrl.runs import hardware, make_algorithm
+from jaxrl.population import Population
+from jaxrl.runs import hardware
 
 
 def arguments(argv: list[str]) -> argparse.Namespace:
@@ -74,10 +73,11 @@ class Worlds:
         config = resolve(
             {"env": {"gym": name, "processes": processes}, "num_envs": count}, platform="cpu"
         )
-        self.algo = make_algorithm(config)
-        self.vector = self.algo.vector
-        self.state = self.algo.init(jax.random.key(0))
-        self._act = HostLoop(self.algo, lambda state: state)._act
+        population = Population(config)
+        self.vector = population.algo.worlds
+        self.state = population.init()
+        self._act = population.runtime.training(population)._act
+        self._none = np.zeros(self.vector.num_envs, bool)
         self.obs = self.vector.start(0)
         self.t = 0
         shape = np.asarray(self._action()).shape
@@ -85,7 +85,8 @@ class Worlds:
 
     def _action(self) -> Any:
         self.t += 1
-        return self._act(self.state, self.obs, self.state.key, self.t)[0]
+        acted = self._act(self.state, self.obs, (), self._none, self.state.key, self.t)
+        return acted[0]
 
     def step(self) -> int:
         """Under actions made beforehand."""

@@ -242,7 +242,7 @@ def compile_on(placement: jax.sharding.NamedSharding, function: Any, *args: Any)
 
 
 def compile_jaxrl(placement: Any, config: PPOConfig, task: Ballbot, num_envs: int) -> Any:
-    ppo = PPO(config, task, num_envs, 1000)
+    ppo = PPO(config, task, task.runtime().worlds(num_envs), 1000)
     state = jax.eval_shape(ppo.init, jax.random.key(0))
     with compile_for("gpu"):
         return compile_on(placement, ppo.step, state)

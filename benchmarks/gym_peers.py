@@ -132,7 +132,7 @@ def run_jaxrl(task: str, algo: str, seed: int) -> tuple[float, Any]:
         jax.block_until_ready(trainer.state.policy)
     seconds = time.monotonic() - begun
     policy, env = jax.jit(trainer.algo.policy), Guard(task, {})
-    return seconds, lambda obs: env._native(policy(trainer.state.policy, np.float32(obs)))
+    return seconds, lambda obs: env._native(policy(trainer.state.policy, np.float32(obs))[0])
 
 
 def run_peer(trainer: str, task: str, algo: str, seed: int) -> tuple[float, Any]:

@@ -252,14 +252,13 @@ class Turns:
     def _return(self, act: Callable, params: Any) -> float:
         import jax
 
-        from jaxrl.evaluation import Evaluator
+        from jaxrl.evaluation import Actor
 
         if not self.episodes:
             return float("nan")
         if self._evaluate is None:
-            self._evaluate = Evaluator(
-                self.task, lambda params, worlds, key: act(params, worlds.obs), self.episodes
-            )
+            actor = Actor(lambda params, worlds, memory, key: (act(params, worlds.obs), memory))
+            self._evaluate = self.task.runtime().evaluator(actor, self.episodes)
         return float(self._evaluate(params, jax.random.key(1234))[:, 0].mean())
 
 
@@ -328,9 +327,15 @@ def train_jaxrl(args: argparse.Namespace, config: Any, task: Any) -> None:
     import jax
 
     from jaxrl.algos.ppo import PPO
+    from jaxrl.runtime.compiled import iterate
 
-    ppo = PPO(config, task, args.num_envs, iterations_per_chunk(args) * args.chunks)
-    trainer = (lambda s, _: ppo.step(s), lambda s: s.policy, ppo.policy)
+    worlds = task.runtime().worlds(args.num_envs)
+    ppo = PPO(config, task, worlds, iterations_per_chunk(args) * args.chunks)
+    trainer = (
+        lambda s, _: iterate(ppo, s),
+        lambda s: s.policy,
+        lambda params, obs: ppo.policy(params, obs)[0],
+    )
     train_fair(args, task, trainer, lambda: ppo.init(jax.random.key(args.seed)))
 
 

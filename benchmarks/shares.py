@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,11 +67,15 @@ def measure(settings: dict[str, Any], platform: str, repeats: int) -> dict[str, 
 
     from jaxrl.config import resolve
     from jaxrl.runs import make_algorithm
+    from jaxrl.runtime.compiled import iterate
 
     algo = make_algorithm(resolve(settings, platform=platform))
-    state, step = jax.jit(algo.init)(jax.random.key(0)), jax.jit(algo.step, donate_argnums=0)
+    state, step = (
+        jax.jit(algo.init)(jax.random.key(0)),
+        jax.jit(partial(iterate, algo), donate_argnums=0),
+    )
     state = jax.tree.map(lambda x: x.copy(), state)
-    for _ in range(1 + getattr(algo, "start_rows", 0) // algo.config.num_steps):
+    for _ in range(1 + algo.refill_steps // algo.batch_size):
         state, _ = step(state)
 
     held = [state]
@@ -103,20 +108,22 @@ def pieces(algo: Any) -> dict[str, Callable[[Any], Any]]:
     import jax
     import jax.numpy as jnp
 
+    from jaxrl.runtime.compiled import collect
+
     steps = algo.config.num_steps
 
     def simulation(state):
-        shape = (steps, algo.num_envs, algo.network.action_size)
+        shape = (steps, algo.num_envs, algo.policy.action_size)
         actions = jax.random.uniform(state.key, shape, minval=-1.0, maxval=1.0)
-        envs = algo.vector.advance(state.envs)
-        return jax.lax.scan(lambda e, a: (algo.vector.step(e, a)[0], None), envs, actions)[0]
+        envs = algo.worlds.advance(state.envs)
+        return jax.lax.scan(lambda e, a: (algo.worlds.step(e, a)[0], None), envs, actions)[0]
 
     if algo.name == "ppo":
 
         def learning(state):
-            rollout = jax.eval_shape(lambda: algo._collect(state, state.key)[1])
+            rollout = jax.eval_shape(lambda: collect(algo, state, state.key)[1])
             rollout = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), rollout)
-            return algo._learn(state, algo._batch(state, rollout), state.key)
+            return algo.learn(state, rollout, state.key)
 
         return {"simulation": simulation, "learning": learning}
 
@@ -137,7 +144,7 @@ def pieces(algo: Any) -> dict[str, Callable[[Any], Any]]:
 
     def sample(state, carry, key):
         count = algo.config.gradient_steps * algo.config.batch_size
-        rows = algo.replay.sample(state.replay, key, count, gamma=state.hyper.gamma)
+        rows = algo.replay.sample(state.replay, key, count, gamma=state.hyper["gamma"])
         total = sum(x.sum() for x in jax.tree.leaves(rows))
         return jax.tree.map(lambda x: x + (0 * total).astype(x.dtype), carry)
 

@@ -14,6 +14,7 @@ a filled cache.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import resource
@@ -94,34 +95,37 @@ def pieces(algo: Any) -> dict[str, Callable[[Any], Any]]:
     import jax.numpy as jnp
 
     from jaxrl.algos.base import shuffled
+    from jaxrl.algos.ppo import Acted, Batch
     from jaxrl.rl.packing import Packing
+    from jaxrl.rl.rollout import Rollout, limit_slots
+    from jaxrl.runtime.compiled import iterate
 
     c, n = algo.config, algo.num_envs
-    shape = (c.num_steps, n, algo.network.action_size)
+    shape = (c.num_steps, n, algo.policy.action_size)
 
     def sim(state):
         actions = jax.random.uniform(state.key, shape, minval=-1.0, maxval=1.0)
-        envs = algo.vector.advance(state.envs)
-        return jax.lax.scan(lambda e, a: (algo.vector.step(e, a)[0], None), envs, actions)[0]
+        envs = algo.worlds.advance(state.envs)
+        return jax.lax.scan(lambda e, a: (algo.worlds.step(e, a)[0], None), envs, actions)[0]
 
     def policy(state):
         noise = jax.random.normal(state.key, shape)
 
         def act(total, noise):
-            gaussian = algo._gaussian(state.policy, state.envs.obs)
-            raw = algo.distribution.sample(gaussian, noise + 0.0 * total)
-            return total + algo.distribution.log_prob(gaussian, raw).sum(), None
+            gaussian, _ = algo.policy.gaussian(state.policy, state.envs.obs)
+            distribution = algo.policy.distribution
+            raw = distribution.sample(gaussian, noise + 0.0 * total)
+            return total + distribution.log_prob(gaussian, raw).sum(), None
 
         return jax.lax.scan(act, jnp.zeros(()), noise)[0]
 
     def batch(state):
         """A batch of the right shape, made of one observation."""
-        from jaxrl.algos.ppo import Batch
-
         obs = jax.tree.map(lambda x: jnp.broadcast_to(x, (c.num_steps, *x.shape)), state.envs.obs)
         flat = jnp.zeros((c.num_steps, n))
         raw = jax.random.normal(state.key, shape)
-        return Batch(obs, raw, flat, flat, raw[..., 0], flat, expert=None)
+        acted = Acted(raw, flat, expert=None)
+        return Batch(obs, acted, flat, raw[..., 0], flat, reset=None)
 
     def rows(state):
         size = algo.batch_size // c.num_minibatches
@@ -132,32 +136,33 @@ def pieces(algo: Any) -> dict[str, Callable[[Any], Any]]:
     def forward_backward(state):
         def one(total, rows):
             gradient, _ = jax.grad(algo._loss, has_aux=True)(
-                jax.tree.map(lambda p: p + 0.0 * total, state.policy.params), state, rows, state.key
+                jax.tree.map(lambda p: p + 0.0 * total, state.policy.params),
+                state,
+                (rows, ()),
+                state.key,
             )
             return total + sum(g.sum() for g in jax.tree.leaves(gradient)), None
 
         return jax.lax.scan(one, jnp.zeros(()), rows(state))[0]
 
     def advantages(state):
-        from jaxrl.algos.ppo import Rollout
-
         b = batch(state)
         ends = jnp.zeros((c.num_steps, n), bool)
-        limit_obs = jax.tree.map(
-            lambda x: jnp.broadcast_to(x, (algo._limit_slots, *x.shape)), state.envs.obs
-        )
+        slots = limit_slots(c.num_steps, algo.worlds.least_episode)
         rollout = Rollout(
-            b.obs,
-            b.raw_action,
-            b.log_prob,
-            b.advantage,
-            ends,
-            ends,
-            expert=None,
-            limit_obs=limit_obs,
+            obs=b.obs,
+            action=b.acted.raw,
+            act_info=b.acted,
+            reward=b.advantage,
+            terminated=ends,
+            truncated=ends,
+            limit_obs=jax.tree.map(
+                lambda x: jnp.broadcast_to(x, (slots, *x.shape)), state.envs.obs
+            ),
             last_obs=state.envs.obs,
+            memory=state.memory,
         )
-        return algo._batch(state, rollout).advantage.sum()
+        return algo._batch(state, rollout)[0].advantage.sum()
 
     def shuffle(state):
         flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch(state))
@@ -185,7 +190,7 @@ def pieces(algo: Any) -> dict[str, Callable[[Any], Any]]:
         return jax.lax.scan(update, (state.policy.params, state.learner), length=count)[0]
 
     return {
-        "train": algo.step,
+        "train": functools.partial(iterate, algo),
         "sim": sim,
         "policy": policy,
         "forward_backward": forward_backward,

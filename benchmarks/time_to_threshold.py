@@ -265,13 +265,18 @@ def train_jaxrl(args: argparse.Namespace, turn: int, settings: dict[str, Any]) -
     import jax
 
     from jaxrl.runs import make_algorithm
+    from jaxrl.runtime.compiled import iterate
 
     config = run_config(args, {"algo": args.algo, **settings})
     turns = peers.Turns(config.env, args.episodes)
     algo = make_algorithm(config)
     peers.train_chunks(
         turns,
-        (lambda s, _: algo.step(s), lambda s: s.policy, algo.policy),
+        (
+            lambda s, _: iterate(algo, s),
+            lambda s: s.policy,
+            lambda params, obs: algo.policy(params, obs)[0],
+        ),
         lambda: algo.init(jax.random.key(args.seed)),
         chunks=args.turns,
         iterations=max(1, turn // algo.batch_size),

@@ -361,10 +361,12 @@ def test_an_unknown_setting_is_told_its_full_name(key, meant, capfd, monkeypatch
 MODULE = """
 import dataclasses, gymnasium
 from envs_mjx.pendulum import Pendulum as Whole
+from jaxrl.envs import Task
+class Loose(Task): ...
 def function(): ...
 class Plain: ...
 @dataclasses.dataclass(frozen=True)
-class Part:
+class Part(Task):
     episode_length: int = 3
     def reset(self, key): ...
 class Gym(gymnasium.Env): ...
@@ -401,8 +403,9 @@ def own_tasks(tmp_path, monkeypatch):
         ("own_tasks:Nowhere", "cannot be imported: AttributeError"),
         ("own_tasks:", "cannot be imported"),
         ("own_tasks:function", "is no class, but function"),
-        ("own_tasks:Plain", "is no task: it lacks observation_spec, .*, step"),
-        ("own_tasks:Part", "is no task: it lacks observation_spec, action_spec, control_dt, step"),
+        ("own_tasks:Plain", "is no task: it is not derived from jaxrl.envs.Task"),
+        ("own_tasks:Loose", "is no task: it is not a dataclass"),
+        ("own_tasks:Part", "it lacks control_dt, action_spec, step, observation_parts"),
         ("own_tasks:Gym", "is a Gymnasium environment: --env.gym own_tasks:Gym"),
         ("own_tasks:Needy", "env.width: needs a value, number"),
         ("own_tasks:Odd", "annotations of 'own_tasks:Odd' cannot be read"),

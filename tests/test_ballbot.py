@@ -10,7 +10,7 @@ from envs_mjx.ballbot.check import balance
 from envs_mjx.ballbot.controllers import lqr_gain, pd_gain
 from jaxrl.commands.evaluate import baselines
 from jaxrl.envs import Task
-from jaxrl.evaluation import Evaluator, summarize
+from jaxrl.evaluation import summarize
 
 
 def test_masses_and_geometry_are_the_measured_ones():
@@ -96,7 +96,7 @@ def test_the_scripted_controller_solves_the_task_and_zero_does_not():
     task = Ballbot(max_speed=0.3, goal="original")
     success = {}
     for name in ("zero", "lqr"):
-        evaluator = Evaluator(task, baselines(task)[name], 16)
+        evaluator = task.runtime().evaluator(baselines(task)[name], 16)
         table = evaluator(None, jax.random.key(0))
         summary = summarize(evaluator.statistics, table, resamples=10)
         success[name] = summary["success"]["mean"]

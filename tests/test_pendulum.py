@@ -8,7 +8,6 @@ import pytest
 from envs_mjx.pendulum import Pendulum
 from jaxrl.commands.evaluate import baselines
 from jaxrl.envs import Task
-from jaxrl.evaluation import Evaluator
 
 
 def test_contract():
@@ -48,7 +47,8 @@ def test_starts_fill_gymnasiums_range():
 
 
 def test_the_scripted_controller_swings_up_and_stays():
-    returns = Evaluator(Pendulum(), baselines(Pendulum())["swing_up"], 64)(None, jax.random.key(0))
+    evaluator = Pendulum().runtime().evaluator(baselines(Pendulum())["swing_up"], 64)
+    returns = evaluator(None, jax.random.key(0))
     assert returns[:, 0].mean() > -250
     longer = Pendulum(episode_length=400)
     state = jax.vmap(longer.reset)(jax.random.split(jax.random.key(1), 64))

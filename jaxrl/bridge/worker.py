@@ -549,7 +549,7 @@ def serve(pipe: Any, make: CloudpickleWrapper, deadline: Deadline, memory: list[
             try:
                 make_object: Any = make.fn
                 made = made or make_object(deadline, [view(*cells)[rows] for cells, rows in memory])
-                answer = getattr(made, method)(*arguments), ""
+                answer: tuple[Any, str | None] = getattr(made, method)(*arguments), None
             except FAILURES as error:
                 answer = None, line(error)
             pipe.send(answer)
