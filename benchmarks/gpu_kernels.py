@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import collections
 import dataclasses
+import functools
 import json
 import os
 import re
@@ -38,6 +39,7 @@ from jaxrl.algos import PPOConfig
 from jaxrl.algos.ppo import PPO
 from jaxrl.nets import NetworkConfig
 from jaxrl.platform import compile_for
+from jaxrl.runtime.compiled import iterate
 
 H100 = """
 gpu_device_info {
@@ -245,7 +247,7 @@ def compile_jaxrl(placement: Any, config: PPOConfig, task: Ballbot, num_envs: in
     ppo = PPO(config, task, task.runtime().worlds(num_envs), 1000)
     state = jax.eval_shape(ppo.init, jax.random.key(0))
     with compile_for("gpu"):
-        return compile_on(placement, ppo.step, state)
+        return compile_on(placement, functools.partial(iterate, ppo), state)
 
 
 class _Found(Exception):
