@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from jaxrl import envs, strict_yaml
+from jaxrl import assets, envs, strict_yaml
 from jaxrl.algos import ALGORITHMS, AlgorithmConfig, PPOConfig, SACConfig, TD3Config
 from jaxrl.algos.defaults import GENERIC
 from jaxrl.algos.off_policy import OffPolicyConfig
@@ -395,7 +395,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
       UserError: no such file, not YAML, or not a mapping.
     """
     try:
-        with open(path, "rb") as file:
+        with open(assets.find(Path(path), "configs"), "rb") as file:
             data = file.read(MOST_BYTES + 1)
     except (OSError, ValueError) as error:
         raise UserError(f"config {path}: {getattr(error, 'strerror', None) or error}") from error

@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-from jaxrl import __version__, evaluation
+from jaxrl import __version__, assets, evaluation
 from jaxrl.algos import ALGORITHMS, Algorithm
 from jaxrl.checkpoint import Checkpointer, DamagedError, read_meta
 from jaxrl.config import RunConfig, resolve
@@ -147,13 +147,13 @@ def load_policy(path: str | Path, overrides: dict[str, Any] | None = None) -> Tr
 
     Args:
       path: RUN, RUN/best, RUN/checkpoints or one step's folder in either; of a population,
-        RUN/members/<name> is such a run.
+        RUN/members/<name> is such a run. Or the name of a policy that the project ships.
       overrides: settings laid over the run's own, such as {"env": {"drive": ...}}.
 
     Raises:
       UserError: nothing there, damaged, or of another network.
     """
-    path = Path(path)
+    path = assets.find(Path(path), "checkpoints")
     if (path / MEMBERS).is_dir():
         raise UserError(f"{path}: holds a population; choose a member: {_best_member(path)}")
     folders, only = _where(path)
