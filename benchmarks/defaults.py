@@ -75,7 +75,7 @@ def main(argv: list[str]) -> int:
         if task not in GOALS:
             raise UserError(f"--tasks: no goal for {task!r} (known: {', '.join(GOALS)})")
         for algo in str(flags.get("algos", "ppo,sac,td3")).split(","):
-            runs = train(out, task, algo, cli.whole(flags, "seeds", 3))
+            runs = train(out, task, algo, cli.parse_int(flags, "seeds", 3))
             results.append({"task": task, "algo": algo} | measure(runs, GOALS[task]))
             print(json.dumps(results[-1]), flush=True)
     show(results)

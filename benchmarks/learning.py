@@ -31,7 +31,7 @@ FLAGS = {"tasks": True, "algos": True, "seeds": True, "out": True, "json": True}
 def main(argv: list[str]) -> int:
     _, flags, settings = cli.parse(argv, FLAGS, settings=True)
     out, results = Path(flags.get("out", "runs")), []
-    seeds = cli.whole(flags, "seeds", 3)
+    seeds = cli.parse_int(flags, "seeds", 3)
     for task in str(flags.get("tasks", ",".join(THRESHOLDS))).split(","):
         for algo in str(flags.get("algos", "ppo,sac,td3")).split(","):
             run = out / f"{task.replace(':', '-')}-{algo}"

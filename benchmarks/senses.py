@@ -30,7 +30,7 @@ class Recall(Task):
     """The cue, -1 or 1, is seen in the first step; the reward is the action's product with it in
     the last. Success: the action then has the cue's sign and at least half its size."""
 
-    episode_length: int = option(10, "control steps of an episode", least=2)
+    episode_length: int = option(10, "control steps of an episode", minimum=2)
 
     control_dt = 0.1
     success_criterion = "the last action is the cue, within a half"
@@ -64,8 +64,8 @@ class Recall(Task):
 class Chase(Task):
     """A dot in a picture is moved to its middle. Success: at the end it is within two pixels."""
 
-    size: int = option(16, "pixels along a side", least=4)
-    episode_length: int = option(20, "control steps of an episode", least=1)
+    size: int = option(16, "pixels along a side", minimum=4)
+    episode_length: int = option(20, "control steps of an episode", minimum=1)
 
     control_dt = 0.1
     success_criterion = "at the end the dot is within two pixels of the middle"
@@ -116,7 +116,7 @@ def main(argv: list[str]) -> int:
     print("| --- | --- | --- | --- |")
     for name, (task, network) in NETWORKS.items():
         row = {"name": name, "success": [], "seconds": [], "steps": 0}
-        for seed in range(cli.whole(flags, "seeds", 3)):
+        for seed in range(cli.parse_int(flags, "seeds", 3)):
             begun = time.monotonic()
             run = jaxrl.train(
                 task,

@@ -37,7 +37,7 @@ def main(argv: list[str]) -> int:
     report: dict[str, Any] = {"hardware": hardware(), "task": task, "results": {}}
     for name in ALGORITHMS:
         layer = merge(settings, {"env": {"name": task}, "algo": name})
-        report["results"][name] = measure(layer, platform, cli.whole(flags, "repeats", 7))
+        report["results"][name] = measure(layer, platform, cli.parse_int(flags, "repeats", 7))
     print(json.dumps(report, indent=1))
     if flags.get("json"):
         write_json(Path(flags["json"]), report)

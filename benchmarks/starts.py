@@ -25,7 +25,7 @@ def main(argv: list[str]) -> int:
     from jaxrl.runs import hardware, write_json
 
     names = flags.get("tasks", "ballbot,kuka_pick_place").split(",")
-    rows = [measure(name, cli.whole(flags, "worlds", 256)) for name in names]
+    rows = [measure(name, cli.parse_int(flags, "worlds", 256)) for name in names]
     print(json.dumps(rows, indent=1))
     if flags.get("json"):
         write_json(Path(flags["json"]), {"hardware": hardware(), "results": rows})

@@ -48,8 +48,10 @@ class SwingUp(Task):
     from upright, angular velocity (rad/s). Action [1]: force on the cart as a share of 10 N.
     """
 
-    episode_length: int = option(400, "time limit in control steps of 0.02 s", least=51)
-    upright_degrees: float = option(15.0, "the pole is upright within this (deg)", above=0, most=90)
+    episode_length: int = option(400, "time limit in control steps of 0.02 s", minimum=51)
+    upright_degrees: float = option(
+        15.0, "the pole is upright within this (deg)", greater_than=0, maximum=90
+    )
 
     control_dt = 0.02
     success_criterion = "upright for all of the last second"

@@ -45,9 +45,11 @@ class Pendulum(Task):
     Action [1]: torque as a share of `max_torque`.
     """
 
-    episode_length: int = option(200, "time limit in control steps", least=1)
-    max_torque: float = option(2.0, "largest torque (N m); about 5 holds the rod level", above=0)
-    control_dt: float = option(0.05, "seconds of a control step", above=0, most=0.1)
+    episode_length: int = option(200, "time limit in control steps", minimum=1)
+    max_torque: float = option(
+        2.0, "largest torque (N m); about 5 holds the rod level", greater_than=0
+    )
+    control_dt: float = option(0.05, "seconds of a control step", greater_than=0, maximum=0.1)
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         device: {

@@ -151,13 +151,13 @@ def parse(
     return positionals, found, nest(flat)
 
 
-def whole(flags: dict[str, Any], name: str, default: int, *, least: int = 1) -> int:
-    """A flag's whole number, at least `least` and below 2^32."""
+def parse_int(flags: dict[str, Any], name: str, default: int, *, minimum: int = 1) -> int:
+    """A flag's whole number, at least `minimum` and below 2^32."""
     text = str(flags.get(name, default))
-    if not text.isdecimal() or len(text) > 10 or not least <= int(text) < 2**32:
+    if not text.isdecimal() or len(text) > 10 or not minimum <= int(text) < 2**32:
         shown = text if len(text) <= 40 else f"{text[:40]}..."
         raise UserError(
-            f"--{name}: got {shown!r}, expected a whole number from {least} to {2**32 - 1:,}"
+            f"--{name}: got {shown!r}, expected a whole number from {minimum} to {2**32 - 1:,}"
         )
     return int(text)
 

@@ -37,12 +37,12 @@ class EvalConfig:
     every: int | None = option(
         None,
         "control steps between evaluations; 0: no evaluations; none: about a tenth",
-        least=0,
-        most=MOST_STEPS,
+        minimum=0,
+        maximum=MOST_STEPS,
     )
-    episodes: int = option(100, "episodes of an evaluation", least=1, most=MOST_EPISODES)
+    episodes: int = option(100, "episodes of an evaluation", minimum=1, maximum=MOST_EPISODES)
     final_episodes: int = option(
-        100, "episodes of the evaluation at the end; 0: none", least=0, most=MOST_EPISODES
+        100, "episodes of the evaluation at the end; 0: none", minimum=0, maximum=MOST_EPISODES
     )
     best_by: Literal["mean_reward", "success_rate"] = option(
         "mean_reward", "what makes a model the best one"
@@ -62,10 +62,10 @@ class CheckpointConfig:
     every: int | None = option(
         None,
         "control steps between checkpoints; 0: only the last; none: a tenth",
-        least=0,
-        most=MOST_STEPS,
+        minimum=0,
+        maximum=MOST_STEPS,
     )
-    keep: int = option(2, "how many of the newest to keep", least=2)
+    keep: int = option(2, "how many of the newest to keep", minimum=2)
     replay: bool = option(True, "save past steps too (SAC, TD3); without, a resume refills them")
 
 
@@ -93,16 +93,16 @@ class TrainConfig:
     """A run, but for the task's own settings."""
 
     algo: str = option("ppo", "learning algorithm: ppo, sac, td3, or an installed one")
-    num_envs: int = option(256, "worlds simulated side by side", least=1)
+    num_envs: int = option(256, "worlds simulated side by side", minimum=1)
     total_timesteps: int = option(
         1_000_000,
         "control steps of each run, rounded up to whole iterations",
-        least=1,
-        most=MOST_STEPS,
+        minimum=1,
+        maximum=MOST_STEPS,
     )
-    seed: int = option(0, "seed of everything random", least=0, most=2**32 - 1)
+    seed: int = option(0, "seed of everything random", minimum=0, maximum=2**32 - 1)
     num_seeds: int = option(
-        1, "runs with seeds from `seed` on, in one program", least=1, most=MOST_MEMBERS
+        1, "runs with seeds from `seed` on, in one program", minimum=1, maximum=MOST_MEMBERS
     )
     sweep: tuple[str, ...] = option(
         (),
@@ -111,8 +111,8 @@ class TrainConfig:
     chunk: int | None = option(
         None,
         "iterations between two log rows; none: as many as take two seconds",
-        least=1,
-        most=1_000_000,
+        minimum=1,
+        maximum=1_000_000,
     )
     out: str | None = option(None, "the run's folder; none: checkpoints/<task>, numbered")
     eval: EvalConfig = option(EvalConfig(), "evaluation")

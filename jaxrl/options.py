@@ -34,9 +34,9 @@ def option(
     default: Any,
     help: str,
     *,
-    above: float | None = None,
-    least: float | None = None,
-    most: float | None = None,
+    greater_than: float | None = None,
+    minimum: float | None = None,
+    maximum: float | None = None,
     traced: bool = False,
 ) -> Any:
     """A dataclass field with its help text and the range that it must lie in.
@@ -44,12 +44,18 @@ def option(
     Args:
       default: default value.
       help: one line.
-      above: exclusive lower bound.
-      least, most: inclusive bounds; a whole number is at most 2^31 - 1 if nothing is said.
+      greater_than: exclusive lower bound.
+      minimum, maximum: inclusive bounds; a whole number is at most 2^31 - 1 if nothing is said.
       traced: a number that compiled programs take as an argument: another value does not
         compile them again, and the members of a population may have one each.
     """
-    metadata = {"help": help, "above": above, "least": least, "most": most, "traced": traced}
+    metadata = {
+        "help": help,
+        "greater_than": greater_than,
+        "minimum": minimum,
+        "maximum": maximum,
+        "traced": traced,
+    }
     if isinstance(default, dict):
         return dataclasses.field(default_factory=lambda: dict(default), metadata=metadata)
     if dataclasses.is_dataclass(default):
@@ -150,7 +156,7 @@ def _check_range(value: Any, field: dataclasses.Field, path: str) -> None:
             _check_range(item, field, path)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return
-    above, least, most = (field.metadata.get(k) for k in ("above", "least", "most"))
+    above, least, most = (field.metadata.get(k) for k in ("greater_than", "minimum", "maximum"))
     if above is not None and not value > above:
         raise UserError(f"{path}: got {value}, must be above {above}")
     if isinstance(value, float) and value and not LEAST_FLOAT <= abs(value) <= MOST_FLOAT:

@@ -110,20 +110,22 @@ class AlohaInsertion(ArmTask):
     """
 
     shaped: bool = option(True, "dense reward; else the stage of each step (at evaluation)")
-    joint_step: float = option(0.03, "largest change of a joint's target a step (rad)", above=0)
+    joint_step: float = option(
+        0.03, "largest change of a joint's target a step (rad)", greater_than=0
+    )
     near_starts: float = option(
         0.6,
         "share of episodes that start grasped or before the insertion, at level 0",
-        least=0,
-        most=1,
+        minimum=0,
+        maximum=1,
     )
     start_yaw: float = option(
-        10.0, "largest yaw of the objects at the start (deg)", least=0, most=20
+        10.0, "largest yaw of the objects at the start (deg)", minimum=0, maximum=20
     )
-    start_noise: float = option(0.05, "largest offset of a joint from home at the start", least=0)
-    episode_seconds: float = option(6.0, "time limit (s)", above=0)
-    timestep: float = option(0.004, "physics step (s)", above=0, most=0.01)
-    substeps: int = option(5, "physics steps a control step", least=1)
+    start_noise: float = option(0.05, "largest offset of a joint from home at the start", minimum=0)
+    episode_seconds: float = option(6.0, "time limit (s)", greater_than=0)
+    timestep: float = option(0.004, "physics step (s)", greater_than=0, maximum=0.01)
+    substeps: int = option(5, "physics steps a control step", minimum=1)
     rewards: Rewards = option(Rewards(), "weights of the shaped reward's terms")
     curriculum: CurriculumConfig = option(
         CurriculumConfig(start=(0.0,), raise_at=0.5, step=0.2),

@@ -101,21 +101,27 @@ class Ballbot(Simulated):
     goal: Literal["random", "original"] = option(
         "random", "commands: random directions and speeds, or the original's +y at full speed"
     )
-    max_speed: float = option(0.425, "largest commanded speed (m/s)", above=0)
+    max_speed: float = option(0.425, "largest commanded speed (m/s)", greater_than=0)
     command_period: float = option(
-        4.0, "seconds that a command holds", above=0, least=1e-3, most=1e6
+        4.0, "seconds that a command holds", greater_than=0, minimum=1e-3, maximum=1e6
     )
-    episode_seconds: float = option(8.0, "time limit (s)", above=0)
-    max_tilt: float = option(20.0, "the episode is over beyond this tilt (deg)", above=0, most=90)
-    start_tilt: float = option(3.0, "largest tilt at the start (deg)", least=0, most=20)
+    episode_seconds: float = option(8.0, "time limit (s)", greater_than=0)
+    max_tilt: float = option(
+        20.0, "the episode is over beyond this tilt (deg)", greater_than=0, maximum=90
+    )
+    start_tilt: float = option(3.0, "largest tilt at the start (deg)", minimum=0, maximum=20)
     torque_rate: float = option(
-        100.0, "largest change of a wheel's torque (N m/s); faster jumps make it slip", above=0
+        100.0,
+        "largest change of a wheel's torque (N m/s); faster jumps make it slip",
+        greater_than=0,
     )
-    timestep: float = option(0.005, "physics step (s)", above=0, most=0.01)
-    substeps: int = option(4, "physics steps a control step", least=1)
-    settle_time: float = option(2.0, "speed along the goal is measured after this (s)", least=0)
+    timestep: float = option(0.005, "physics step (s)", greater_than=0, maximum=0.01)
+    substeps: int = option(4, "physics steps a control step", minimum=1)
+    settle_time: float = option(2.0, "speed along the goal is measured after this (s)", minimum=0)
     tracking_weight: float = option(1.0, "reward for following the commanded velocity")
-    tracking_scale: float = option(0.2, "velocity error that costs 63 % of it (m/s)", above=0)
+    tracking_scale: float = option(
+        0.2, "velocity error that costs 63 % of it (m/s)", greater_than=0
+    )
     upright_weight: float = option(0.5, "reward for each step upright")
     tilt_weight: float = option(5.0, "penalty on 1 - cos(tilt)")
     action_weight: float = option(0.0, "penalty on squared torque over 10 N m")

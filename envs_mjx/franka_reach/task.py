@@ -85,13 +85,15 @@ class FrankaReach(ArmTask):
     """
 
     action: Literal["delta", "absolute"] = option("delta", "what an action means for the joints")
-    joint_step: float = option(0.04, "largest change of a joint's target a step (rad)", above=0)
-    tolerance: float = option(0.02, "within reach is nearer than this (m)", above=0)
-    hold_seconds: float = option(0.2, "for so long (s)", above=0)
-    episode_seconds: float = option(2.0, "time limit (s)", above=0)
-    start_noise: float = option(0.1, "largest offset of a joint from home at the start", least=0)
-    timestep: float = option(0.005, "physics step (s)", above=0, most=0.01)
-    substeps: int = option(4, "physics steps a control step", least=1)
+    joint_step: float = option(
+        0.04, "largest change of a joint's target a step (rad)", greater_than=0
+    )
+    tolerance: float = option(0.02, "within reach is nearer than this (m)", greater_than=0)
+    hold_seconds: float = option(0.2, "for so long (s)", greater_than=0)
+    episode_seconds: float = option(2.0, "time limit (s)", greater_than=0)
+    start_noise: float = option(0.1, "largest offset of a joint from home at the start", minimum=0)
+    timestep: float = option(0.005, "physics step (s)", greater_than=0, maximum=0.01)
+    substeps: int = option(4, "physics steps a control step", minimum=1)
     rewards: Rewards = option(Rewards(), "weights of the reward's terms")
     randomize: Randomize = option(Randomize(), "domain randomisation, drawn for each episode")
     curriculum: CurriculumConfig = option(

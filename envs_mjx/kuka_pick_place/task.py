@@ -95,19 +95,21 @@ class KukaPickPlace(ArmTask):
     grasp: Literal["friction", "magnet"] = option(
         "friction", "the pads hold the cube by friction; or it is tied to the closing gripper"
     )
-    magnet_radius: float = option(0.02, "distance at which the magnet ties (m)", above=0)
-    joint_step: float = option(0.04, "largest change of a joint's target a step (rad)", above=0)
-    tolerance: float = option(0.02, "at the target is nearer than this (m)", above=0)
+    magnet_radius: float = option(0.02, "distance at which the magnet ties (m)", greater_than=0)
+    joint_step: float = option(
+        0.04, "largest change of a joint's target a step (rad)", greater_than=0
+    )
+    tolerance: float = option(0.02, "at the target is nearer than this (m)", greater_than=0)
     grasped_starts: float = option(
         0.3,
         "share of episodes that start with the cube in the gripper, at level 0",
-        least=0,
-        most=1,
+        minimum=0,
+        maximum=1,
     )
-    episode_seconds: float = option(4.0, "time limit (s)", above=0)
-    start_noise: float = option(0.1, "largest offset of a joint from home at the start", least=0)
-    timestep: float = option(0.005, "physics step (s)", above=0, most=0.01)
-    substeps: int = option(4, "physics steps a control step", least=1)
+    episode_seconds: float = option(4.0, "time limit (s)", greater_than=0)
+    start_noise: float = option(0.1, "largest offset of a joint from home at the start", minimum=0)
+    timestep: float = option(0.005, "physics step (s)", greater_than=0, maximum=0.01)
+    substeps: int = option(4, "physics steps a control step", minimum=1)
     rewards: Rewards = option(Rewards(), "weights of the reward's terms")
     curriculum: CurriculumConfig = option(
         CurriculumConfig(start=(0.0,), raise_at=0.5, step=0.2),

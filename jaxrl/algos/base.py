@@ -35,11 +35,11 @@ class ScheduleConfig:
     kind: Literal["constant", "linear", "piecewise", "cosine"] = option(
         "constant", "shape of the schedule"
     )
-    final: float = option(0.0, "factor at the end (linear, cosine)", least=0)
+    final: float = option(0.0, "factor at the end (linear, cosine)", minimum=0)
     boundaries: tuple[float, ...] = option(
-        (), "shares of the run where piecewise changes", least=0, most=1
+        (), "shares of the run where piecewise changes", minimum=0, maximum=1
     )
-    factors: tuple[float, ...] = option((), "factor after each boundary", least=0)
+    factors: tuple[float, ...] = option((), "factor after each boundary", minimum=0)
 
     def check(self, path: str) -> None:
         """Raises UserError where a piecewise schedule is not one."""
@@ -75,13 +75,13 @@ class AlgorithmConfig:
     """Settings that all algorithms have."""
 
     learning_rate: float = option(
-        3e-4, "Adam's step size at the start", above=0, least=LEAST_RATE, traced=True
+        3e-4, "Adam's step size at the start", greater_than=0, minimum=LEAST_RATE, traced=True
     )
     schedule: ScheduleConfig = option(ScheduleConfig(), "learning-rate schedule")
-    num_steps: int = option(32, "control steps a world in one iteration", least=1)
-    gamma: float = option(0.99, "discount", least=0, most=1, traced=True)
-    max_grad_norm: float = option(0.5, "gradient norm clip", above=0, traced=True)
-    weight_decay: float = option(0.0, "AdamW's decoupled weight decay", least=0, traced=True)
+    num_steps: int = option(32, "control steps a world in one iteration", minimum=1)
+    gamma: float = option(0.99, "discount", minimum=0, maximum=1, traced=True)
+    max_grad_norm: float = option(0.5, "gradient norm clip", greater_than=0, traced=True)
+    weight_decay: float = option(0.0, "AdamW's decoupled weight decay", minimum=0, traced=True)
     normalize_observation: bool = option(True, "running mean and std of observations")
     normalize_reward: bool = option(False, "divide rewards by the std of the return")
     network: NetworkConfig = option(NetworkConfig(), "policy and value networks")

@@ -42,34 +42,42 @@ NETWORK = NetworkConfig(
 class OffPolicyConfig(AlgorithmConfig):
     """Settings of SAC and TD3 alike."""
 
-    num_steps: int = option(16, "control steps a world in one iteration", least=1)
-    max_grad_norm: float = option(10.0, "gradient norm clip", above=0, traced=True)
+    num_steps: int = option(16, "control steps a world in one iteration", minimum=1)
+    max_grad_norm: float = option(10.0, "gradient norm clip", greater_than=0, traced=True)
     network: NetworkConfig = option(NETWORK, "policy and critic networks")
     critic_learning_rate: float = option(
-        3e-4, "Adam's step size for the critics", above=0, least=base.LEAST_RATE, traced=True
+        3e-4,
+        "Adam's step size for the critics",
+        greater_than=0,
+        minimum=base.LEAST_RATE,
+        traced=True,
     )
-    batch_size: int = option(256, "samples of an update", least=1)
+    batch_size: int = option(256, "samples of an update", minimum=1)
     gradient_steps: int = option(
         1,
         "updates after each control step of all worlds; divided by num_envs, the "
         "update-to-data ratio",
-        least=1,
+        minimum=1,
     )
-    buffer_size: int = option(1_000_000, "control steps kept for replay", least=1, most=10**15)
+    buffer_size: int = option(1_000_000, "control steps kept for replay", minimum=1, maximum=10**15)
     storage: tuple[str, ...] = option(
         (), "types observations are kept in: one for all, or KEY=TYPE (float32, bfloat16, uint8..)"
     )
     learning_starts: int = option(
-        5_000, "control steps with random actions before the first update", least=0
+        5_000, "control steps with random actions before the first update", minimum=0
     )
-    n_step: int = option(1, "rewards summed before the critic stands for the rest", least=1)
+    n_step: int = option(1, "rewards summed before the critic stands for the rest", minimum=1)
     tau: float = option(
-        0.005, "share of the critics that moves into their targets", above=0, most=1, traced=True
+        0.005,
+        "share of the critics that moves into their targets",
+        greater_than=0,
+        maximum=1,
+        traced=True,
     )
-    policy_delay: int = option(1, "updates of the critics for one of the policy", least=1)
-    num_critics: int = option(2, "critics; the least of them counts", least=1, most=1000)
+    policy_delay: int = option(1, "updates of the critics for one of the policy", minimum=1)
+    num_critics: int = option(2, "critics; the least of them counts", minimum=1, maximum=1000)
     num_atoms: int = option(
-        1, "atoms of a distributional critic (C51); 1: a plain one", least=1, most=10_000
+        1, "atoms of a distributional critic (C51); 1: a plain one", minimum=1, maximum=10_000
     )
     value_range: tuple[float, ...] = option(
         (-10.0, 10.0), "least and greatest return of a distributional critic"

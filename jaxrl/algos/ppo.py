@@ -33,23 +33,25 @@ class ExpertConfig:
     policy visits, for a part of the run."""
 
     name: str | None = option(None, "one of the task's baselines; none: reward alone teaches")
-    coef: float = option(1.0, "weight of the squared distance to its actions", above=0)
-    until: float = option(0.5, "share of the run where the weight has fallen to 0", above=0)
+    coef: float = option(1.0, "weight of the squared distance to its actions", greater_than=0)
+    until: float = option(0.5, "share of the run where the weight has fallen to 0", greater_than=0)
 
 
 @dataclasses.dataclass(frozen=True)
 class PPOConfig(AlgorithmConfig):
     """Settings of PPO."""
 
-    num_epochs: int = option(4, "passes over the collected data", least=1, most=10_000)
-    num_minibatches: int = option(4, "minibatches a pass", least=1)
-    gae_lambda: float = option(0.95, "trace decay of the advantages", least=0, most=1, traced=True)
-    clip_range: float = option(0.2, "policy ratio clip", above=0, traced=True)
-    value_clip_range: float | None = option(None, "value clip; none: no clipping", above=0)
-    value_coef: float = option(0.5, "weight of the value loss", least=0, traced=True)
-    entropy_coef: float = option(0.0, "weight of the entropy bonus", least=0, traced=True)
+    num_epochs: int = option(4, "passes over the collected data", minimum=1, maximum=10_000)
+    num_minibatches: int = option(4, "minibatches a pass", minimum=1)
+    gae_lambda: float = option(
+        0.95, "trace decay of the advantages", minimum=0, maximum=1, traced=True
+    )
+    clip_range: float = option(0.2, "policy ratio clip", greater_than=0, traced=True)
+    value_clip_range: float | None = option(None, "value clip; none: no clipping", greater_than=0)
+    value_coef: float = option(0.5, "weight of the value loss", minimum=0, traced=True)
+    entropy_coef: float = option(0.0, "weight of the entropy bonus", minimum=0, traced=True)
     target_kl: float | None = option(
-        None, "no more updates in an iteration once the KL passes 1.5 times this", above=0
+        None, "no more updates in an iteration once the KL passes 1.5 times this", greater_than=0
     )
     normalize_advantage: bool = option(True, "scale advantages to mean 0, std 1 a minibatch")
     expert: ExpertConfig = option(ExpertConfig(), "learn from a scripted controller too")

@@ -34,10 +34,13 @@ class SACConfig(OffPolicyConfig):
         "policy and critic networks",
     )
     initial_temperature: float = option(
-        0.1, "weight of the entropy at the start (a resumed run has its own)", above=0, traced=True
+        0.1,
+        "weight of the entropy at the start (a resumed run has its own)",
+        greater_than=0,
+        traced=True,
     )
     temperature_learning_rate: float = option(
-        3e-4, "Adam's step size for the temperature; 0: it stays", least=0, traced=True
+        3e-4, "Adam's step size for the temperature; 0: it stays", minimum=0, traced=True
     )
     target_entropy: float = option(
         -1.0, "entropy the temperature holds, for each component of the action (nats)", traced=True

@@ -25,17 +25,17 @@ from jaxrl.rl.replay import Transitions
 class TD3Config(OffPolicyConfig):
     """Settings of TD3."""
 
-    policy_delay: int = option(2, "updates of the critics for one of the policy", least=1)
+    policy_delay: int = option(2, "updates of the critics for one of the policy", minimum=1)
     exploration_noise: float = option(
-        0.4, "std of the noise in the world with the most", least=0, traced=True
+        0.4, "std of the noise in the world with the most", minimum=0, traced=True
     )
     exploration_noise_least: float = option(
-        0.05, "and in the one with the least", least=0, traced=True
+        0.05, "and in the one with the least", minimum=0, traced=True
     )
     target_noise: float = option(
-        0.2, "std of the noise on the targets' actions", least=0, traced=True
+        0.2, "std of the noise on the targets' actions", minimum=0, traced=True
     )
-    target_noise_clip: float = option(0.5, "bound of that noise", least=0, traced=True)
+    target_noise_clip: float = option(0.5, "bound of that noise", minimum=0, traced=True)
 
 
 class TD3(OffPolicy):

@@ -81,7 +81,7 @@ def playground_class(name: str) -> type:
     if name not in registry.ALL_ENVS:
         raise unknown("task", f"playground:{name}", [f"playground:{n}" for n in registry.ALL_ENVS])
     limit = registry.get_default_config(name).episode_length
-    field = ("episode_length", int, option(limit, "time limit in control steps", least=1))
+    field = ("episode_length", int, option(limit, "time limit in control steps", minimum=1))
     return dataclasses.make_dataclass(
         f"Playground_{name}",
         [field],
@@ -200,7 +200,7 @@ class BraxTask(BridgedTask):
     backend: Literal["generalized", "positional", "spring", "mjx"] = option(
         "generalized", "Brax's physics"
     )
-    episode_length: int = option(1000, "time limit in control steps", least=1)
+    episode_length: int = option(1000, "time limit in control steps", minimum=1)
 
     part: ClassVar[str] = "pipeline_state"
 

@@ -55,20 +55,20 @@ class GymTask(Task):
         (), "keys of `info` whose values at the end of an episode are reported"
     )
     episode_seconds: float | None = option(
-        None, "time limit (s) if it is less than the environment's own", above=0
+        None, "time limit (s) if it is less than the environment's own", greater_than=0
     )
     processes: int | None = option(
         None,
         "most processes that step the worlds; 0: they step in the training's own, and what kills "
         "it ends the training; none: one a core, or 0 where steps are too short to be worth it, or "
         "one a world where worlds in one process disturb each other",
-        least=0,
+        minimum=0,
     )
     step_timeout: float | None = option(
         60.0,
         "most seconds of a world's step (five times as long to be made or reset); after that the "
         "worlds are started again; none: no limit",
-        above=0,
+        greater_than=0,
     )
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {"cpu": PRESETS, "gpu": PRESETS}

@@ -75,7 +75,10 @@ def _policy(path: str, flags: dict[str, Any]) -> int:
     from jaxrl.evaluation import format_summary
     from jaxrl.runs import evaluate_policy, load_policy
 
-    episodes, seed = cli.whole(flags, "episodes", 100), cli.whole(flags, "seed", 0, least=0)
+    episodes, seed = (
+        cli.parse_int(flags, "episodes", 100),
+        cli.parse_int(flags, "seed", 0, minimum=0),
+    )
     changed = flags["set"]
     trained = load_policy(path, changed | {"eval_overrides": changed.get("env", {})})
     env, run = trained.config.eval_env, trained.source.parent.parent
@@ -233,7 +236,10 @@ def _baselines(flags: dict[str, Any]) -> int:
     from jaxrl.evaluation import format_summary, play, summarize
     from jaxrl.reporting.reading import BASELINES
 
-    episodes, seed = cli.whole(flags, "episodes", 100), cli.whole(flags, "seed", 0, least=0)
+    episodes, seed = (
+        cli.parse_int(flags, "episodes", 100),
+        cli.parse_int(flags, "seed", 0, minimum=0),
+    )
     changed = flags["set"] | {"eval_overrides": flags["set"].get("env", {})}
     run = Path(flags["baselines"])
     base: dict[str, Any] = {"env": {"name": str(run)}}

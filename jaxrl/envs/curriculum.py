@@ -22,15 +22,15 @@ class CurriculumConfig:
     """How difficulty, L numbers between 0 and 1, follows what is measured."""
 
     start: tuple[float, ...] = option(
-        (1.0,), "levels at the start; 1: all at once", least=0, most=1
+        (1.0,), "levels at the start; 1: all at once", minimum=0, maximum=1
     )
     metric: tuple[str, ...] = option(
         ("success",), "what moves each level: return, length or one of the task's metrics"
     )
     raise_at: float = option(0.8, "a level rises when the mean of its metric reaches this")
     lower_at: float | None = option(None, "it falls when the mean is below this; none: never")
-    step: float = option(0.1, "by so much", above=0, most=1)
-    episodes: int = option(256, "episodes that such a mean is taken over", least=1)
+    step: float = option(0.1, "by so much", greater_than=0, maximum=1)
+    episodes: int = option(256, "episodes that such a mean is taken over", minimum=1)
 
     def check(self, path: str, known: tuple[str, ...]) -> None:
         """Raises UserError where levels and metrics do not go together.

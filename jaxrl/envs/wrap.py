@@ -26,16 +26,16 @@ class WrapConfig:
     action_delay: tuple[int, ...] = option(
         (0,),
         "control steps until an action acts; two numbers: drawn from that range",
-        least=0,
-        most=1000,
+        minimum=0,
+        maximum=1000,
     )
     observation_noise: tuple[float, ...] = option(
         (0.0,),
         "std of noise on observations, in their units; one number, or one a component",
-        least=0,
+        minimum=0,
     )
     history: int = option(
-        1, "newest observations that a policy sees side by side", least=1, most=1000
+        1, "newest observations that a policy sees side by side", minimum=1, maximum=1000
     )
 
     @property

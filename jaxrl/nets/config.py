@@ -12,8 +12,8 @@ from jaxrl.options import option
 class NetworkConfig:
     """Networks of an actor-critic."""
 
-    policy_hidden: tuple[int, ...] = option((64, 64), "widths of the policy's layers", least=1)
-    value_hidden: tuple[int, ...] = option((64, 64), "widths of the value's layers", least=1)
+    policy_hidden: tuple[int, ...] = option((64, 64), "widths of the policy's layers", minimum=1)
+    value_hidden: tuple[int, ...] = option((64, 64), "widths of the value's layers", minimum=1)
     activation: Literal["tanh", "relu", "elu", "swish", "gelu"] = option(
         "tanh", "activation function"
     )
@@ -27,13 +27,13 @@ class NetworkConfig:
         "one); the others by their shape: images by a cnn, vectors not at all",
     )
     image_channels: tuple[int, ...] = option(
-        (16, 32, 32), "channels of the cnn's layers, each of which halves the image", least=1
+        (16, 32, 32), "channels of the cnn's layers, each of which halves the image", minimum=1
     )
-    image_features: int = option(128, "features that the cnn makes of an image", least=1)
+    image_features: int = option(128, "features that the cnn makes of an image", minimum=1)
     memory: Literal["none", "gru"] = option(
         "none", "memory between the trunk and the heads (ppo only)"
     )
-    memory_size: int = option(64, "numbers that the memory holds", least=1)
+    memory_size: int = option(64, "numbers that the memory holds", minimum=1)
     frozen: tuple[str, ...] = option(
         (), "parts of the networks that do not learn, such as policy_trunk/Dense_0"
     )
@@ -41,4 +41,4 @@ class NetworkConfig:
         "normal", "action distribution: clipped or tanh-squashed Gaussian"
     )
     state_dependent_std: bool = option(False, "the policy outputs its std for each state")
-    initial_std: float = option(1.0, "standard deviation at the start", least=0.01, most=7.0)
+    initial_std: float = option(1.0, "standard deviation at the start", minimum=0.01, maximum=7.0)
