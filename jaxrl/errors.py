@@ -14,8 +14,8 @@ class UserError(Exception):
 
 def brief(text: object, most: int = 200) -> str:
     """A text, such as an error, on one line that is not too long."""
-    told = " ".join(str(text).split())
-    return told if len(told) <= most else f"{told[: most - 3]}..."
+    line = " ".join(str(text).split())
+    return line if len(line) <= most else f"{line[: most - 3]}..."
 
 
 def no_opengl(error: Exception) -> UserError:
@@ -32,7 +32,7 @@ def no_opengl(error: Exception) -> UserError:
 
 
 class Stopped(BaseException):
-    """Training was told to stop while it waited for a world.
+    """Training was line to stop while it waited for a world.
 
     Attributes:
       state: the training state that was reached; None: the one that was there before.

@@ -76,7 +76,7 @@ def commit(folder: Path) -> str | None:
     outside of a repository, or without git."""
     ask = ["git", "describe", "--always", "--dirty", "--exclude=*", "--abbrev=40"]
     try:
-        told = subprocess.run(ask, cwd=folder, capture_output=True, text=True, timeout=10)
+        answer = subprocess.run(ask, cwd=folder, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.SubprocessError):
         return None
-    return told.stdout.strip() or None if told.returncode == 0 else None
+    return answer.stdout.strip() or None if answer.returncode == 0 else None

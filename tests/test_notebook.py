@@ -13,7 +13,7 @@ def test_the_notebook_runs():
     for number, cell in enumerate(cells):
         if cell["cell_type"] != "code":
             continue
-        *body, last = "".join(cell["source"]).split("\n\n\n")[-1].splitlines()
+        *_, last = "".join(cell["source"]).split("\n\n\n")[-1].splitlines()
         source = "".join(cell["source"])
         exec(compile(source, f"cell {number}", "exec"), names)
         if last and not last.startswith((" ", ")", "print")) and "=" not in last:

@@ -65,16 +65,16 @@ def _single(env: Any) -> tuple[Any, Any]:
 
     def step(state, action):
         new = env.step(state, action)
-        whole = all_finite(jax.tree.map(lambda x: x[None], (new.physics, new.obs, new.reward)), 1)[
+        finite = all_finite(jax.tree.map(lambda x: x[None], (new.physics, new.obs, new.reward)), 1)[
             0
         ]
         # A world that diverged ends with what was last seen of it.
         out = (
-            jax.tree.map(lambda a, b: jnp.where(whole, a, b), new.obs, state.obs),
-            jnp.where(whole, new.reward, 0.0),
-            new.terminated.astype(bool) | ~whole,
-            jax.tree.map(lambda x: jnp.where(whole, x, 0.0), new.metrics),
-            ~whole,
+            jax.tree.map(lambda a, b: jnp.where(finite, a, b), new.obs, state.obs),
+            jnp.where(finite, new.reward, 0.0),
+            new.terminated.astype(bool) | ~finite,
+            jax.tree.map(lambda x: jnp.where(finite, x, 0.0), new.metrics),
+            ~finite,
         )
         return new, out
 
@@ -303,7 +303,7 @@ def _many(env: Any, num_envs: int) -> tuple[Any, Any, Any, tuple[str, ...]]:
 
     def keep(mask, old, new):
         """`new`, but worlds in the mask [N] stay as they were."""
-        per_world = ("worlds", "steps", "whole", "totals")
+        per_world = ("worlds", "steps", "full_episode", "totals")
         kept = {name: select(mask, getattr(old, name), getattr(new, name)) for name in per_world}
         return new.replace(**kept)
 

@@ -394,10 +394,10 @@ class Wrapped:
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """As the world's, under the action given `delay` steps ago."""
         self._actions.append(action)
-        obs, *numbers, told = self._world.step(self._actions[-1 - self._delay])
-        if not ("restarted" in told or "nonfinite" in told):  # else: what was last seen of it
+        obs, *numbers, info = self._world.step(self._actions[-1 - self._delay])
+        if not ("restarted" in info or "nonfinite" in info):  # else: what was last seen of it
             self._frames.append(self._noisy(obs))
-        return self._stacked(), *numbers, told
+        return self._stacked(), *numbers, info
 
     def __getattr__(self, name: str) -> Any:
         if name == "_world":  # not set yet: while being copied
@@ -452,9 +452,9 @@ class Group:
         reward, ended = np.zeros(len(self.worlds)), []
         terminated, truncated = np.zeros((2, len(self.worlds)), bool)
         for i, (world, action) in enumerate(zip(self.worlds, actions, strict=True)):
-            seen, reward[i], terminated[i], truncated[i], told = world.step(action)
+            seen, reward[i], terminated[i], truncated[i], info = world.step(action)
             if terminated[i] or truncated[i]:
-                ended.append((i, seen, told))
+                ended.append((i, seen, info))
                 seen = world.reset()[0]
             self._show(i, seen)
         return reward, terminated, truncated, ended, self._failures()
@@ -515,9 +515,9 @@ class Examiner:
             action = worlds[0].action_space.sample()
             for i, world in enumerate(worlds):
                 begun = time.perf_counter()
-                obs, _, terminated, truncated, told = world.step(action)
+                obs, _, terminated, truncated, info = world.step(action)
                 taken.append(time.perf_counter() - begun)
-                if "restarted" in told:  # from here on its starts are new ones
+                if "restarted" in info:  # from here on its starts are new ones
                     return seen
                 seen += leaves(obs) if i == 0 else []
                 if terminated or truncated:

@@ -58,7 +58,7 @@ class VectorState(struct.PyTreeNode):
       worlds: the task's states, leaves [N, ...].
       starts: fresh starts for worlds whose episodes end.
       steps: [N] int32, control steps against the time limit.
-      whole: [N] bool, the episode began at step 0 (the first ones are staggered).
+      full_episode: [N] bool, the episode began at step 0 (the first ones are staggered).
       totals: [N, 2 + M] running sums of return, length and the task's metrics.
       curriculum: where the task's curriculum stands, if it has one and this is training.
     """
@@ -66,7 +66,7 @@ class VectorState(struct.PyTreeNode):
     worlds: State
     starts: Starts
     steps: jax.Array
-    whole: jax.Array
+    full_episode: jax.Array
     totals: jax.Array
     curriculum: CurriculumState | None = None
 
@@ -186,11 +186,11 @@ class Vector:
         """
         key_worlds, key_starts, key_steps = jax.random.split(key, 3)
         n = self.num_envs
-        level = curriculum.init(self.curriculum) if self.curriculum else None
+        current = curriculum.init(self.curriculum) if self.curriculum else None
         steps = jnp.zeros(n, jnp.int32)
         if stagger:
             steps = jax.random.randint(key_steps, (n,), 0, self.least_episode)
-        worlds, redrawn = self._reset(jax.random.split(key_worlds, n), level)
+        worlds, redrawn = self._reset(jax.random.split(key_worlds, n), current)
         return VectorState(
             worlds=worlds,
             starts=Starts(
@@ -202,19 +202,19 @@ class Vector:
                 redrawn=redrawn,
             ),
             steps=steps,
-            whole=steps == 0,
+            full_episode=steps == 0,
             totals=jnp.zeros((n, len(self.statistics))),
-            curriculum=level,
+            curriculum=current,
         )
 
     def advance(self, state: VectorState) -> VectorState:
         """Moves the curriculum; call it once a rollout. Starts of another level are dropped."""
         if state.curriculum is None or self.curriculum is None:
             return state
-        level = curriculum.advance(self.curriculum, state.curriculum)
-        moved = (level.level != state.curriculum.level).any()
+        current = curriculum.advance(self.curriculum, state.curriculum)
+        moved = (current.level != state.curriculum.level).any()
         used = jnp.where(moved, self.num_envs, state.starts.used)
-        return state.replace(curriculum=level, starts=state.starts.replace(used=used))
+        return state.replace(curriculum=current, starts=state.starts.replace(used=used))
 
     def _supply(self, state: VectorState, wanted: jax.Array) -> Starts:
         """The starts, with at least `wanted` (at most N) that have not been handed out.
@@ -246,11 +246,11 @@ class Vector:
 
         return jax.lax.fori_loop(0, short, renew, state.starts)
 
-    def _reset(self, keys: jax.Array, level: CurriculumState | None) -> tuple[State, jax.Array]:
+    def _reset(self, keys: jax.Array, current: CurriculumState | None) -> tuple[State, jax.Array]:
         """Starts [N, ...] with keys [N], and how many were not finite and so drawn again."""
 
         def reset(key: jax.Array) -> State:
-            return self.env.reset(key, *([] if level is None else [level.level]))
+            return self.env.reset(key, *([] if current is None else [current.level]))
 
         def draw(carry):  # the first round draws all, so that the reset is compiled once
             count, redrawn, worlds, missing = carry
@@ -279,23 +279,23 @@ class Vector:
           action: [N, A] in [-1, 1].
         """
         worlds = self._in_blocks(self.env.step, state.worlds, action)
-        whole = all_finite((worlds.physics, worlds.obs, worlds.reward), self.num_envs)
+        finite = all_finite((worlds.physics, worlds.obs, worlds.reward), self.num_envs)
         metrics = jnp.zeros((self.num_envs, 0))  # a task may have none
         if self.metric_names:
             metrics = jnp.stack([worlds.metrics[name] for name in self.metric_names], axis=1)
-        metrics = jnp.where(whole[:, None], metrics, 0.0)
-        reward = jnp.where(whole, worlds.reward, 0.0)
-        final_obs = select(whole, worlds.obs, state.worlds.obs)
+        metrics = jnp.where(finite[:, None], metrics, 0.0)
+        reward = jnp.where(finite, worlds.reward, 0.0)
+        final_obs = select(finite, worlds.obs, state.worlds.obs)
         out_of_range = _beyond((reward, final_obs), self.num_envs)
         reward, final_obs = _cut((reward, final_obs))
 
         steps = state.steps + 1
-        terminated = worlds.terminated.astype(bool) | ~whole
+        terminated = worlds.terminated.astype(bool) | ~finite
         truncated = (steps >= self.least_episode) & ~terminated
         done = terminated | truncated
 
         totals, episode = self._statistics(state.totals, reward, metrics)
-        ended = done & state.whole
+        ended = done & state.full_episode
         episode = jnp.where(ended[:, None], episode, 0.0)
         over = done.sum()
         starts = self._supply(state, over)
@@ -305,7 +305,7 @@ class Vector:
             worlds=select(done, fresh, worlds.replace(obs=final_obs)),
             starts=starts.replace(used=starts.used + over),
             steps=jnp.where(done, 0, steps),
-            whole=state.whole | done,
+            full_episode=state.full_episode | done,
             totals=jnp.where(done[:, None], 0.0, totals),
             curriculum=self._observe(state.curriculum, episode, ended),
         )
@@ -314,19 +314,19 @@ class Vector:
             terminated=terminated,
             truncated=truncated,
             final_obs=final_obs,
-            nonfinite=~whole,
+            nonfinite=~finite,
             out_of_range=out_of_range,
             episode=episode,
             ended=ended,
         )
 
     def _observe(
-        self, level: CurriculumState | None, episode: jax.Array, ended: jax.Array
+        self, current: CurriculumState | None, episode: jax.Array, ended: jax.Array
     ) -> CurriculumState | None:
-        if level is None or self.curriculum is None:
+        if current is None or self.curriculum is None:
             return None
         columns = jnp.array([self.statistics.index(name) for name in self.curriculum.metric])
-        return curriculum.observe(level, episode[:, columns].sum(0), ended.sum())
+        return curriculum.observe(current, episode[:, columns].sum(0), ended.sum())
 
     def _in_blocks(self, function: Callable[..., State], *trees: Any) -> State:
         """The function of one world, over trees with leaves [N, ...]; on a CPU in blocks that

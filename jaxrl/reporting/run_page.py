@@ -211,9 +211,9 @@ def _evaluation(same: Sequence[Evaluation]) -> str:
     first = same[0]
     names = html.escape(", ".join(each.name for each in same))
     settings = f", {html.escape(json.dumps(first.settings))}" if first.settings else ""
-    said = [f"{first.episodes:,} episodes"] if first.episodes >= 0 else []
-    said += [f"seed {first.seed}"] if first.seed >= 0 else []
-    text = f"<h2>Evaluation: {names}</h2><p>{', '.join(said)}{settings}</p>"
+    facts_shown = [f"{first.episodes:,} episodes"] if first.episodes >= 0 else []
+    facts_shown += [f"seed {first.seed}"] if first.seed >= 0 else []
+    text = f"<h2>Evaluation: {names}</h2><p>{', '.join(facts_shown)}{settings}</p>"
     if len(first.summaries) > 1:
         return text + _across(first.summaries)
     summary = next(iter(first.summaries.values()))
