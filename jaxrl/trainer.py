@@ -57,7 +57,7 @@ class Trainer:
         self.training = self.population.runtime.training(self.population)
         self.folder = RunFolder(Path(folder), config, self.population.members)
         self.console = Console(config.train.total_timesteps, enabled=False)
-        self._signal = SignalGuard(lambda: self.console.close())
+        self._signal = SignalGuard(self.console.close)
         self._stop_reason: str | None = None
         self._diverged: set[int] = set()
         self._warned_of_range = False
@@ -120,6 +120,7 @@ class Trainer:
             enabled=train.log.console,
             table=train.log.table,
         )
+        self._signal = SignalGuard(self.console.close)
         with self._signal, contextlib.ExitStack() as stack, self._saving_what_fails():
             stack.callback(self.close)
             stack.callback(self.training.close)

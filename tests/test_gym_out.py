@@ -73,7 +73,7 @@ def test_a_window_shows_the_picture(monkeypatch):
 
 def test_settings_reach_the_task_and_wrong_ones_are_named():
     env = gymnasium.make("jaxrl/Ballbot-v0", max_speed=0.3, wrap={"history": 2})
-    assert env.unwrapped.task.max_speed == 0.3
+    assert env.unwrapped.task.unwrapped.max_speed == 0.3
     assert env.observation_space.shape == (34,)
     with pytest.raises(UserError, match="unknown setting max_sped; did you mean max_speed"):
         gymnasium.make("jaxrl/Ballbot-v0", max_sped=0.3)

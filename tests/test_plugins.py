@@ -51,7 +51,7 @@ class Lines:
 
 @dataclasses.dataclass(frozen=True)
 class ReinforceConfig(AlgorithmConfig):
-    num_steps: int = option(10, "control steps", least=1)
+    num_steps: int = option(10, "control steps", minimum=1)
 
 class Reinforce(Algorithm):
     name = "reinforce"

@@ -311,7 +311,7 @@ def figures(monkeypatch):
         drawn[alt] = figure.axes[0]
         return ""
 
-    monkeypatch.setattr(report, "image", keep)
+    monkeypatch.setattr(run_page, "image", keep)
     monkeypatch.setattr(overlay, "image", keep)
     return drawn
 
@@ -332,7 +332,7 @@ def test_every_column_has_a_panel(tmp_path, figures):
 @pytest.fixture
 def undrawn(monkeypatch):
     """Pages without pictures, which take their time."""
-    monkeypatch.setattr(report, "_panel", lambda *args: "")
+    monkeypatch.setattr(run_page, "_panel", lambda *args: "")
     monkeypatch.setattr(overlay, "_figure", lambda *args: "")
 
 

@@ -503,15 +503,18 @@ class Player:
         self._act = jax.jit(act)
 
     def play(self, params: Any, key: jax.Array, seed: int) -> Iterator[Timestep]:
-        """Steps from new episodes on, without end.
+        """Starts new episodes, and returns their steps, without end.
 
         Args:
           params: what the actor takes.
           key: of what the actor draws.
           seed: of the episodes.
         """
+        return self._steps(params, key, self.vector.start(seed))
+
+    def _steps(self, params: Any, key: jax.Array, obs: Any) -> Iterator[Timestep]:
         vector, t = self.vector, 0
-        obs, memory = vector.start(seed), self.actor.memory(vector.num_envs)
+        memory = self.actor.memory(vector.num_envs)
         ended: Any = np.ones(vector.num_envs, bool)
         while True:
             action, memory = self._act(params, obs, memory, ended, key, t)
