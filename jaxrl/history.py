@@ -66,7 +66,9 @@ def command() -> str:
     program, *arguments = sys.argv
     path = Path(program)
     start = [program]
-    if path.parent.name == "jaxrl" and path.suffix == ".py":
+    if path.name == "jaxrl":  # the console script
+        start = ["jaxrl"]
+    elif path.parent.name == "jaxrl" and path.suffix == ".py":
         start = ["python", "-m", f"jaxrl.{path.stem}"]
     return shlex.join([*start, *arguments])
 

@@ -1,7 +1,8 @@
 """Ctrl-C while one of the commands imports, starts or ends.
 
 There is nothing to save yet, or no longer; and nobody to answer an exception, which an import
-may also swallow. Importing this takes SIGINT, if the process is `python -m jaxrl.<command>`.
+may also swallow. Importing this takes SIGINT, if the process is `python -m jaxrl.<command>` or
+`jaxrl <command>`.
 """
 
 import os
@@ -23,5 +24,6 @@ def _interrupted(number: int, frame: FrameType | None) -> None:
 
 
 _as_command = sys.argv[:1] == ["-m"] and any("jaxrl." in word for word in sys.orig_argv)
+_as_command = _as_command or os.path.basename(sys.argv[0] if sys.argv else "") == "jaxrl"
 if _as_command and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, _interrupted)

@@ -36,6 +36,8 @@ def test_each_part_of_a_run_is_written_down(small_run, tmp_path, monkeypatch):
     first, second = yaml.safe_load((tmp_path / "history.yaml").read_text())
     assert (first["from_step"], second["from_step"]) == (0, 256)
     assert first["command"] == "python -m jaxrl.train --seed 'a b'"
+    monkeypatch.setattr("sys.argv", ["/x/bin/jaxrl", "train", "--seed", "1"])
+    assert history.command() == "jaxrl train --seed 1"
     assert first["date"] and first["jax"] == jax.__version__
     assert "changed" not in first
     assert second["changed"] == {"total_timesteps": [256, 512], "ppo.gamma": [0.99, 0.9]}

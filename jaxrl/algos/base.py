@@ -309,7 +309,7 @@ class Algorithm:
         paths = [_names(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
         for part in self._frozen:
             if not any(path == part or path.startswith(f"{part}/") for path in paths):
-                known = dict.fromkeys(path.rpartition("/")[0] for path in paths)
+                known = dict.fromkeys(path.rpartition("/")[0] or path for path in paths)
                 raise UserError(
                     f"{self.name}.network.frozen: the networks have no part {part!r} (they have: "
                     f"{', '.join(known)})"

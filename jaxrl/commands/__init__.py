@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import sys
 
 from jaxrl import cli
 from jaxrl.errors import UserError
@@ -31,5 +30,4 @@ def _dispatch(argv: list[str]) -> int:
         return 0
     if argv[0] not in COMMANDS:
         raise UserError(f"unknown command {argv[0]!r} (known: {', '.join(COMMANDS)})")
-    sys.argv[:2] = [f"{sys.argv[0]} {argv[0]}"]
     return importlib.import_module(f"jaxrl.commands.{argv[0]}").main(argv[1:])

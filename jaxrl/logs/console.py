@@ -78,6 +78,7 @@ class Console:
             f"{label} {_number(row, name)}"
             for name, label in _BRIEF.items()
             if not math.isnan(row.get(name, math.nan))
+            and (name != columns.SPEED or left != "?")  # of the chunk that compiles
         ]
         if self._bar:
             self._bar.show(step, total, left, brief)
