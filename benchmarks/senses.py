@@ -4,7 +4,7 @@
 
 `Recall` shows a number in an episode's first step and asks for it in the last: without memory
 nothing better than chance can be done. `Chase` shows a picture of a dot, which is to be brought to
-the middle. Each line of the table is PPO with a network, three seeds.
+the middle. Each line of the table is PPO with a network.
 """
 
 from __future__ import annotations
@@ -102,10 +102,6 @@ NETWORKS: dict[str, tuple[type[Task], dict[str, Any]]] = {
     "Recall, mlp": (Recall, {}),
     "Recall, gru": (Recall, {"memory": "gru", "memory_size": 32}),
     "Chase, cnn": (Chase, {"image_channels": [8, 16], "image_features": 64}),
-    "Chase, cnn shared": (
-        Chase,
-        {"image_channels": [8, 16], "image_features": 64, "shared_trunk": True},
-    ),
 }
 
 
