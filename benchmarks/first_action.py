@@ -38,9 +38,8 @@ def main(policies: list[str]) -> None:
             for _ in range(REPEATS)
         ]
         seconds = [float(run.stdout) for run in runs]
-        print(
-            f"{policy}: {statistics.median(seconds):.2f} s ({min(seconds):.2f} to {max(seconds):.2f})"
-        )
+        bounds = f"{min(seconds):.2f} to {max(seconds):.2f}"
+        print(f"{policy}: {statistics.median(seconds):.2f} s ({bounds})")
 
 
 if __name__ == "__main__":
