@@ -9,7 +9,6 @@ action = policy(observation)
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import functools
 import html
@@ -29,6 +28,7 @@ from jaxrl.envs import Task, names, register
 from jaxrl.errors import UserError
 from jaxrl.logs import readable
 from jaxrl.options import to_dict
+from jaxrl.reporting.pages import data
 from jaxrl.reporting.reading import read_rows
 from jaxrl.runs import TrainedPolicy, evaluate_policy, load_policy
 
@@ -133,12 +133,11 @@ def film(policy: str | Path | Run | LoadedPolicy, *, seed: int = 0) -> Film:
     Raises:
       UserError: the task cannot be drawn.
     """
-    from jaxrl.video import stride_of
+    from jaxrl import video
 
     loaded = policy if isinstance(policy, LoadedPolicy) else load(policy)
-    task, stride = loaded.task, stride_of(loaded.task)
-    frames = task.runtime().film(loaded.trained.actor, loaded.trained.params, seed, stride)
-    return Film(frames, 1 / (stride * task.control_dt))
+    trained = loaded.trained
+    return Film(*video.film(loaded.task, trained.actor, trained.params, seed))
 
 
 def _train(
@@ -338,6 +337,6 @@ class Film:
 
     def _repr_html_(self) -> str:
         with tempfile.TemporaryDirectory() as folder:
-            data = self.save(Path(folder) / "film.mp4").read_bytes()
-        text = base64.b64encode(data).decode()
-        return f'<video controls loop autoplay muted src="data:video/mp4;base64,{text}"></video>'
+            raw = self.save(Path(folder) / "film.mp4").read_bytes()
+        address = data(raw, "video/mp4")
+        return f'<video controls loop autoplay muted src="{address}"></video>'

@@ -2,13 +2,37 @@
 
 from __future__ import annotations
 
+import importlib
+import operator
 from collections.abc import Iterator, Mapping
 from importlib import metadata
 from typing import Any, TypeVar
 
-from jaxrl.errors import UserError, brief
+from jaxrl.errors import UserError
 
 T = TypeVar("T")
+
+
+def imported(where: str, name: str, value: str) -> Any:
+    """What "package.module:attribute" names.
+
+    Args:
+      where: it was asked for, for messages.
+      name: it was asked for by.
+      value: where it is.
+
+    Raises:
+      UserError: it cannot be imported.
+    """
+    module, _, attribute = value.partition(":")
+    try:
+        return operator.attrgetter(attribute)(importlib.import_module(module))
+    except (Exception, SystemExit) as error:  # whatever the module does when it is imported
+        said = " ".join(str(error).splitlines())
+        raise UserError(
+            f"{where}: {name!r} is {value!r}, which cannot be imported: "
+            f"{type(error).__name__}: {said}"
+        ) from error
 
 
 class Registry(Mapping[str, T]):
@@ -34,14 +58,7 @@ class Registry(Mapping[str, T]):
         """
         if name in self._own:
             return self._own[name]
-        entry = self._entries()[name]
-        try:
-            found: Any = entry.load()
-        except Exception as error:  # whatever the package does when it is imported
-            raise UserError(
-                f"{self._group}: {name!r} is {entry.value!r}, which cannot be imported: "
-                f"{type(error).__name__}: {brief(error)}"
-            ) from error
+        found: T = imported(self._group, name, self._entries()[name].value)
         return found
 
     def __contains__(self, name: object) -> bool:

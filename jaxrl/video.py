@@ -35,17 +35,21 @@ def record(env: Task, actor: Actor, params: Any, path: Path, seed: int = 0) -> N
     _imageio()  # complains first
     try:
         check_writable(path)
-        stride = stride_of(env)
-        frames = env.runtime().film(actor, params, seed, stride)
-        write(path, frames, 1 / (stride * env.control_dt))
+        write(path, *film(env, actor, params, seed))
     except UserError as error:
         said = str(error)
         raise UserError(said if said.startswith("--video") else f"--video: {said}") from error
 
 
-def stride_of(env: Task) -> int:
-    """Control steps from one picture to the next: at most 50 pictures a second."""
-    return max(1, math.ceil(1 / (50 * env.control_dt) - 1e-9))
+def film(env: Task, actor: Actor, params: Any, seed: int) -> tuple[np.ndarray, float]:
+    """Pictures [F, H, W, 3] uint8 of an episode, and how many a second (50 at most) play it at the
+    task's own speed.
+
+    Raises:
+      UserError: the task cannot be drawn.
+    """
+    stride = max(1, math.ceil(1 / (50 * env.control_dt) - 1e-9))
+    return env.runtime().film(actor, params, seed, stride), 1 / (stride * env.control_dt)
 
 
 def write(path: Path, frames: np.ndarray, fps: float) -> None:

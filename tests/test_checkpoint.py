@@ -52,6 +52,20 @@ def stop_after(trainer, chunks):
     trainer.callbacks.append(Stop())
 
 
+def in_two_parts(config, folder):
+    """A run that was stopped halfway and resumed, which equals one without a break."""
+    whole = Trainer(config, folder / "whole")
+    assert whole.run() == 0
+    first = Trainer(config, folder / "parts")
+    stop_after(first, 2)
+    assert first.run() == 143
+    again = Trainer(config, folder / "parts", resume=True)
+    assert again.progress.timesteps == whole.progress.timesteps // 2
+    assert again.run() == 0
+    assert_same(whole.state, again.state)
+    return again
+
+
 def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(small_run, tmp_path):
     whole = Trainer(small_run(), tmp_path / "whole")
     assert whole.run() == 0

@@ -18,7 +18,7 @@ from jaxrl.options import build
 from jaxrl.policy import Policy
 from jaxrl.runtime.compiled import collect, iterate
 from jaxrl.trainer import Trainer
-from tests.test_checkpoint import assert_same, stop_after
+from tests.test_checkpoint import in_two_parts
 from tests.toys import Countdown
 
 GRU = {"policy_hidden": [16], "value_hidden": [16], "memory": "gru", "memory_size": 8}
@@ -96,15 +96,7 @@ def test_what_was_seen_once_is_recalled_by_memory_alone(tmp_path, memory, least,
 
 
 def test_memory_is_saved_resumed_loaded_and_forgotten(small_run, tmp_path):
-    config = small_run({"ppo": {"network": GRU}})
-    whole = Trainer(config, tmp_path / "whole")
-    assert whole.run() == 0
-    first = Trainer(config, tmp_path / "parts")
-    stop_after(first, 2)
-    assert first.run() == 143
-    again = Trainer(config, tmp_path / "parts", resume=True)
-    assert again.run() == 0
-    assert_same(whole.state, again.state)
+    again = in_two_parts(small_run({"ppo": {"network": GRU}}), tmp_path)
     assert np.abs(again.state.memory["policy"]).max() > 0
 
     policy = jaxrl.load(tmp_path / "parts")

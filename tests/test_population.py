@@ -15,7 +15,7 @@ from jaxrl.logs.rows import mean_and_std
 from jaxrl.population import Population, members
 from jaxrl.runs import load_policy
 from jaxrl.trainer import Trainer
-from tests.test_checkpoint import assert_same, stop_after
+from tests.test_checkpoint import assert_same, in_two_parts, stop_after
 
 SAC = {
     "algo": "sac",
@@ -70,16 +70,7 @@ def rows(path):
 
 
 def test_a_population_logs_mean_and_spread_saves_each_and_resumes(small_run, tmp_path):
-    config = small_run(SAC, {"num_seeds": 3})
-    whole = Trainer(config, tmp_path / "whole")
-    assert whole.run() == 0
-    first = Trainer(config, tmp_path / "parts")
-    stop_after(first, 2)
-    assert first.run() == 143
-    again = Trainer(config, tmp_path / "parts", resume=True)
-    assert again.progress.timesteps == whole.progress.timesteps // 2
-    assert again.run() == 0
-    assert_same(whole.state, again.state)
+    in_two_parts(small_run(SAC, {"num_seeds": 3}), tmp_path)
 
     table = rows(tmp_path / "parts" / "progress.csv")
     own = [rows(tmp_path / f"parts/members/seed={s}/progress.csv") for s in range(3)]

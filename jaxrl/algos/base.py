@@ -298,7 +298,7 @@ class Algorithm:
     def _is_frozen(self, path: tuple[Any, ...]) -> bool:
         """Whether the configuration keeps this parameter as it is."""
         names = _names(path)
-        return any(names == part or names.startswith(f"{part}/") for part in self._frozen)
+        return any(_lies_in(names, part) for part in self._frozen)
 
     def _check_frozen(self, params: Any) -> None:
         """Refuses names of frozen parts that no parameter has.
@@ -308,7 +308,7 @@ class Algorithm:
         """
         paths = [_names(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
         for part in self._frozen:
-            if not any(path == part or path.startswith(f"{part}/") for path in paths):
+            if not any(_lies_in(path, part) for path in paths):
                 known = dict.fromkeys(path.rpartition("/")[0] or path for path in paths)
                 raise UserError(
                     f"{self.name}.network.frozen: the networks have no part {part!r} (they have: "
@@ -320,6 +320,11 @@ def _names(path: tuple[Any, ...]) -> str:
     """A parameter's name, such as "policy_trunk/Dense_0/kernel"."""
     keys = [str(entry.key) for entry in path if isinstance(entry, jax.tree_util.DictKey)]
     return "/".join(key for key in keys if key != "params")
+
+
+def _lies_in(name: str, part: str) -> bool:
+    """Whether a parameter of this name is the part of the networks, or lies in it."""
+    return name == part or name.startswith(f"{part}/")
 
 
 def shuffled(key: jax.Array, count: int) -> jax.Array:

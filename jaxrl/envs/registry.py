@@ -12,7 +12,6 @@ import contextlib
 import dataclasses
 import difflib
 import importlib.util
-import operator
 import typing
 from collections.abc import Iterable
 from importlib import metadata
@@ -22,6 +21,7 @@ import gymnasium
 
 from jaxrl.envs.task import Task
 from jaxrl.errors import UserError
+from jaxrl.plugins import imported
 
 GROUP = "jaxrl.envs"
 FAMILIES = "jaxrl.families"
@@ -58,10 +58,10 @@ def env_class(name: str) -> type[Task]:
     family, colon, member = name.partition(":")
     for entry in metadata.entry_points(group=FAMILIES if colon else GROUP):
         if entry.name == family:
-            found = _import(entry.name, entry.value)
+            found = imported("env.name", entry.name, entry.value)
             return found(member) if colon else _checked(name, found)
     if colon and ("." in family or _is_module(family)):
-        return _checked(name, _import(name, name))
+        return _checked(name, imported("env.name", name, name))
     if colon:
         raise unknown("family", family, [*_families(), "package.module:Class"])
     raise unknown("task", name, names())
@@ -85,19 +85,6 @@ def _is_module(name: str) -> bool:
     with contextlib.suppress(ImportError, ValueError):
         return importlib.util.find_spec(name) is not None
     return False
-
-
-def _import(name: str, value: str) -> Any:
-    """What "package.module:attribute" names; `name` is for messages."""
-    module, _, attribute = value.partition(":")
-    try:
-        return operator.attrgetter(attribute)(importlib.import_module(module))
-    except (Exception, SystemExit) as error:  # whatever the module does when it is imported
-        said = " ".join(str(error).splitlines())
-        raise UserError(
-            f"env.name: {name!r} is {value!r}, which cannot be imported: "
-            f"{type(error).__name__}: {said}"
-        ) from error
 
 
 def _checked(name: str, found: Any) -> type[Task]:

@@ -335,15 +335,29 @@ class HostVector:
             raise UserError(f"gym:{self.task.id}: {line(error)}") from error
 
 
+class _Stoppable:
+    """What waits for worlds, and is told to stop through them."""
+
+    vector: Any  # a HostVector
+
+    @property
+    def stopped(self) -> Callable[[], bool]:
+        return self.vector.stopped
+
+    @stopped.setter
+    def stopped(self, stopped: Callable[[], bool]) -> None:
+        self.vector.stopped = stopped
+
+
 # -- training ------------------------------------------------------------------------------
 
 
-class HostTraining:
+class HostTraining(_Stoppable):
     """Trains one run; see `jaxrl.runtime.Training`."""
 
     def __init__(self, population: Population):
         self.algo = algo = population.algo
-        self.vector: Any = algo.worlds  # a HostVector
+        self.vector = algo.worlds
         self._init = population.init
         self._finite = jax.jit(population.finite)
 
@@ -364,14 +378,6 @@ class HostTraining:
         self._learn = jax.jit(learn, donate_argnums=0)
         self._obs: Any = None
         self._ended = np.zeros(self.vector.num_envs, bool)
-
-    @property
-    def stopped(self) -> Callable[[], bool]:
-        return self.vector.stopped
-
-    @stopped.setter
-    def stopped(self, stopped: Callable[[], bool]) -> None:
-        self.vector.stopped = stopped
 
     def init(self) -> Any:
         return jax.jit(self._init)()
@@ -524,7 +530,7 @@ class Player:
             yield step
 
 
-class HostEvaluator:
+class HostEvaluator(_Stoppable):
     """Plays `episodes` episodes in processes.
 
     Args:
@@ -538,14 +544,6 @@ class HostEvaluator:
         self.episodes = episodes
         self.vector = HostVector(task, min(episodes, MOST_EVALUATED), wrap)
         self._player = Player(self.vector, actor)
-
-    @property
-    def stopped(self) -> Callable[[], bool]:
-        return self.vector.stopped
-
-    @stopped.setter
-    def stopped(self, stopped: Callable[[], bool]) -> None:
-        self.vector.stopped = stopped
 
     @property
     def statistics(self) -> tuple[str, ...]:
