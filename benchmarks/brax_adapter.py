@@ -1,4 +1,4 @@
-"""jaxrl tasks as Brax environments, and what Brax's PPO needs to train them.
+"""jaxrl tasks as Brax environments, and the settings for Brax's PPO to train them.
 
 Runs with brax 0.14.2; nothing else in the project imports Brax.
 """
@@ -24,10 +24,10 @@ from jaxrl.envs import State, Task
 
 
 class StockPhysics(jaxrl_physics.Physics):
-    """Physics as Brax and MuJoCo Playground call it: MJX unchanged, whole `Data` carried.
+    """Physics as in Brax and MuJoCo Playground: unchanged MJX, with the whole `Data` as state.
 
     Args:
-      tuned: the task's physics; its model and substeps are taken over.
+      tuned: the task's physics, to take the model and the substeps from.
     """
 
     def __init__(self, tuned: jaxrl_physics.Physics):
@@ -38,23 +38,26 @@ class StockPhysics(jaxrl_physics.Physics):
 
     def step(self, state: mjx.Data, ctrl: jax.Array) -> mjx.Data:
         def substep(data: mjx.Data, _) -> tuple[mjx.Data, None]:
-            return _step(self, data.replace(ctrl=ctrl)), None
+            return _step(self, self.mjx_model, data.replace(ctrl=ctrl)), None
 
         return jax.lax.scan(substep, state, length=self.substeps)[0]
+
+    def kinematics(self, state: mjx.Data) -> mjx.Data:
+        return mjx.com_pos(self.mjx_model, mjx.kinematics(self.mjx_model, state))
 
 
 def stock(task: Task) -> Task:
     """The same task on `StockPhysics`."""
     task = copy.copy(task)
-    vars(task)["physics"] = StockPhysics(task.physics)  # where cached_property keeps it
+    vars(task)["physics"] = StockPhysics(task.physics)  # replaces the cached property's value
     return task
 
 
 class BraxTask(brax.envs.Env):
     """A jaxrl task as a Brax environment.
 
-    Brax's automatic reset restores `pipeline_state` and `obs` only, so the task's own
-    memory travels in `pipeline_state`, next to the physics.
+    Brax's automatic reset restores `pipeline_state` and `obs` only, so the task's memory is
+    stored in `pipeline_state`, next to the physics.
 
     Args:
       task: any task with an array observation.
@@ -102,7 +105,7 @@ class BraxTask(brax.envs.Env):
 
 
 def brax_settings(config: PPOConfig, task: Task, num_envs: int) -> dict[str, Any]:
-    """Arguments of `brax.training.agents.ppo.train` that equal a jaxrl configuration."""
+    """Arguments of `brax.training.agents.ppo.train` that match a jaxrl configuration."""
     network = config.network
 
     def make_networks(*args, **kwargs):
@@ -150,14 +153,14 @@ def train_brax(
     seed: int,
     after: Callable[[int, Callable, Any], None],
 ) -> None:
-    """Brax's PPO, in `chunks` compiled calls.
+    """Trains with Brax's PPO, in `chunks` compiled calls.
 
     Args:
       settings: from `brax_settings`.
-      timesteps: control steps in all.
-      chunks: calls.
-      seed: of everything random.
-      after: called before the first chunk and after each with (timesteps so far, Brax's
+      timesteps: total number of control steps.
+      chunks: number of calls.
+      seed: seed of all random numbers.
+      after: called before the first chunk and after each chunk, with (timesteps so far, Brax's
         policy factory, parameters).
     """
     restore_removed_jax_function()
@@ -171,12 +174,12 @@ def train_brax(
 
 
 def restore_removed_jax_function() -> None:
-    """`jax.device_put_replicated` left JAX; Brax's trainers still call it."""
+    """Restores `jax.device_put_replicated`: JAX has removed it, Brax's trainers still call it."""
     if hasattr(jax, "device_put_replicated"):
         return
 
     def device_put_replicated(tree: Any, devices: list) -> Any:
-        # As `jax.pmap` lays arrays out, so that its first and second call compile alike.
+        # The layout of `jax.pmap`'s results, so that its second call does not compile again.
         mesh = jax.sharding.Mesh(devices, (brax_ppo._PMAP_AXIS_NAME,))
         layout = jax.sharding.NamedSharding(mesh, jax.P(brax_ppo._PMAP_AXIS_NAME))
         stacked = jax.tree.map(lambda x: jnp.stack([x] * len(devices)), tree)

@@ -1,11 +1,11 @@
-"""What Gymnasium environments cost beside their own simulation: microseconds a step of one world.
+"""The cost of Gymnasium environments besides their own simulation: microseconds per world step.
 
     python benchmarks/bridge.py --json bridge.json
 
-For each environment and number of worlds, in turns: the bare environment in loops of its own, as
-many side by side as there are processes; the worlds as training steps them, with actions made
-beforehand; and the whole of collecting, policy included. All act at random. The share outside the
-simulator is what the whole takes longer than the bare loops.
+For each environment and number of worlds, three measurements alternate. "bare": the environment
+alone in a loop, in as many parallel loops as there are processes. "worlds": the worlds as training
+steps them, with precomputed actions. "whole": all of the collection of samples, including the
+policy. All actions are random. "outside" is the share of the whole that the bare loops do not need.
 """
 
 from __future__ import annotations
@@ -35,38 +35,44 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     add("--envs", nargs="+", default=["Pendulum-v1", "envs_legacy:KukaPickPlace-v0"])
     add("--worlds", type=int, nargs="+", default=[1, 8, 64])
     add("--rounds", type=int, default=5)
-    add("--seconds", type=float, default=1.0, help="of one measurement")
-    add("--processes", type=int, nargs="+", default=[], help="try these too, beside the default")
-    add("--json", type=Path, help="write the results here")
+    add("--seconds", type=float, default=1.0, help="length of a measurement (s)")
+    add(
+        "--processes",
+        type=int,
+        nargs="+",
+        default=[],
+        help="numbers of processes to measure in addition to the default",
+    )
+    add("--json", type=Path, help="file for the results")
     return parser.parse_args(argv)
 
 
 def bare(name: str, seconds: float) -> float:
-    """Steps a second of the environment alone, under random actions."""
+    """Steps per second of the environment alone, under random actions."""
     if name not in _environments:
         env = make(name, {})
         env.action_space.seed(0)
         env.reset(seed=0)
         _environments[name] = env, [env.action_space.sample() for _ in range(100)]
-    (env, actions), steps, begun = _environments[name], 0, time.perf_counter()
-    while time.perf_counter() - begun < seconds:
+    (env, actions), steps, started = _environments[name], 0, time.perf_counter()
+    while time.perf_counter() - started < seconds:
         _, _, terminated, truncated, _ = env.step(actions[steps % 100])
         if terminated or truncated:
             env.reset()
         steps += 1
-    return steps / (time.perf_counter() - begun)
+    return steps / (time.perf_counter() - started)
 
 
-_environments: dict[str, tuple[Any, list]] = {}  # of this process, and actions for them
+_environments: dict[str, tuple[Any, list]] = {}  # this process's environments, and their actions
 
 
 class Worlds:
     """Worlds as training steps them.
 
     Args:
-      name: of the environment.
+      name: name of the environment.
       count: number of worlds.
-      processes: as the setting `env.processes`.
+      processes: value of the setting `env.processes`.
     """
 
     def __init__(self, name: str, count: int, processes: int | None):
@@ -89,29 +95,29 @@ class Worlds:
         return acted[0]
 
     def step(self) -> int:
-        """Under actions made beforehand."""
+        """Steps all worlds once with precomputed actions; returns their number."""
         self.vector.send(next(self.random))
         self.vector.receive()
         return self.vector.num_envs
 
     def collect(self) -> int:
-        """With the policy, which is still random."""
+        """Steps all worlds once with the untrained policy; returns their number."""
         self.vector.send(np.asarray(self._action()))
         self.obs, _ = self.vector.receive()
         return self.vector.num_envs
 
 
 def microseconds(step: Any, seconds: float) -> float:
-    """Of one step of one world."""
-    steps, begun = 0, time.perf_counter()
-    while time.perf_counter() - begun < seconds:
+    """Microseconds for one step of one world."""
+    steps, started = 0, time.perf_counter()
+    while time.perf_counter() - started < seconds:
         steps += step()
-    return 1e6 * (time.perf_counter() - begun) / steps
+    return 1e6 * (time.perf_counter() - started) / steps
 
 
 def main(argv: list[str]) -> int:
     args, rows = arguments(argv), []
-    for name in args.envs:  # complaints first
+    for name in args.envs:  # reports errors before any measurement
         resolve({"env": {"gym": name}}, platform="cpu")
     print(
         f"{'environment':32}{'worlds':>7}{'processes':>10}{'bare':>8}{'worlds':>8}{'whole':>8}"
@@ -131,7 +137,7 @@ def main(argv: list[str]) -> int:
                 measured["whole"].append(microseconds(worlds.collect, args.seconds))
         worlds.vector.close()
         # The first round warms up.
-        row = {what: statistics.median(values[1:]) for what, values in measured.items()}
+        row = {part: statistics.median(values[1:]) for part, values in measured.items()}
         outside = 1 - row["bare"] / row["whole"]
         layout = "0" if worlds.vector.here else str(worlds.vector.processes)
         rows.append(

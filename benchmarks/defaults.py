@@ -1,12 +1,12 @@
-"""What the algorithms' defaults learn on tasks that have no preset of their own.
+"""What the algorithms learn with their default settings, on tasks without presets.
 
   python benchmarks/defaults.py --out runs --json defaults.json [--tasks a,b] [--algos ppo,sac]
 
-Every run is `python -m jaxrl.train` with a task, an algorithm and a seed, and no setting of the
-training; what is set besides says how it is measured. For every seed: control steps until an
-evaluation of 20 episodes first reaches the task's goal, and what the best model does in 100 fresh
-episodes. Seconds include compilation and all evaluations. Runs that are already there are read,
-not run again.
+Every run is `python -m jaxrl.train` with a task, an algorithm, a seed and no training settings;
+all other settings concern evaluation and logging. For every seed: control steps until an
+evaluation of 20 episodes first reaches the task's goal, and the result of the best model in 100
+fresh episodes. Seconds include compilation and all evaluations. Runs that already exist are read
+and not run again.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ FLAGS = {"tasks": True, "algos": True, "seeds": True, "out": True, "json": True}
 
 @dataclass(frozen=True)
 class Goal:
-    """When a task counts as learned.
+    """The goal at which a task counts as learned.
 
     Attributes:
-      least: of `measure`, in the mean over the episodes.
-      source: where the number comes from.
+      least: smallest mean of `measure` over the episodes.
+      source: source of this number.
       measure: "return" or "success".
-      settings: of the task.
+      settings: settings of the task, as arguments.
     """
 
     least: float
@@ -53,7 +53,7 @@ class Goal:
 SOLVED = "Gymnasium's reward threshold of InvertedDoublePendulum-v5"
 PUBLISHED = "Sample Factory's published policy mujoco_reacher_1111: -6.10"
 GOALS = {
-    swingup.NAME: Goal(0.95, "its own measure: nothing is published", "success"),
+    swingup.NAME: Goal(0.95, "the task's own criterion: nothing is published", "success"),
     "brax:inverted_double_pendulum": Goal(9100, SOLVED),
     "brax:reacher": Goal(-6.2, PUBLISHED, settings=("--env.episode_length=50",)),
     "gym:InvertedDoublePendulum-v5": Goal(9100, SOLVED),
@@ -69,7 +69,9 @@ COLUMNS = {
 def main(argv: list[str]) -> int:
     _, flags, settings = cli.parse(argv, FLAGS, settings=True)
     if settings:
-        raise UserError(f"--{next(iter(settings))}: this measures defaults and takes no settings")
+        raise UserError(
+            f"--{next(iter(settings))}: remove it; this benchmark measures the default settings"
+        )
     out, results = Path(flags.get("out", "runs")), []
     for task in str(flags.get("tasks", ",".join(GOALS))).split(","):
         if task not in GOALS:
@@ -98,12 +100,12 @@ def train(out: Path, task: str, algo: str, seeds: int) -> list[Path]:
 
 
 def command(run: Path, task: str, algo: str, seed: int) -> None:
-    """One training by the command that a user would type, unless it is there."""
+    """Runs the training command that a user would type, unless the run is already finished."""
     if (run / "seconds").exists():
         return
     program = [swingup.__file__] if task == swingup.NAME else ["-m", "jaxrl.train"]
     measured = [f"--eval.every={EVERY[algo]}", "--eval.episodes=20", "--log.tensorboard=false"]
-    begun = time.monotonic()
+    started = time.monotonic()
     subprocess.run(
         [
             *(sys.executable, *program, f"--env.name={task}", f"--algo={algo}"),
@@ -111,18 +113,18 @@ def command(run: Path, task: str, algo: str, seed: int) -> None:
         ],
         check=True,
     )
-    write_text(run / "seconds", f"{time.monotonic() - begun:.1f}\n")
+    write_text(run / "seconds", f"{time.monotonic() - started:.1f}\n")
 
 
 def measure(runs: list[Path], goal: Goal) -> dict[str, Any]:
-    """What finished runs say, a value for each seed."""
+    """Results of finished runs, with one value for each seed."""
     name, column = COLUMNS[goal.measure]
     tables = [read_rows(run / "progress.csv") for run in runs]
     finals = [json.loads((run / "eval" / "final.json").read_text())["summary"] for run in runs]
 
     def reached(rows: list[dict[str, float]]) -> float | None:
-        found = (row[STEPS] for row in rows if row.get(column, goal.least - 1) >= goal.least)
-        return next(found, None)
+        steps = (row[STEPS] for row in rows if row.get(column, goal.least - 1) >= goal.least)
+        return next(steps, None)
 
     return {
         "steps": tables[0][-1][STEPS],
@@ -135,7 +137,7 @@ def measure(runs: list[Path], goal: Goal) -> dict[str, Any]:
 
 
 def show(results: list[dict[str, Any]]) -> None:
-    """The results as a table in Markdown."""
+    """Prints the results as a Markdown table."""
     print("\n| task | goal | algorithm | steps | steps to the goal | final | seconds |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for row in results:

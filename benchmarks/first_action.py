@@ -1,4 +1,4 @@
-"""Seconds from `import jaxrl` to the first action of a loaded policy, in fresh processes.
+"""Seconds from `import jaxrl` to the first action of a loaded policy, each in a fresh process.
 
 python benchmarks/first_action.py [RUN_OR_CHECKPOINT ...]
 """
@@ -14,11 +14,11 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 PROGRAM = """
 import time
-begun = time.perf_counter()
+started = time.perf_counter()
 import sys, numpy as np, jaxrl
 policy = jaxrl.load(sys.argv[1])
 policy(np.zeros(policy.observation_spec.shape, np.float32))
-print(time.perf_counter() - begun)
+print(time.perf_counter() - started)
 """
 REPEATS = 5
 

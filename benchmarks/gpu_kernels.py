@@ -1,14 +1,14 @@
-"""How many GPU kernels a training iteration launches; needs no GPU.
+"""Counts the GPU kernels that a training iteration launches; needs no GPU.
 
     python benchmarks/gpu_kernels.py --json kernels.json
 
-MJX at a few thousand worlds is bound by kernel launches, and XLA's CUDA compiler runs
-without a GPU: this compiles one PPO iteration of jaxrl and of Brax for an H100 and counts
-the kernels in the compiled programs, times the trip counts of the loops around them.
-Brax is counted with MJX as it calls it (stock), and over jaxrl's physics.
+With a few thousand worlds, kernel launches limit the speed of MJX, and XLA's CUDA compiler runs
+without a GPU. So this compiles one PPO iteration of jaxrl and of Brax for an H100 and counts the
+kernels in the compiled programs, multiplied by the trip counts of the loops around them. Brax is
+counted twice: with unchanged MJX (stock), and with jaxrl's physics.
 
-Needs `pip install "jax[cuda12]" brax==0.14.2` beside this project. The figures are counts,
-not times: a library call counts as one kernel.
+Needs `pip install "jax[cuda12]" brax==0.14.2` in addition to this project. The figures are
+counts, not times: a library call counts as one kernel.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ dnn_version_info { major: 9 minor: 10 }
 device_description_str: "NVIDIA H100 80GB HBM3"
 """
 
-# Instructions of a compiled program that launch nothing.
+# Instructions of a compiled program that launch no kernel.
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all"}
 CALLS = {"while", "conditional", "call"}
 
@@ -83,22 +83,22 @@ class Instruction:
     text: str
 
     def named(self, attribute: str) -> list[str]:
-        """Computations that an attribute names."""
-        found = re.search(rf"\b{attribute}=(?:{{([^}}]*)}}|%?([\w.\-]+))", self.text)
-        if not found:
+        """Names of the computations in an attribute."""
+        match = re.search(rf"\b{attribute}=(?:{{([^}}]*)}}|%?([\w.\-]+))", self.text)
+        if not match:
             return []
-        return [name.strip().lstrip("%") for name in (found[1] or found[2]).split(",")]
+        return [name.strip().lstrip("%") for name in (match[1] or match[2]).split(",")]
 
     @property
     def trips(self) -> int | None:
-        """Known trip count of a loop."""
-        found = re.search(r'"known_trip_count":\{"n":"(\d+)"', self.text)
-        return int(found[1]) if found else None
+        """Trip count of a loop; None if it is not known."""
+        match = re.search(r'"known_trip_count":\{"n":"(\d+)"', self.text)
+        return int(match[1]) if match else None
 
     @property
     def frame(self) -> int | None:
-        found = re.search(r"stack_frame_id=(\d+)", self.text)
-        return int(found[1]) if found else None
+        match = re.search(r"stack_frame_id=(\d+)", self.text)
+        return int(match[1]) if match else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,9 +106,9 @@ class Launch:
     """A kernel, how often it is launched, and where it comes from.
 
     Attributes:
-      instruction: what launches.
-      count: launches in one run of the program.
-      loop: the loop of the entry computation that it lies in; None outside of loops.
+      instruction: the instruction that launches the kernel.
+      count: number of launches in one run of the program.
+      loop: index of the loop of the entry computation that contains it; None outside of loops.
     """
 
     instruction: Instruction
@@ -120,8 +120,8 @@ class Program:
     """A compiled program as text.
 
     Args:
-      text: of `compiled.as_text()`.
-      open_trips: trips to assume for loops that end on what they compute.
+      text: result of `compiled.as_text()`.
+      open_trips: trip count to assume for loops without a known one.
     """
 
     def __init__(self, text: str, open_trips: int):
@@ -147,7 +147,7 @@ class Program:
 
     @cached_property
     def host_waits(self) -> int:
-        """How often the host reads a loop's condition back before it goes on."""
+        """How often the host waits for a loop's condition from the GPU."""
         waits = 0
 
         def visit(name: str, times: int) -> None:
@@ -183,7 +183,7 @@ class Program:
 
     @cached_property
     def _frames(self) -> dict[int, tuple[str, ...]]:
-        """Files on the stack of each frame, outermost first."""
+        """Source files on the stack of each frame, outermost first."""
         tables: dict[str, dict[int, str]] = {}
         title = ""
         for line in self.text.splitlines():
@@ -203,12 +203,12 @@ class Program:
 
 def _opcode(line: str) -> str:
     """`%x = f32[2]{0} add(...)` -> "add"; the type may be a tuple."""
-    rest = line.split(" = ", 1)[1]
+    right_side = line.split(" = ", 1)[1]
     depth = 0
-    for i, character in enumerate(rest):
+    for i, character in enumerate(right_side):
         depth += (character in "([{") - (character in ")]}")
         if character == " " and depth == 0:
-            return rest[i + 1 :].split("(", 1)[0]
+            return right_side[i + 1 :].split("(", 1)[0]
     return ""
 
 
@@ -216,19 +216,19 @@ def _stack(tables: dict[str, dict[int, str]], frame: int) -> list[str]:
     files: list[str] = []
     while frame:
         fields = dict(re.findall(r"(\w+)=(\d+)", tables["StackFrames"][frame]))
-        place = tables["FileLocations"][int(fields["file_location_id"])]
-        file_id = int(re.search(r"file_name_id=(\d+)", place)[1])
+        location = tables["FileLocations"][int(fields["file_location_id"])]
+        file_id = int(re.search(r"file_name_id=(\d+)", location)[1])
         files.insert(0, tables["FileNames"][file_id].strip('"'))
         parent = int(fields.get("parent_frame_id", 0))
         frame = parent if parent != frame else 0
     return files
 
 
-# -- what is compiled -------------------------------------------------------------------------
+# -- compiling --------------------------------------------------------------------------------
 
 
 def h100() -> jax.sharding.NamedSharding:
-    """Placement on an H100 that need not exist."""
+    """Placement on an H100, which need not be present."""
     topology = topologies.get_topology_desc(platform="cuda", target_config=H100, topology="1x1x1")
     mesh = jax.sharding.Mesh(topology.devices, (brax_ppo._PMAP_AXIS_NAME,))
     return jax.sharding.NamedSharding(mesh, jax.P())
@@ -251,14 +251,14 @@ def compile_jaxrl(placement: Any, config: PPOConfig, task: Ballbot, num_envs: in
 
 
 class _Found(Exception):
-    """Carries Brax's compiled part out of its `train`."""
+    """Carries Brax's training step, and its arguments, out of Brax's `train`."""
 
 
 def compile_brax(placement: Any, config: PPOConfig, task: Ballbot, num_envs: int) -> Any:
-    """One training step of Brax's PPO.
+    """Compiles one training step of Brax's PPO.
 
-    `brax.training.agents.ppo.train` builds the step inside; it is taken where it is
-    handed to `jax.pmap`.
+    `brax.training.agents.ppo.train` builds the step internally; it is intercepted where Brax
+    passes it to `jax.pmap`.
     """
 
     def pmap(function, axis_name, **_):
@@ -281,7 +281,7 @@ def compile_brax(placement: Any, config: PPOConfig, task: Ballbot, num_envs: int
             )
     except _Found as found:
         function, args = found.args
-    one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), args)
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), args)
     step = jax.shard_map(
         lambda train, envs, key: function(train, envs, key),
         mesh=placement.mesh,
@@ -290,7 +290,7 @@ def compile_brax(placement: Any, config: PPOConfig, task: Ballbot, num_envs: int
         check_vma=False,
     )
     with compile_for("gpu"):
-        return compile_on(placement, step, *one)
+        return compile_on(placement, step, *shapes)
 
 
 # -- report -----------------------------------------------------------------------------------
@@ -301,10 +301,10 @@ def _in_mjx(program: Program, launch: Launch) -> bool:
 
 
 def count(compiled: Any, open_trips: int) -> dict[str, Any]:
-    """Kernels of a compiled iteration.
+    """Numbers of kernels in a compiled iteration, in all and by part.
 
-    The rollout is the loops of the entry computation with MJX inside; the rest (resets,
-    advantages, updates) is called learning.
+    The rollout consists of the loops of the entry computation that contain MJX; all other kernels
+    (resets, advantages, updates) count as learning.
     """
     program = Program(compiled.as_text(), open_trips)
     launches = program.launches
@@ -334,25 +334,28 @@ def _by(key: Any, launches: list[Launch]) -> dict[str, int]:
 
 
 def _last(files: tuple[str, ...]) -> str:
-    """The innermost file, from its package on."""
+    """The innermost file, with its last two folders."""
     return "/".join(Path(files[-1]).parts[-3:]) if files else "(none)"
 
 
-def main() -> None:
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--num-envs", type=int, default=4096, help="worlds")
-    add("--steps", type=int, default=16, help="control steps a world and iteration")
+    add("--num-envs", type=int, default=4096, help="number of worlds")
+    add("--steps", type=int, default=16, help="control steps per world in an iteration")
     add("--minibatches", type=int, default=4)
     add("--epochs", type=int, default=4)
     add("--hidden", type=int, nargs="+", default=[64, 64], help="widths of both networks")
-    add("--drive", default="no_slip", help="the ballbot's wheel physics")
-    add("--only", help="compile this one program only")
-    add("--histogram", action="store_true", help="say where the kernels come from")
-    add("--text", type=Path, help="keep the compiled programs in this folder")
-    add("--json", type=Path, help="write the counts here")
-    args = parser.parse_args()
+    add("--drive", default="no_slip", help="physics of the ballbot's wheels")
+    add("--only", help="compile only the program with this name")
+    add("--histogram", action="store_true", help="print which files the kernels come from")
+    add("--text", type=Path, help="folder to save the compiled programs in")
+    add("--json", type=Path, help="file for the counts")
+    return parser.parse_args()
 
+
+def main() -> None:
+    args = arguments()
     hidden = tuple(args.hidden)
     config = PPOConfig(
         num_steps=args.steps,

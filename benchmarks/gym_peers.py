@@ -1,12 +1,12 @@
-"""jaxrl's bridge beside Stable-Baselines3 and SBX: the same Gymnasium environments and settings.
+"""Compares jaxrl on Gymnasium environments with Stable-Baselines3 and SBX, with equal settings.
 
     python benchmarks/gym_peers.py --json gym_peers.json
 
-Every run is a process of its own; for each seed the trainers take turns. Seconds count from the
-end of the imports to the end of training, compilation included. The return is the mean of 20
-episodes of the deterministic policy, played by the same loop, off the clock.
+Every run has its own process; for each seed the trainers take turns. Seconds count from the end
+of the imports to the end of training, including compilation. The return is the mean over 20
+episodes of the deterministic policy, played by the same loop for all; their time is not counted.
 
-Stable-Baselines3 and SBX (and the MuJoCo tasks' imageio) need a virtual environment of their own;
+Stable-Baselines3 and SBX (and imageio for the MuJoCo tasks) need their own virtual environment;
 the first run makes one in `--venv`.
 """
 
@@ -28,8 +28,8 @@ PACKAGES = ("sbx-rl==0.28.0", "stable-baselines3>=2.9,<2.10", "imageio>=2.35")
 TRAINERS = ("jaxrl", "sbx", "sb3")
 EPISODES = 20
 
-# The peers' names of the settings. What is not here is the peers' default, and jaxrl's where the
-# two are the same.
+# Settings by the names of Stable-Baselines3 and SBX. All others have their defaults there; jaxrl's
+# settings are set to the same values.
 SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
     ("Pendulum-v1", "ppo"): {
         "timesteps": 100_000,
@@ -73,7 +73,7 @@ def arguments() -> argparse.Namespace:
     add("--trainers", nargs="+", default=list(TRAINERS), choices=TRAINERS)
     add("--tasks", nargs="+", default=sorted({task for task, _ in SETTINGS}))
     add("--algos", nargs="+", default=["ppo", "sac"], choices=["ppo", "sac"])
-    add("--json", type=Path, help="write the results here")
+    add("--json", type=Path, help="file for the results")
     add("--venv", type=Path, default=Path.home() / ".cache" / "jaxrl" / "gym_peers")
     add("--worker", nargs=4, help=argparse.SUPPRESS)  # trainer, task, algorithm, seed
     return parser.parse_args()
@@ -83,7 +83,7 @@ def arguments() -> argparse.Namespace:
 
 
 def run_jaxrl(task: str, algo: str, seed: int) -> tuple[float, Any]:
-    """Seconds, and the policy: observation [O] -> action of the environment [A]."""
+    """Trains; returns seconds, and the policy: observation [O] -> the environment's action [A]."""
     import jax
     import numpy as np
 
@@ -92,25 +92,7 @@ def run_jaxrl(task: str, algo: str, seed: int) -> tuple[float, Any]:
     from jaxrl.trainer import Trainer
 
     s = SETTINGS[task, algo]
-    own = {"learning_rate": s["learning_rate"], "normalize_observation": False}
-    if algo == "ppo":
-        own |= {
-            "num_steps": s["n_steps"],
-            "num_epochs": s["n_epochs"],
-            "num_minibatches": s["n_steps"] * s["num_envs"] // s["batch_size"],
-            "gamma": s["gamma"],
-        }
-    else:
-        own |= {
-            "critic_learning_rate": s["learning_rate"],
-            "temperature_learning_rate": s["learning_rate"],
-            "initial_temperature": 1.0,
-            "learning_starts": s["learning_starts"],
-            "buffer_size": s["buffer_size"],
-            "num_steps": 500,
-            "gradient_steps": 1,
-        }
-    begun = time.monotonic()
+    started = time.monotonic()
     config = resolve(
         {
             "env": {"gym": task},
@@ -119,20 +101,41 @@ def run_jaxrl(task: str, algo: str, seed: int) -> tuple[float, Any]:
             "num_envs": s["num_envs"],
             "total_timesteps": s["timesteps"],
             "chunk": 1,
-            algo: own,
+            algo: _settings(algo, s),
             "eval": {"every": 0, "final_episodes": 0},
             "checkpoint": {"every": 0},
             "log": {"console": False, "tensorboard": False},
         },
-        platform="none",  # the peers' settings, and no preset's
+        platform="none",  # no preset
     )
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(config, Path(folder))
         trainer.run()
         jax.block_until_ready(trainer.state.policy)
-    seconds = time.monotonic() - begun
+    seconds = time.monotonic() - started
     policy, env = jax.jit(trainer.algo.policy), Guard(task, {})
     return seconds, lambda obs: env._native(policy(trainer.state.policy, np.float32(obs))[0])
+
+
+def _settings(algo: str, s: dict[str, Any]) -> dict[str, Any]:
+    """The other libraries' settings of an algorithm, by jaxrl's names."""
+    settings = {"learning_rate": s["learning_rate"], "normalize_observation": False}
+    if algo == "ppo":
+        return settings | {
+            "num_steps": s["n_steps"],
+            "num_epochs": s["n_epochs"],
+            "num_minibatches": s["n_steps"] * s["num_envs"] // s["batch_size"],
+            "gamma": s["gamma"],
+        }
+    return settings | {
+        "critic_learning_rate": s["learning_rate"],
+        "temperature_learning_rate": s["learning_rate"],
+        "initial_temperature": 1.0,
+        "learning_starts": s["learning_starts"],
+        "buffer_size": s["buffer_size"],
+        "num_steps": 500,
+        "gradient_steps": 1,
+    }
 
 
 def run_peer(trainer: str, task: str, algo: str, seed: int) -> tuple[float, Any]:
@@ -141,12 +144,12 @@ def run_peer(trainer: str, task: str, algo: str, seed: int) -> tuple[float, Any]
 
     library = __import__({"sb3": "stable_baselines3", "sbx": "sbx"}[trainer])
     settings = dict(SETTINGS[task, algo])
-    begun = time.monotonic()
+    started = time.monotonic()
     envs = make_vec_env(task, n_envs=settings.pop("num_envs"), seed=seed)
     timesteps = settings.pop("timesteps")
     model = getattr(library, algo.upper())("MlpPolicy", envs, seed=seed, **settings)
     model.learn(timesteps)
-    return time.monotonic() - begun, lambda obs: model.predict(obs, deterministic=True)[0]
+    return time.monotonic() - started, lambda obs: model.predict(obs, deterministic=True)[0]
 
 
 def work(trainer: str, task: str, algo: str, seed: str) -> None:
@@ -154,28 +157,28 @@ def work(trainer: str, task: str, algo: str, seed: str) -> None:
     import numpy as np
 
     if trainer == "jaxrl":
-        import jaxrl.trainer  # noqa: F401  imports are off the clock
+        import jaxrl.trainer  # noqa: F401  before the clock starts
     else:
         import sbx  # noqa: F401
         import stable_baselines3  # noqa: F401
-    run = run_jaxrl if trainer == "jaxrl" else lambda *rest: run_peer(trainer, *rest)
+    run = run_jaxrl if trainer == "jaxrl" else lambda *args: run_peer(trainer, *args)
     seconds, act = run(task, algo, int(seed))
     env, returns = gymnasium.make(task), []
     for episode in range(EPISODES):
         obs, _ = env.reset(seed=10_000 + episode)
-        total, over = 0.0, False
-        while not over:
+        total, ended = 0.0, False
+        while not ended:
             obs, reward, terminated, truncated, _ = env.step(act(obs))
-            total, over = total + float(reward), terminated or truncated
+            total, ended = total + float(reward), terminated or truncated
         returns.append(total)
     print(peers.MARK + json.dumps({"seconds": seconds, "return": float(np.mean(returns))}))
 
 
-# -- the referee --------------------------------------------------------------------------------
+# -- the main process ---------------------------------------------------------------------------
 
 
 def run(python: str, *names: str) -> dict[str, float]:
-    """One run in a fresh process."""
+    """Runs a trainer in a fresh process."""
     env = peers.worker_environment()
     out = subprocess.run(
         [python, sys.argv[0], "--worker", *names], env=env, stdout=subprocess.PIPE, text=True

@@ -1,12 +1,12 @@
-"""Learning, measured: each algorithm on each task with its preset, three seeds at once.
+"""What each algorithm learns on each task with its preset, with three seeds at once.
 
   python benchmarks/learning.py --tasks pendulum,brax:inverted_pendulum,ballbot \
       --out runs --json learning.json
 
 A population of seeds is one command, `python -m jaxrl.train --num_seeds 3`. For every seed:
-control steps until the evaluation first reaches each threshold, and the return of the best
-model over 100 fresh episodes. Seconds are the whole population's, compile included.
-Runs that are already there are read, not run again. Other arguments go to every run.
+control steps until an evaluation first reaches each threshold, and the return of the best
+model over 100 fresh episodes. Seconds are those of the whole population, including compilation.
+Runs that already exist are read and not run again. Other arguments are passed to every run.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ def main(argv: list[str]) -> int:
 
 
 def train(run: Path, task: str, algo: str, seeds: int, settings: dict[str, Any]) -> None:
-    """One population, by the command that a user would type."""
+    """Trains one population by the command that a user would type."""
     every = EVERY[algo] * (8 if task == "ballbot" and algo != "ppo" else 1)
-    own = {
+    base = {
         "env.name": task,
         "algo": algo,
         "num_seeds": seeds,
@@ -60,19 +60,19 @@ def train(run: Path, task: str, algo: str, seeds: int, settings: dict[str, Any])
         "chunk": 4,
         "log.tensorboard": False,
     }
-    more = [f"--{key}={value}" for key, value in (own | flatten(settings)).items()]
-    subprocess.run([sys.executable, "-m", "jaxrl.train", *more], check=True)
+    arguments = [f"--{key}={value}" for key, value in (base | flatten(settings)).items()]
+    subprocess.run([sys.executable, "-m", "jaxrl.train", *arguments], check=True)
 
 
 def measure(run: Path, thresholds: tuple[float, ...]) -> dict[str, Any]:
-    """What a finished population says, a value for each seed."""
+    """Results of a finished population, with one value for each seed."""
     members = sorted((run / "members").iterdir())
     tables = [read_rows(member / "progress.csv") for member in members]
     finals = [json.loads((m / "eval" / "final.json").read_text())["summary"] for m in members]
 
     def reached(rows: list[dict[str, float]], threshold: float) -> float | None:
-        found = (r[STEPS] for r in rows if r.get("eval/mean_reward", -1e9) >= threshold)
-        return next(found, None)
+        steps = (r[STEPS] for r in rows if r.get("eval/mean_reward", -1e9) >= threshold)
+        return next(steps, None)
 
     return {
         "steps_to": {str(t): [reached(rows, t) for rows in tables] for t in thresholds},
@@ -84,13 +84,13 @@ def measure(run: Path, thresholds: tuple[float, ...]) -> dict[str, Any]:
 
 
 def show(results: list[dict[str, Any]]) -> None:
-    """The results as a table in Markdown."""
+    """Prints the results as a Markdown table."""
     print("\n| task | algorithm | steps to | final return | steps | seconds for all seeds |")
     print("| --- | --- | --- | --- | --- | --- |")
     for row in results:
         steps = "; ".join(
-            f"{threshold}: " + ", ".join("-" if s is None else f"{s / 1000:,.0f} k" for s in found)
-            for threshold, found in row["steps_to"].items()
+            f"{threshold}: " + ", ".join("-" if s is None else f"{s / 1000:,.0f} k" for s in seeds)
+            for threshold, seeds in row["steps_to"].items()
         )
         final = ", ".join(f"{value:,.4g}" for value in row["final_return"])
         print(

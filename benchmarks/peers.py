@@ -1,11 +1,11 @@
-"""jaxrl's PPO beside its peers: the same task, networks, batches and physics.
+"""Compares jaxrl's PPO with other libraries: the same task, networks, batches and physics.
 
     python benchmarks/peers.py --json peers.json
 
-Brax's PPO and a loop in PureJaxRL's manner train the ballbot next to jaxrl. Every trainer
-lives in its own process; the processes take turns, a chunk of iterations each (A B C A B C
-...), so that a change in the machine's load meets all of them. After every chunk the same
-evaluation judges the deterministic policy, off the clock.
+jaxrl, Brax's PPO and a PPO in the style of PureJaxRL train the ballbot. Every trainer has its own
+process; the processes take turns, a chunk of iterations each (A B C A B C ...), so that a change
+in the machine's load affects all of them. After every chunk the deterministic policy is
+evaluated, for all trainers in the same way; this time is not counted.
 
 Brax needs its own virtual environment; the first run makes one in `--venv`.
 """
@@ -27,45 +27,45 @@ from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 BRAX = "brax==0.14.2"
-MARK = "@report "  # begins the lines that a worker means for the referee
+MARK = "@report "  # prefix of a worker's lines that are read as reports
 TRAINERS = ("jaxrl", "brax", "purejaxrl")
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--num-envs", type=int, default=256, help="worlds")
-    add("--steps", type=int, default=32, help="control steps a world and iteration")
+    add("--num-envs", type=int, default=256, help="number of worlds")
+    add("--steps", type=int, default=32, help="control steps per world in an iteration")
     add("--minibatches", type=int, default=4)
     add("--epochs", type=int, default=4)
     add("--hidden", type=int, nargs="+", default=[64, 64], help="widths of both networks")
     add("--learning-rate", type=float, default=1e-3)
-    add("--timesteps", type=int, default=1_000_000, help="control steps each trainer takes")
-    add("--chunks", type=int, default=12, help="turns that they are taken in")
+    add("--timesteps", type=int, default=1_000_000, help="control steps of each trainer")
+    add("--chunks", type=int, default=12, help="number of turns of each trainer")
     add("--threshold", type=float, default=300.0, help="mean return to reach")
-    add("--episodes", type=int, default=64, help="of one evaluation; 0: none")
-    add("--drive", default="no_slip", help="the ballbot's wheel physics")
-    # The task's own weight wants a small initial std, which Brax's PPO cannot be given.
+    add("--episodes", type=int, default=64, help="episodes of an evaluation; 0: no evaluation")
+    add("--drive", default="no_slip", help="physics of the ballbot's wheels")
+    # The task's own weight needs a small initial std, which Brax's PPO does not support.
     add("--smooth-weight", type=float, default=0.1, help="the ballbot's penalty on jerky torque")
     add("--seed", type=int, default=0)
     add("--trainers", nargs="+", default=list(TRAINERS), choices=TRAINERS)
-    add("--stock", action="store_true", help="also Brax as it installs: MJX not tuned")
-    add("--json", type=Path, help="write the results here")
+    add("--stock", action="store_true", help="also run Brax as it is installed, with untuned MJX")
+    add("--json", type=Path, help="file for the results")
     add("--venv", type=Path, default=Path.home() / ".cache" / "jaxrl" / "peers")
     add("--worker", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
-# -- the referee -------------------------------------------------------------------------
+# -- the main process --------------------------------------------------------------------
 
 
 def peer_python(folder: Path, module: str, *packages: str) -> str:
-    """An interpreter with the peers and jaxrl.
+    """Path of a Python interpreter that has the other libraries and jaxrl.
 
     Args:
-      folder: of the virtual environment that is made where this interpreter will not do.
-      module: this interpreter will do if it has this.
-      packages: what to install there beside jaxrl and its JAX.
+      folder: folder of the virtual environment that is made if this interpreter lacks `module`.
+      module: module whose presence means that this interpreter can be used.
+      packages: packages to install in the virtual environment, besides jaxrl and its JAX.
     """
     if util.find_spec(module):
         return sys.executable
@@ -82,24 +82,24 @@ def peer_python(folder: Path, module: str, *packages: str) -> str:
 
 
 def worker_environment() -> dict[str, str]:
-    """The environment variables of trainers' processes."""
-    # On two cores, XLA's batched library Choleskys can wait for each other for ever.
+    """The environment variables of the trainers' processes."""
+    # On two cores, XLA's batched library calls for Cholesky factors can deadlock.
     return {"PJRT_NPROC": "8", **os.environ, "PYTHONPATH": str(REPOSITORY)}
 
 
 class Worker:
-    """A trainer in its own process, which goes on when it is told to.
+    """A trainer in its own process, which trains one chunk each time that `turn` is called.
 
     Args:
       python: interpreter; it runs this process's script with this process's arguments.
-      name: of the trainer.
-      more: arguments after those.
+      name: name of the trainer.
+      arguments: additional arguments.
     """
 
-    def __init__(self, python: str, name: str, *more: str):
+    def __init__(self, python: str, name: str, *arguments: str):
         self.name = name
         self._process = subprocess.Popen(
-            [python, *sys.argv, *more, "--worker", name],
+            [python, *sys.argv, *arguments, "--worker", name],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -107,7 +107,7 @@ class Worker:
         )
 
     def report(self) -> dict[str, Any]:
-        """The next report.
+        """Waits for the next report and returns it.
 
         Raises:
           RuntimeError: the process ended.
@@ -118,7 +118,7 @@ class Worker:
         raise RuntimeError(f"{self.name} ended with status {self._process.wait()}")
 
     def turn(self) -> dict[str, Any]:
-        """One chunk of training."""
+        """Trains one chunk and returns its report."""
         self._process.stdin.write("go\n")
         self._process.stdin.flush()
         return self.report()
@@ -129,7 +129,7 @@ class Worker:
 
 
 def compare(args: argparse.Namespace) -> dict[str, Any]:
-    """All trainers in turns; see `summary` for what comes out."""
+    """Runs all trainers in turns; returns their `summary`."""
     names = [*args.trainers, *(["brax-stock"] if args.stock else [])]
     python = peer_python(args.venv, "brax", BRAX)
     workers, reports = [], {name: [] for name in names}
@@ -156,10 +156,10 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
 def summary(reports: dict[str, list[dict[str, Any]]], threshold: float) -> dict[str, Any]:
     """Throughput, ratios of the first trainer to the others, time to the threshold.
 
-    The first chunk holds the compilation and enters no throughput. Ratios are medians
-    over the rounds, each of two chunks that ran one after the other.
+    The first chunk contains the compilation and does not count for the throughput. Ratios are
+    medians over the rounds; in a round, all trainers run one after the other.
     """
-    out = {name: _one(rows, threshold) for name, rows in reports.items()}
+    out = {name: _trainer_summary(rows, threshold) for name, rows in reports.items()}
     first = next(iter(out))
     for name in out:
         out[name]["ratio"] = {
@@ -171,7 +171,7 @@ def summary(reports: dict[str, list[dict[str, Any]]], threshold: float) -> dict[
     return out
 
 
-def _one(rows: list[dict[str, Any]], threshold: float) -> dict[str, Any]:
+def _trainer_summary(rows: list[dict[str, Any]], threshold: float) -> dict[str, Any]:
     setup, *chunks = rows
     steps = [b["timesteps"] - a["timesteps"] for a, b in zip(rows, chunks)]
     steady = statistics.median(row["seconds"] for row in chunks[1:])
@@ -212,11 +212,11 @@ def show(results: dict[str, Any]) -> None:
 
 
 class Turns:
-    """Judges, reports and waits for the next turn.
+    """In a trainer's process: evaluates the policy, reports, and waits for the next turn.
 
     Args:
-      task: what policies are judged on.
-      episodes: of one evaluation; 0: none.
+      task: task that policies are evaluated on.
+      episodes: episodes of an evaluation; 0: no evaluation.
     """
 
     def __init__(self, task: Any, episodes: int):
@@ -228,12 +228,12 @@ class Turns:
         self._clock, self._cpu = time.monotonic(), time.process_time()
 
     def __call__(self, timesteps: int, act: Callable, params: Any) -> None:
-        """To be called when a chunk has been computed, and once before the first.
+        """Must be called after each chunk, and once before the first.
 
         Args:
           timesteps: control steps so far.
           act: (params, obs [N, O]) -> actions [N, A], deterministic.
-          params: of the policy.
+          params: parameters of the policy.
         """
         import jax
 
@@ -263,7 +263,7 @@ class Turns:
 
 
 def work(args: argparse.Namespace) -> None:
-    """A worker's whole life: one trainer, `chunks` turns."""
+    """The program of a worker: one trainer, `chunks` turns."""
     from envs_mjx.ballbot import Ballbot
     from jaxrl.algos import PPOConfig
     from jaxrl.nets import NetworkConfig
@@ -289,13 +289,13 @@ def iterations_per_chunk(args: argparse.Namespace) -> int:
 def train_chunks(
     turns: Turns, trainer: Any, state: Callable, *, chunks: int, iterations: int, batch_size: int
 ) -> None:
-    """Runs a trainer that is one compiled program, a chunk a turn.
+    """Runs a trainer that is one compiled program, one chunk per turn.
 
     Args:
-      turns: the judge.
+      turns: called after each chunk with the policy.
       trainer: (update: (state, _) -> (state, _), policy: state -> params, act).
-      state: made by a function without arguments, on the clock.
-      chunks: how many.
+      state: function without arguments that makes the training state; its time is counted.
+      chunks: number of chunks.
       iterations: updates in a chunk.
       batch_size: control steps of an update.
     """

@@ -1,9 +1,9 @@
-"""PPO in PureJaxRL's manner, as a peer to measure against.
+"""PPO in the style of PureJaxRL, to compare jaxrl with.
 
-After `ppo_continuous_action.py` of github.com/luchris429/purejaxrl (Lu et al. 2022), with
-what that file does: observation statistics that move in every step, a full reset of every
-world in every step, the value network evaluated in the rollout, and time limits that count
-as deaths. Networks are jaxrl's, so that they are equal.
+Written after `ppo_continuous_action.py` of github.com/luchris429/purejaxrl (Lu et al. 2022).
+As in that file, observation statistics are updated in every step, every world is fully reset in
+every step, the value network is evaluated in the rollout, and time limits count as terminations.
+The networks are jaxrl's, so that they are equal.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from jaxrl.rl.distributions import DISTRIBUTIONS
 
 
 class Transition(NamedTuple):
-    """Leaves [T, N, ...]."""
+    """Data of the rollout; leaves [T, N, ...]."""
 
     done: jax.Array
     action: jax.Array
@@ -33,7 +33,7 @@ class Transition(NamedTuple):
 
 
 class Runner(NamedTuple):
-    """What one update hands to the next."""
+    """The training state between two updates."""
 
     params: Any
     opt_state: Any
@@ -44,7 +44,7 @@ class Runner(NamedTuple):
 
 
 class PureJaxRL:
-    """PPO on `num_envs` copies of a task, after PureJaxRL."""
+    """PPO on `num_envs` copies of a task, in the style of PureJaxRL."""
 
     def __init__(self, config: PPOConfig, task: Task, num_envs: int):
         self.config, self.task, self.num_envs = config, task, num_envs
@@ -56,7 +56,7 @@ class PureJaxRL:
         )
 
     def act(self, params: Any, obs: jax.Array) -> jax.Array:
-        """Deterministic action; params are (network parameters, statistics)."""
+        """Deterministic action; `params` is (network parameters, statistics)."""
         gaussian, _ = self._apply(params[0], normalizer.normalize(params[1], obs))
         return self.distribution.action(gaussian.mean)
 
@@ -74,7 +74,7 @@ class PureJaxRL:
         )
 
     def update(self, runner: Runner, _) -> tuple[Runner, jax.Array]:
-        """One iteration; returns the mean reward too."""
+        """Runs one iteration; also returns the mean reward."""
         runner, batch = jax.lax.scan(self._env_step, runner, length=self.config.num_steps)
         obs = normalizer.normalize(runner.statistics, runner.worlds.obs)
         advantages = self._advantages(batch, self._apply(runner.params, obs)[1])

@@ -1,7 +1,7 @@
-"""jaxrl tasks as gymnax environments, and rejax's PPO and SAC as trainers of them.
+"""jaxrl tasks as gymnax environments, and rejax's PPO and SAC as trainers for them.
 
-Runs with rejax 0.1.3 and gymnax 0.0.9, whose `step` is the one that rejax calls; nothing
-else in the project imports either.
+Runs with rejax 0.1.3 and gymnax 0.0.9, the version with the `step` that rejax calls; nothing
+else in the project imports them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from jaxrl.envs import State, Task
 
 @struct.dataclass
 class Timed(environment.EnvState):
-    """A task's state and, as `time`, its control steps."""
+    """A task's state, and as `time` the number of control steps in the episode."""
 
     state: State
 
@@ -27,12 +27,12 @@ class Timed(environment.EnvState):
 class GymnaxTask(environment.Environment):
     """A jaxrl task as a gymnax environment; gymnax resets it, with a new start each time.
 
-    gymnax 0.0.9 knows one kind of ending, so rejax takes a time limit for a termination.
+    gymnax 0.0.9 has only one kind of episode end, so rejax treats a time limit as a termination.
 
     Args:
       task: any task with an array observation.
-      action_limit: actions lie within plus and minus this, as rejax, whose PPO begins
-        with a standard deviation of 1, sees them.
+      action_limit: rejax's actions range from -action_limit to action_limit; its PPO begins
+        with a standard deviation of 1.
     """
 
     def __init__(self, task: Task, action_limit: float = 1.0):
@@ -62,13 +62,13 @@ class GymnaxTask(environment.Environment):
 
 
 class Rejax:
-    """One of rejax's algorithms on a jaxrl task; its own code does all the work.
+    """One of rejax's algorithms on a jaxrl task, without changes to rejax's code.
 
     Args:
       name: "ppo" or "sac".
       task: the task.
-      action_limit: as `GymnaxTask` takes it.
-      settings: of the algorithm, under rejax's names.
+      action_limit: as in `GymnaxTask`.
+      settings: settings of the algorithm, by rejax's names.
     """
 
     def __init__(self, name: str, task: Task, *, action_limit: float = 1.0, **settings: Any):
@@ -79,16 +79,16 @@ class Rejax:
         self.batch_size = settings["num_envs"] * settings.get("num_steps", 1)
 
     def init(self, key: jax.Array) -> Any:
-        """A new run."""
+        """The training state of a new run."""
         state = self.algo.init_state(key)
         return _as(jax.eval_shape(self.algo.train_iteration, state), state)
 
     def update(self, state: Any, _: None = None) -> tuple[Any, None]:
-        """One iteration."""
+        """Runs one iteration."""
         return _as(state, self.algo.train_iteration(state)), None
 
     def policy(self, state: Any) -> Any:
-        """What `act` takes."""
+        """The first argument of `act`: the actor's parameters and the observation statistics."""
         return state.actor_ts.params, state.obs_rms_state
 
     def act(self, policy: Any, obs: jax.Array) -> jax.Array:
@@ -100,6 +100,6 @@ class Rejax:
 
 
 def _as(like: Any, tree: Any) -> Any:
-    """`tree` in the types of `like`, none of them weak: types that change between two calls
-    of a compiled function make it compile twice."""
+    """`tree` with the types of `like`, and none of them weak: a compiled function compiles again
+    if the types of its arguments change."""
     return jax.tree.map(lambda x, y: jnp.asarray(x, y.dtype), tree, like)

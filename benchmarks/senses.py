@@ -1,10 +1,10 @@
-"""Networks that fit what is observed: a task that needs memory, and one that shows pictures.
+"""Networks for special observations: a task that needs memory, and one that observes images.
 
   python benchmarks/senses.py --out runs --json senses.json [--seeds 3]
 
-`Recall` shows a number in an episode's first step and asks for it in the last: without memory
-nothing better than chance can be done. `Chase` shows a picture of a dot, which is to be brought to
-the middle. Each line of the table is PPO with a network.
+`Recall` shows a number in an episode's first step and asks for it in the last: a policy without
+memory is no better than chance. `Chase` shows an image of a dot that must be moved to the middle.
+Each row of the table is PPO with one network.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from jaxrl.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Recall(Task):
-    """The cue, -1 or 1, is seen in the first step; the reward is the action's product with it in
-    the last. Success: the action then has the cue's sign and at least half its size."""
+    """A cue, -1 or 1, is observed in the first step. The reward of the last step is the action
+    times the cue. Success: this action has the cue's sign and more than half its size."""
 
     episode_length: int = option(10, "control steps of an episode", minimum=2)
 
@@ -62,7 +62,7 @@ class Recall(Task):
 
 @dataclasses.dataclass(frozen=True)
 class Chase(Task):
-    """A dot in a picture is moved to its middle. Success: at the end it is within two pixels."""
+    """A dot is moved to the middle of an image. Success: at the end it is within two pixels."""
 
     size: int = option(16, "pixels along a side", minimum=4)
     episode_length: int = option(20, "control steps of an episode", minimum=1)
@@ -113,7 +113,7 @@ def main(argv: list[str]) -> int:
     for name, (task, network) in NETWORKS.items():
         row = {"name": name, "success": [], "seconds": [], "steps": 0}
         for seed in range(cli.parse_int(flags, "seeds", 3)):
-            begun = time.monotonic()
+            started = time.monotonic()
             run = jaxrl.train(
                 task,
                 seed=seed,
@@ -126,7 +126,7 @@ def main(argv: list[str]) -> int:
                 progress=False,
             )
             row["success"].append(run.summary["success"]["mean"])
-            row["seconds"].append(round(time.monotonic() - begun, 1))
+            row["seconds"].append(round(time.monotonic() - started, 1))
             row["steps"] = int(run.history["time/total_timesteps"][-1])
         shares = ", ".join(f"{share:.0%}" for share in row["success"])
         seconds = ", ".join(f"{value:.0f}" for value in row["seconds"])

@@ -1,11 +1,12 @@
-"""Where the time of an iteration goes, for each algorithm: simulation, learning, the rest.
+"""The time that each algorithm's iteration spends on simulation, learning and the rest.
 
   python benchmarks/shares.py --task ballbot --json shares.json --plot shares.png
 
-Each algorithm runs with the task's preset, its replay filled. In one run, in alternation:
-the whole iteration; its control steps alone, under random actions; its learning alone
-(PPO: values, advantages and all minibatches; SAC, TD3: sampling and all updates; sampling
-alone as well). The rest is policy, noise, normaliser, storing, and what XLA makes of it.
+Each algorithm runs with the task's preset and a filled replay. Timed in alternation, in one
+process: the whole iteration; its control steps alone, under random actions; its learning alone
+(PPO: values, advantages and all minibatches; SAC, TD3: sampling and all updates, and sampling
+alone). The rest is policy, noise, normaliser, storing, and differences in how XLA compiles the
+parts.
 """
 
 from __future__ import annotations
@@ -47,8 +48,7 @@ def main(argv: list[str]) -> int:
 
 
 def _prepare(flags: dict[str, Any]) -> None:
-    """What would fail after minutes of measuring fails before; files are written only where
-    told."""
+    """Checks the output files and Matplotlib before measuring, so that errors come early."""
     for name in ("json", "plot"):
         if flags.get(name):
             check_writable(Path(flags[name]))
@@ -58,11 +58,13 @@ def _prepare(flags: dict[str, Any]) -> None:
         try:
             import matplotlib.figure  # noqa: F401
         except ImportError as error:
-            raise UserError("--plot: needs `pip install 'jaxrl[report]'`") from error
+            raise UserError(
+                "--plot: Matplotlib is not installed; run `pip install 'jaxrl[report]'`"
+            ) from error
 
 
 def measure(settings: dict[str, Any], platform: str, repeats: int) -> dict[str, Any]:
-    """Median milliseconds for 1000 control steps of each part."""
+    """Median milliseconds of each part for 1000 control steps, shares and speed."""
     import jax
 
     from jaxrl.config import resolve
@@ -78,15 +80,16 @@ def measure(settings: dict[str, Any], platform: str, repeats: int) -> dict[str, 
     for _ in range(1 + algo.refill_steps // algo.batch_size):
         state, _ = step(state)
 
-    held = [state]
+    current = [state]
 
     def whole():
-        held[0], out = step(held[0])
+        current[0], out = step(current[0])
         jax.block_until_ready(out)
 
     parts = {name: jax.jit(part) for name, part in pieces(algo).items()}
     run = {
-        name: lambda part=part: jax.block_until_ready(part(held[0])) for name, part in parts.items()
+        name: lambda part=part: jax.block_until_ready(part(current[0]))
+        for name, part in parts.items()
     }
     run["whole"] = whole
     for work in run.values():
@@ -104,7 +107,7 @@ def measure(settings: dict[str, Any], platform: str, repeats: int) -> dict[str, 
 
 
 def pieces(algo: Any) -> dict[str, Callable[[Any], Any]]:
-    """Simulation and learning of one iteration as functions of the training state."""
+    """The parts of one iteration, as functions of the training state."""
     import jax
     import jax.numpy as jnp
 
@@ -127,13 +130,13 @@ def pieces(algo: Any) -> dict[str, Callable[[Any], Any]]:
 
         return {"simulation": simulation, "learning": learning}
 
-    def repeated(one):
+    def repeated(part):
         def run(state):
-            def next_(carry, key):
-                return one(state, carry, key), None
+            def body(carry, key):
+                return part(state, carry, key), None
 
             start = (state.policy.params, state.learner)
-            return jax.lax.scan(next_, start, jax.random.split(state.key, steps))[0]
+            return jax.lax.scan(body, start, jax.random.split(state.key, steps))[0]
 
         return run
 
@@ -156,7 +159,7 @@ def pieces(algo: Any) -> dict[str, Callable[[Any], Any]]:
 
 
 def plot(report: dict[str, Any], path: Path) -> None:
-    """Stacked bars of shares, one an algorithm, with what 1000 control steps take."""
+    """Draws a stacked bar of shares for each algorithm, with its time for 1000 control steps."""
     from matplotlib.figure import Figure
 
     colours = {"simulation": "#0072b2", "learning": "#e69f00", "rest": "#8a8a8a"}
@@ -165,7 +168,7 @@ def plot(report: dict[str, Any], path: Path) -> None:
     names = list(report["results"])[::-1]
     for i, name in enumerate(names):
         cost = report["results"][name]["milliseconds_per_1000_steps"]
-        parts = {part: max(cost[part], 0.0) for part in colours}  # timed alone: may sum to more
+        parts = {part: max(cost[part], 0.0) for part in colours}  # timed alone: the sum may differ
         left = 0.0
         for part, value in parts.items():
             share = 100 * value / sum(parts.values())

@@ -1,9 +1,9 @@
-"""What it costs that every episode has a start of its own.
+"""The cost of a new start for every episode.
 
   python benchmarks/starts.py [--tasks ballbot,kuka_pick_place] [--worlds 256] [--json out.json]
 
-Rollouts of 256 control steps under random actions, in turns: with fresh starts, and with starts
-that are handed out again and again and never made. Medians.
+Alternates rollouts of 256 control steps under random actions: with fresh starts, and with starts
+that are reused, so that no new ones are computed. Reports medians.
 """
 
 from __future__ import annotations
@@ -62,9 +62,9 @@ def measure(name: str, worlds: int) -> dict[str, Any]:
     ends = 0
     for i in range(REPEATS):
         for kind, run in runs.items():
-            begun = time.perf_counter()
+            started = time.perf_counter()
             states[kind], ended = jax.block_until_ready(run(states[kind], jax.random.key(2 + i)))
-            seconds[kind].append(time.perf_counter() - begun)
+            seconds[kind].append(time.perf_counter() - started)
             ends += int(ended.sum()) if kind == "fresh" else 0
     medians = {kind: statistics.median(values) for kind, values in seconds.items()}
     return {

@@ -1,9 +1,8 @@
-"""A cart-pole that swings up, as a stranger to this project would write it: a task of one file,
-without presets, and not among the shipped ones.
+"""A cart-pole that swings up, as an example of a user's own task: one file, without presets.
 
   python benchmarks/swingup.py --algo sac [--SETTING VALUE]
 
-takes the arguments of `python -m jaxrl.train`.
+trains it; the arguments are those of `python -m jaxrl.train`.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ MODEL = """
 
 @dataclasses.dataclass(frozen=True)
 class SwingUp(Task):
-    """Settings of the task.
+    """A cart-pole that swings up; the fields are the task's settings.
 
     Observation [5]: cart position (m) and velocity (m/s), cosine and sine of the pole's angle
     from upright, angular velocity (rad/s). Action [1]: force on the cart as a share of 10 N.
@@ -68,7 +67,7 @@ class SwingUp(Task):
         return ArraySpec((1,), -1.0, 1.0, ("force",))
 
     def reset(self, key: jax.Array) -> State:
-        """At rest near the middle of the track, the pole hanging within 0.3 rad."""
+        """Starts at rest within 0.3 m of the middle; the pole hangs within 0.3 rad."""
         x, angle = 0.3 * jax.random.uniform(key, (2,), minval=-1.0, maxval=1.0)
         physics = self.physics.init(jnp.stack([x, jnp.pi + angle]))
         return self._state(physics, jnp.zeros(()), jnp.zeros(()))
@@ -78,8 +77,8 @@ class SwingUp(Task):
         return self._state(self.physics.step(state.physics, force), force[0], state.info)
 
     def _state(self, physics: PhysicsState, force: jax.Array, upright_for: jax.Array) -> State:
-        """The state, rewarded for a raised pole, a cart in the middle, and little force;
-        `info` counts the steps for which the pole has been upright."""
+        """The state, with a reward for a raised pole, a cart near the middle, and a small force;
+        `info` is the number of consecutive steps for which the pole has been upright."""
         (x, angle), (speed, turning) = physics.qpos, physics.qvel
         upright = jnp.cos(angle) > jnp.cos(jnp.deg2rad(self.upright_degrees))
         upright_for = jnp.where(upright, upright_for + 1, 0.0)

@@ -1,10 +1,10 @@
-"""What each task costs, and whether its physics holds under random actions.
+"""The speed of each task, and whether its physics is stable under random actions.
 
   python benchmarks/tasks.py [--tasks a,b] [--json out.json] [--SETTING VALUE]
 
-For each task, with the settings of its preset: control and physics steps a second under
-random actions, control steps a second of training, contacts and constraints of its model,
-seconds to compile a chunk, and the worlds that diverge in 1000 random steps of 256.
+For each task, with the settings of its preset: control and physics steps per second under
+random actions, control steps per second of training, contacts and constraints of its model,
+seconds to compile these, and how often one of 256 worlds diverges in 1000 random steps.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks.throughput import alternate, pieces
+from benchmarks.throughput import Pieces, alternate
 from jaxrl import cli
 from jaxrl.options import merge
 
@@ -42,7 +42,7 @@ def main(argv: list[str]) -> int:
 
 
 def measure(settings: dict[str, Any], platform: str, repeats: int) -> dict[str, Any]:
-    """One task's row."""
+    """The results of one task."""
     import jax
 
     from jaxrl.config import resolve
@@ -51,11 +51,11 @@ def measure(settings: dict[str, Any], platform: str, repeats: int) -> dict[str, 
     config = resolve(settings, platform=platform)
     algo = make_algorithm(config)
     state = jax.jit(algo.init)(jax.random.key(0))
-    parts, compile_seconds = {}, {}
+    functions, parts, compile_seconds = Pieces(algo).functions(), {}, {}
     for name in ("sim", "train"):
-        begun = time.perf_counter()
-        parts[name] = jax.jit(pieces(algo)[name]).lower(state).compile()
-        compile_seconds[name] = time.perf_counter() - begun
+        started = time.perf_counter()
+        parts[name] = jax.jit(functions[name]).lower(state).compile()
+        compile_seconds[name] = time.perf_counter() - started
     run = {
         name: lambda part=part: jax.block_until_ready(part(state)) for name, part in parts.items()
     }
@@ -77,7 +77,7 @@ def measure(settings: dict[str, Any], platform: str, repeats: int) -> dict[str, 
 
 
 def _diverged(env: Any) -> int:
-    """Worlds that became non-finite, of RANDOM_WORLDS in RANDOM_STEPS random steps."""
+    """How often one of RANDOM_WORLDS worlds became non-finite in RANDOM_STEPS random steps."""
     import jax
 
     from jaxrl.envs import Vector

@@ -1,15 +1,15 @@
-"""Seconds until a return is reached: jaxrl beside rejax and SBX, each as its users run it.
+"""Seconds until a return is reached: jaxrl, rejax and SBX, each with its own settings.
 
     python benchmarks/time_to_threshold.py --task pendulum --algo ppo --json ppo.json
 
-Where `peers.py` gives all trainers the same settings, here each has its own: jaxrl the
-task's preset, its peers those that they publish for the task (`SETTINGS`). `rejax-tuned`
-has the fastest of some that were tried here. rejax trains on the very task that jaxrl
-trains on, SBX on Gymnasium's environment of the same equations. Every trainer lives in a
-fresh process; the processes take turns, and the same evaluation, off the clock, judges all
-on jaxrl's task after each turn. Seconds with compile count from the end of the imports.
+`peers.py` gives all trainers the same settings; here each has its own: jaxrl has the task's
+preset, the others have the settings that they publish for the task (`SETTINGS`). `rejax-tuned`
+has the fastest settings of several that were tried here. rejax trains on the same task as jaxrl,
+SBX on Gymnasium's environment with the same equations. Every trainer has a fresh process; the
+processes take turns. After each turn the policy is evaluated on jaxrl's task, for all trainers in
+the same way; this time is not counted. Seconds with compile count from the end of the imports.
 
-rejax and SBX need a virtual environment of their own; the first run makes one in `--venv`.
+rejax and SBX need their own virtual environment; the first run makes one in `--venv`.
 """
 
 from __future__ import annotations
@@ -26,13 +26,15 @@ import peers
 PACKAGES = ("rejax==0.1.3", "gymnax==0.0.9", "sbx-rl==0.28.0", "gymnasium>=1.4,<1.5")
 TRAINERS = ("jaxrl", "rejax", "rejax-tuned", "sbx")
 
-# A return that takes skill: on the ballbot, which earns about 300 for standing, driving.
+# Returns that only a skilled policy reaches. The ballbot gets about 300 for standing still, so
+# 375 needs driving.
 THRESHOLDS = {"pendulum": -200.0, "ballbot": 375.0}
 
-# With the task's own penalty on jerky torque nobody who explores with a wide Gaussian learns.
+# With the task's own penalty on jerky torque, a trainer that explores with a wide Gaussian does
+# not learn.
 ENV = {"ballbot": {"smooth_weight": 0.1}}
 
-# By task, algorithm and trainer. "turn": control steps between two evaluations.
+# Settings by task, algorithm and trainer. "turn": control steps between two evaluations.
 SETTINGS: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
     ("pendulum", "ppo"): {
         "jaxrl": {"turn": 2048},
@@ -140,18 +142,18 @@ def arguments() -> argparse.Namespace:
     add("--algo", default="ppo", choices=("ppo", "sac"))
     add("--trainers", nargs="+", default=TRAINERS, choices=TRAINERS)
     add("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    add("--threshold", type=float, help="mean return to reach; the task's own if not given")
-    add("--turns", type=int, default=200, help="turns after which a trainer is given up")
-    add("--episodes", type=int, default=128, help="of one evaluation")
+    add("--threshold", type=float, help="mean return to reach; default: that of the task")
+    add("--turns", type=int, default=200, help="largest number of turns of a trainer")
+    add("--episodes", type=int, default=128, help="episodes of an evaluation")
     add(
         "--set",
         nargs=2,
         action="append",
         default=[],
         metavar=("TRAINER", "JSON"),
-        help="settings laid over a trainer's own",
+        help="settings that override those of a trainer",
     )
-    add("--json", type=Path, help="write the results here")
+    add("--json", type=Path, help="file for the results")
     add("--venv", type=Path, default=Path.home() / ".cache" / "jaxrl" / "threshold")
     add("--worker", help=argparse.SUPPRESS)
     add("--seed", type=int, help=argparse.SUPPRESS)
@@ -162,7 +164,7 @@ def arguments() -> argparse.Namespace:
 
 
 def settings(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """What each trainer that knows the task trains with."""
+    """The settings of each chosen trainer that has settings for the task."""
     known = SETTINGS[args.task, args.algo]
     chosen = {name: dict(known[name]) for name in args.trainers if name in known}
     for name, values in args.set:
@@ -171,11 +173,11 @@ def settings(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     return chosen
 
 
-# -- the referee -------------------------------------------------------------------------
+# -- the main process --------------------------------------------------------------------
 
 
 def race(args: argparse.Namespace, python: str, seed: int) -> dict[str, dict[str, Any]]:
-    """One seed: all trainers in turns, each until it is at the threshold."""
+    """Runs all trainers in turns with one seed, each until it reaches the threshold."""
     workers, reports = [], {}
     try:
         for name in settings(args):
@@ -184,7 +186,7 @@ def race(args: argparse.Namespace, python: str, seed: int) -> dict[str, dict[str
         for _ in range(args.turns):
             for worker in workers:
                 rows = reports[worker.name]
-                # Two turns at least: the first one's share of compilation needs another.
+                # At least two turns: the time to compile is the first one's excess over another.
                 if len(rows) > 2 and max(r["return"] for r in rows[1:]) >= args.threshold:
                     continue
                 rows.append(worker.turn())
@@ -200,15 +202,15 @@ def race(args: argparse.Namespace, python: str, seed: int) -> dict[str, dict[str
 
 
 def medians(races: list[dict[str, dict[str, Any]]]) -> dict[str, Any]:
-    """Medians over seeds, and how many times as long as the first trainer each one takes.
+    """Medians over seeds, and the ratios of each trainer's times to those of the first trainer.
 
-    A run that does not reach the threshold counts as infinitely long; None stands for that.
+    The time of a run that does not reach the threshold counts as infinite, shown as None.
     """
     out: dict[str, Any] = {}
     for name in races[0]:
         reached = [race[name]["to_threshold"] or {} for race in races]
         row = {
-            key: statistics.median(one.get(key, math.inf) for one in reached)
+            key: statistics.median(result.get(key, math.inf) for result in reached)
             for key in ("timesteps", "seconds_with_compile", "seconds_without_compile")
         }
         for key in ("compile_seconds", "steps_per_second"):
@@ -217,8 +219,8 @@ def medians(races: list[dict[str, dict[str, Any]]]) -> dict[str, Any]:
     first = next(iter(out.values()))
     for row in out.values():
         for key in ("seconds_with_compile", "seconds_without_compile"):
-            both = math.isfinite(row[key]) and math.isfinite(first[key])
-            row[key.replace("seconds", "ratio")] = row[key] / first[key] if both else None
+            finite = math.isfinite(row[key]) and math.isfinite(first[key])
+            row[key.replace("seconds", "ratio")] = row[key] / first[key] if finite else None
     return {
         name: {key: None if value == math.inf else value for key, value in row.items()}
         for name, row in out.items()
@@ -245,15 +247,15 @@ def show(results: dict[str, Any]) -> None:
 
 
 def work(args: argparse.Namespace) -> None:
-    """A worker's whole life: one trainer, turns until the referee has seen enough."""
-    mine = settings(args)[args.worker]
-    turn = mine.pop("turn")
+    """The program of a worker: one trainer, which takes turns until the main process ends it."""
+    trainer_settings = settings(args)[args.worker]
+    turn = trainer_settings.pop("turn")
     train = {"jaxrl": train_jaxrl, "sbx": train_sbx}.get(args.worker, train_rejax)
-    train(args, turn, mine)
+    train(args, turn, trainer_settings)
 
 
 def run_config(args: argparse.Namespace, layer: dict[str, Any]) -> Any:
-    """jaxrl's configuration: the task as it is run here, its preset, and `layer`."""
+    """jaxrl's configuration: the task with this benchmark's settings, its preset, and `layer`."""
     from jaxrl import config, platform
 
     env = {"name": args.task, **ENV.get(args.task, {})}
@@ -302,7 +304,7 @@ def train_rejax(args: argparse.Namespace, turn: int, settings: dict[str, Any]) -
 
 
 def train_sbx(args: argparse.Namespace, turn: int, settings: dict[str, Any]) -> None:
-    """SBX on Gymnasium's Pendulum-v1, a call of `learn` a turn."""
+    """SBX on Gymnasium's Pendulum-v1, with one call of `learn` per turn."""
     import jax.numpy as jnp
     import sbx
     from stable_baselines3.common.env_util import make_vec_env
@@ -310,7 +312,7 @@ def train_sbx(args: argparse.Namespace, turn: int, settings: dict[str, Any]) -> 
     turns = peers.Turns(run_config(args, {}).env, args.episodes)
     env = make_vec_env("Pendulum-v1", settings.pop("num_envs"), seed=args.seed)
     model = getattr(sbx, args.algo.upper())("MlpPolicy", env, seed=args.seed, **settings)
-    # SBX's PPO acts in N m and clips, its SAC in shares of the limit.
+    # Actions of SBX's PPO are in N m and clipped, those of its SAC are shares of the limit.
     limit = env.action_space.high if args.algo == "ppo" else 1.0
     apply = model.policy.actor_state.apply_fn
 

@@ -7,17 +7,17 @@ Importing this package registers them:
 
 and `python -m jaxrl.train --env.gym envs_legacy:KukaPickPlace-v0` trains on it.
 
-PyBullet (for ALOHA gym-aloha) is needed when an environment is made, not before.
+PyBullet (for ALOHA: gym-aloha) is needed only when an environment is made.
 
-| id | what | steps |
+| id | task | steps |
 |---|---|---|
 | KukaPickPlace-v0 | random cube and target, 2 rad/s | 200 |
 | KukaPickPlaceGuide-v0 | random cube and target, 0.5 rad/s, attaches within 3 cm | 300 |
 | KukaPickPlaceOriginal-v0 | as published (final numbers) | 1000 |
 | KukaPickPlaceGuideOriginal-v0 | as published (the guide's numbers) | 200 |
-| AlohaInsertion-v0 | gym-aloha's, with an action box that fits | 300 |
-| StructureHeight-v0 | four bar robots and two spheres build high | 1000 |
-| StructureCrush-v0 | the same robots hold out under a press | 3000 |
+| AlohaInsertion-v0 | gym-aloha's, with the joints' ranges as action box | 300 |
+| StructureHeight-v0 | four bar robots and two spheres build as high as they can | 1000 |
+| StructureCrush-v0 | the same robots withstand a press | 3000 |
 """
 
 from jaxrl.errors import UserError

@@ -14,12 +14,16 @@ ARM = 6  # joints of an arm; its gripper follows them
 
 
 def _published() -> type:
-    """gym-aloha's environment, or a plain word on how to get it."""
+    """gym-aloha's environment class.
+
+    Raises:
+      UserError: gym-aloha is not installed; the message names the commands that install it.
+    """
     try:
         _forget_old_names()
         from gym_aloha.env import AlohaEnv
     except ImportError as error:
-        # gym-aloha asks for a MuJoCo older than ours, and runs with ours.
+        # gym-aloha requires an older MuJoCo than this project, but also runs with ours.
         raise UserError(
             f"this environment needs gym-aloha ({error}): pip install 'jaxrl[aloha]' && "
             "pip install --no-deps gym-aloha==0.1.5"
@@ -28,7 +32,7 @@ def _published() -> type:
 
 
 def _forget_old_names() -> None:
-    """dm_control looks up fields of MuJoCo's structs that newer versions no longer have."""
+    """Removes from dm_control the fields of MuJoCo's structs that newer versions do not have."""
     import mujoco
     from dm_control.mujoco.wrapper.mjbindings import sizes
 
@@ -40,20 +44,20 @@ def _forget_old_names() -> None:
 
 
 class AlohaInsertion(gym.Env[np.ndarray, np.ndarray]):
-    """gym-aloha's task with numbers for observations, and actions that can express its start.
+    """gym-aloha's insertion task with numeric observations and a wider action box.
 
-    The published action box is [-1, 1]; actions are joint positions, and the arms start at an
-    elbow of 1.16 rad. Here the box has the joints' ranges.
+    The published action box is [-1, 1], but actions are joint positions, and the elbows start
+    at 1.16 rad, which is outside of this box. Here the box has the joints' ranges.
 
     Action [14]: for the left arm and then the right one, joint positions 6 (rad) and the
     gripper's opening 1 (0 closed, 1 open). 50 Hz.
 
-    Observation [42]: joint positions 14 and velocities 14 (rad, rad/s; grippers in shares of
-    their opening), peg's and socket's position 3 (m) and quaternion 4 (w first).
+    Observation [42]: joint positions 14 and velocities 14 (rad, rad/s; grippers as shares of
+    their opening), position 3 (m) and quaternion 4 (w first) of peg and socket.
 
     Reward, as published: the stage. 1: both grippers touch their object; 2: and both objects
     are off the table; 3: peg and socket touch, off the table; 4: the peg touches the pin inside
-    the socket, whoever holds it. Stage 4 ends the episode. 300 steps.
+    the socket, whether held or not. Stage 4 ends the episode; the time limit is 300 steps.
 
     info: `is_success`, `stage`.
     """
@@ -67,15 +71,15 @@ class AlohaInsertion(gym.Env[np.ndarray, np.ndarray]):
         self.render_mode = render_mode
         self._aloha = _published()("insertion", obs_type="pixels_agent_pos")
         self._physics = self._aloha._env.physics
-        # Its own observation draws three pictures a step.
-        self._aloha._env.task.get_observation = self._numbers
+        # The published observation renders three pictures in each step.
+        self._aloha._env.task.get_observation = self._numeric_observation
         ranges = self._physics.model.actuator_ctrlrange
         arms = [np.vstack([ranges[first : first + ARM], [0.0, 1.0]]) for first in (0, ARM + 2)]
         low, high = np.concatenate(arms).T
         self.action_space = Box(low.astype(np.float32), high.astype(np.float32))
         self.observation_space = Box(-np.inf, np.inf, (42,), np.float64)
 
-    def _numbers(self, physics: Any) -> dict[str, Any]:
+    def _numeric_observation(self, physics: Any) -> dict[str, Any]:
         task = self._aloha._env.task
         parts = [task.get_qpos(physics), task.get_qvel(physics), task.get_env_state(physics)]
         return {"images": {"top": np.zeros(0)}, "qpos": np.concatenate(parts)}
@@ -83,7 +87,7 @@ class AlohaInsertion(gym.Env[np.ndarray, np.ndarray]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """The arms at their start; peg and socket anywhere on their halves of the table."""
+        """Starts with the arms at home; peg and socket anywhere on their halves of the table."""
         super().reset(seed=seed)
         obs, info = self._aloha.reset(seed=int(self.np_random.integers(2**31)))
         return obs["agent_pos"], info | {"stage": 0}
@@ -102,7 +106,7 @@ class AlohaInsertion(gym.Env[np.ndarray, np.ndarray]):
         )
 
     def render(self) -> np.ndarray | None:
-        """The picture from above, uint8 [480, 640, 3], with `rgb_array`; otherwise None."""
+        """The picture from above, uint8 [480, 640, 3]; None unless `render_mode` is rgb_array."""
         return self._aloha.render() if self.render_mode == "rgb_array" else None
 
     def close(self) -> None:

@@ -18,16 +18,16 @@ FACE = 0.026  # m from the last link's centre of mass to the flange's face, alon
 MOTOR_TORQUE = 300.0  # N m
 CUBE_EDGE = 0.05  # m
 CUBE_MASS = 0.1  # kg
-TABLE_TOP = 0.025  # m, so that a cube at rest lies where the originals put theirs
+TABLE_TOP = 0.025  # m, so that a cube at rest is at the height of the published start
 TABLE_HALF = (0.4, 0.5, TABLE_TOP / 2)  # m
 TABLE_X = 0.55  # m, its centre
 MAGNET_FORCE = 200.0  # N
-APART = 0.15  # m, least distance from cube to target
+APART = 0.15  # m, smallest distance of the target from the cube
 SPREAD = np.array([0.1, 0.2])  # m, half size of the regions of cube and target
 CENTRE = np.array([0.5, 0.0])  # m, their centre
 TARGET_HEIGHT = (0.05, 0.2)  # m
 MENDED_SUCCESS = 0.05  # m
-MENDED_SUBSTEPS = 8  # physics steps a control step: 30 Hz
+MENDED_SUBSTEPS = 8  # physics steps in a control step: 30 Hz
 PROGRESS, GRASPED, PLACED, STEP_COST = 10.0, 5.0, 10.0, 0.01  # rewards of the mended task
 
 
@@ -36,12 +36,12 @@ class Variant:
     """A published parameter set.
 
     Attributes:
-      speed: of a joint at |action| = 1 (rad/s).
-      steps: of the original's episode, one physics step each.
-      mended_steps: of the mended episode, `MENDED_SUBSTEPS` physics steps each.
-      cube, target: [3] where the original puts them (m).
-      attach_radius: the cube sticks when the hand comes this near to its centre (m).
-      success_radius: the original's (m).
+      speed: speed of a joint at |action| = 1 (rad/s).
+      steps: control steps of a published episode, one physics step each.
+      mended_steps: control steps of a mended episode, `MENDED_SUBSTEPS` physics steps each.
+      cube, target: [3] positions in the published task (m).
+      attach_radius: the cube sticks to the hand within this distance from its centre (m).
+      success_radius: distance of the cube from the target for success, as published (m).
     """
 
     speed: float
@@ -63,25 +63,26 @@ class KukaPickPlace(BulletEnv):
     """A Kuka iiwa, a 5 cm cube on a low table, and a target.
 
     The cube sticks to the hand once the hand comes within the variant's radius of the
-    cube's centre, and stays. Success, which ends the episode: it sticks and lies near the
-    target. Time limits come from the registration (`episode_steps` says which).
+    cube's centre, and is not released. Success, which ends the episode: the cube sticks to the
+    hand and is near the target. The time limit is set at registration (see `episode_steps`).
 
     Action [7]: joint velocities as shares of the variant's speed.
 
-    Mended (the default): 30 Hz control of 8 physics steps. Cube and target are drawn at
-    random over x .4 to .6 m, y -.2 to .2 m, at least .15 m apart, the target .05 to .2 m
+    Mended (corrected; the default): 30 Hz control of 8 physics steps. Cube and target are drawn
+    at random over x .4 to .6 m, y -.2 to .2 m, at least .15 m apart, the target .05 to .2 m
     high. The hand is the centre of the flange's face. Success within .05 m. Reward: 10 for
-    each metre less to go (hand to cube and cube to target), 5 for the grasp, 10 for success,
-    -.01 a step. Observation [33]: joint angles 7 (rad), joint velocities 7 (rad/s), hand
-    3 (m), cube 3 (m), cube's velocity 3 (m/s), target 3 (m), cube - hand 3 (m), target -
-    cube 3 (m), attached 1.
+    each metre by which the distances hand to cube and cube to target decrease, 5 for the grasp,
+    10 for success, -.01 in each step. Observation [33]: joint angles 7 (rad), joint velocities 7
+    (rad/s), hand 3 (m), cube 3 (m), cube's velocity 3 (m/s), target 3 (m), cube - hand 3 (m),
+    target - cube 3 (m), attached 1.
 
-    Not mended: the task as published, one physics step an action at 240 Hz, a fixed start,
+    Not mended: the task as published, with one physics step per action at 240 Hz, a fixed start,
     and no target in the observation. The hand is the last link's centre of mass, 26 mm
     inside the flange. Observation [21]: joint angles 7, joint velocities 7, hand 3, cube 3,
-    attached 1. Reward of "guide": -.1 times the distance to go now, -.01 a step, 50 for the
-    grasp, 100 for success. Of "final": 50 for each metre nearer to the cube before the grasp,
-    100 for the grasp, 80 for each metre of lift after it, 500 for success.
+    attached 1. Reward of "guide": in each step -.01 and -.1 times the distance hand to cube
+    (after the grasp: cube to target), 50 for the grasp, 100 for success. Reward of "final": 50
+    for each metre nearer to the cube before the grasp, 100 for the grasp, 80 for each metre of
+    lift after it, 500 for success.
 
     info: `is_success`, `distance` (m, cube to target), `attached`.
     """
@@ -103,10 +104,10 @@ class KukaPickPlace(BulletEnv):
         self.success_radius = MENDED_SUCCESS if mended else self.numbers.success_radius
         if not mended:
             self.metadata = self.metadata | {"render_fps": round(1 / TIMESTEP)}
-        place, apart = [2.0] * 3, [4.0] * 3  # m
+        place, offset = [2.0] * 3, [4.0] * 3  # m
         joints = [3.2] * 7 + [20.0] * 7  # rad, rad/s
-        rest = [*place, *[10.0] * 3, *place, *apart, *apart, 1.0] if mended else [*place, 1.0]
-        high = np.array(joints + place + rest, np.float32)
+        others = [*place, *[10.0] * 3, *place, *offset, *offset, 1.0] if mended else [*place, 1.0]
+        high = np.array(joints + place + others, np.float32)
         low = -high
         low[-1] = 0.0
         self.observation_space = Box(low, high)
@@ -114,17 +115,17 @@ class KukaPickPlace(BulletEnv):
 
     @property
     def episode_steps(self) -> int:
-        """The time limit that belongs to these settings."""
+        """The time limit that belongs to these settings (control steps)."""
         return self.numbers.mended_steps if self.mended else self.numbers.steps
 
     @property
     def success_criterion(self) -> str:
-        """What success means."""
+        """The condition of success, as text."""
         return f"the cube sticks to the hand and is within {self.success_radius:g} m of the target"
 
     @property
     def control_dt(self) -> float:
-        """Seconds a control step."""
+        """Length of a control step (s)."""
         return self.substeps * TIMESTEP
 
     # -- the world --------------------------------------------------------------------
@@ -152,7 +153,7 @@ class KukaPickPlace(BulletEnv):
         self._magnet: int | None = None
 
     def _drive(self, velocity: np.ndarray) -> None:
-        """Set the motors to joint velocities [7] (rad/s)."""
+        """Sets the motors to joint velocities [7] (rad/s)."""
         self.client.setJointMotorControlArray(
             self.arm,
             JOINTS,
@@ -162,26 +163,26 @@ class KukaPickPlace(BulletEnv):
         )
 
     def joints(self) -> tuple[np.ndarray, np.ndarray]:
-        """Angles [7] (rad) and velocities [7] (rad/s)."""
+        """Joint angles [7] (rad) and velocities [7] (rad/s)."""
         states = self.client.getJointStates(self.arm, JOINTS)
         return np.array([s[0] for s in states]), np.array([s[1] for s in states])
 
     def hand(self) -> np.ndarray:
-        """[3] the point that attracts the cube (m)."""
+        """[3] position of the point that attracts the cube (m)."""
         place, turn = self._hand_pose()
         if not self.mended:
             return np.array(place)
         return np.array(self.client.multiplyTransforms(place, turn, (0, 0, FACE), (0, 0, 0, 1))[0])
 
     def cube_place(self) -> np.ndarray:
-        """[3] the cube's centre (m)."""
+        """[3] position of the cube's centre (m)."""
         return np.array(self.client.getBasePositionAndOrientation(self.cube)[0])
 
     def _hand_pose(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         return self.client.getLinkState(self.arm, HAND, computeForwardKinematics=1)[:2]
 
     def _attach(self) -> None:
-        """Fix the cube to the hand as it lies now; the arm no longer collides with it."""
+        """Fixes the cube to the hand in its present pose; the arm no longer collides with it."""
         client = self.client
         inverse = client.invertTransform(*self._hand_pose())
         cube = client.getBasePositionAndOrientation(self.cube)
@@ -207,7 +208,7 @@ class KukaPickPlace(BulletEnv):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """The arm at home. `options` may give `cube` [3] and `target` [3] (m)."""
+        """Starts with the arm at home. `options` may set `cube` [3] and `target` [3] (m)."""
         super().reset(seed=seed)
         client = self.client
         if self._magnet is not None:
@@ -221,7 +222,7 @@ class KukaPickPlace(BulletEnv):
             np.array(options.get(name, drawn), np.float64)
             for name, drawn in (("cube", cube), ("target", target))
         )
-        # A new cube, because an old one remembers its contacts: episodes would differ.
+        # A new cube, because contacts of an old one are kept: an episode would not be repeatable.
         if self.cube is not None:
             client.removeBody(self.cube)
         self.cube = client.createMultiBody(CUBE_MASS, self._solid, self._skin, cube)
@@ -230,7 +231,7 @@ class KukaPickPlace(BulletEnv):
         return self._observe(), self._info(self._gaps[1])
 
     def _places(self) -> tuple[np.ndarray, np.ndarray]:
-        """Start of the cube [3] and target [3] (m) of an episode."""
+        """Positions of the cube [3] and the target [3] at the start of an episode (m)."""
         if not self.mended:
             return np.array(self.numbers.cube), np.array(self.numbers.target)
         while True:
@@ -245,9 +246,9 @@ class KukaPickPlace(BulletEnv):
         for _ in range(self.substeps):
             self.client.stepSimulation()
         before, self._gaps = self._gaps, self._measure()
-        near, distance, _ = self._gaps
-        grasped = self._magnet is None and near <= self.numbers.attach_radius
-        # What the reward counts as held is what was held when the step began.
+        hand_distance, distance, _ = self._gaps
+        grasped = self._magnet is None and hand_distance <= self.numbers.attach_radius
+        # For the reward the cube counts as held if it was held when the step began.
         reward = self._reward(before, self._gaps, self._magnet is not None)
         if grasped:
             self._attach()
@@ -256,19 +257,19 @@ class KukaPickPlace(BulletEnv):
         return self._observe(), float(reward + bonus), info["is_success"], False, info
 
     def _measure(self) -> tuple[float, float, float]:
-        """Distances hand to cube and cube to target, and the cube's height (m)."""
+        """Distances hand to cube and cube to target, and height of the cube (m)."""
         cube = self.cube_place()
-        near = np.linalg.norm(self.hand() - cube)
-        return float(near), float(np.linalg.norm(cube - self.target)), float(cube[2])
+        hand_distance = np.linalg.norm(self.hand() - cube)
+        return float(hand_distance), float(np.linalg.norm(cube - self.target)), float(cube[2])
 
     def _reward(
         self, before: tuple[float, float, float], now: tuple[float, float, float], held: bool
     ) -> float:
-        """Reward but for the bonuses, from `_measure` before and after the step."""
+        """Reward without the bonuses, from `_measure` before and after the step."""
         if self.mended:
             return PROGRESS * (sum(before[:2]) - sum(now[:2])) - STEP_COST
         if self.variant == "guide":
-            return -0.1 * now[held] - 0.01
+            return -0.1 * now[held] - 0.01  # hand to cube, or cube to target if held
         return 80.0 * (now[2] - before[2]) if held else 50.0 * (before[0] - now[0])
 
     def _bonus(self, grasped: bool, success: bool) -> float:
@@ -288,6 +289,8 @@ class KukaPickPlace(BulletEnv):
         hand, cube, attached = self.hand(), self.cube_place(), self._magnet is not None
         if not self.mended:
             return self._clipped([angles, speeds, hand, cube, attached])
-        moving = self.client.getBaseVelocity(self.cube)[0]
+        cube_velocity = self.client.getBaseVelocity(self.cube)[0]
         gaps = [cube - hand, self.target - cube]
-        return self._clipped([angles, speeds, hand, cube, moving, self.target, *gaps, attached])
+        return self._clipped(
+            [angles, speeds, hand, cube, cube_velocity, self.target, *gaps, attached]
+        )

@@ -26,7 +26,7 @@ from jaxrl import cli
 from jaxrl.errors import UserError
 
 DOWN = (0.0, 1.0, 0.0, 0.0)  # x, y, z, w: the flange faces the floor
-CLEARANCE = 0.1  # m above the cube where the hand goes first
+CLEARANCE = 0.1  # m, height above the cube to which the hand moves first
 CLOSE = 0.03  # m of sideways error at which the hand starts to descend
 
 Policy = Callable[[np.ndarray], np.ndarray]
@@ -35,24 +35,24 @@ Policy = Callable[[np.ndarray], np.ndarray]
 class KukaExpert:
     """Fetches the cube from above by inverse kinematics.
 
-    It reads the world through the environment, not the observation. In the published task
-    it just reaches for the cube: that is all "final" takes, and more than "guide" has time for.
+    It reads the state from the environment, not from the observation. In the published task it
+    only reaches for the cube: this is enough for "final", and "guide" has no time even for this.
     """
 
     def __init__(self, env: KukaPickPlace) -> None:
         self.env = env
 
     def __call__(self, observation: np.ndarray) -> np.ndarray:
-        """Action [7] that brings the hand nearer to where it should be."""
+        """Action [7] that moves the hand towards its goal."""
         angles, _ = self.env.joints()
-        wanted = self._angles(self._goal())
+        goal = self._angles(self._goal())
         speed = self.env.numbers.speed * self.env.control_dt
-        change = (wanted - angles) / speed
+        change = (goal - angles) / speed
         # All joints arrive together, so that the hand's path is nearly straight.
         return (change / max(1.0, np.abs(change).max())).astype(np.float32)
 
     def _goal(self) -> np.ndarray:
-        """[3] where the hand should go now (m)."""
+        """[3] the point to which the hand should move now (m)."""
         hand, cube = self.env.hand(), self.env.cube_place()
         if self.env._magnet is not None:
             return hand + self.env.target - cube
@@ -63,7 +63,7 @@ class KukaExpert:
     def _angles(self, goal: np.ndarray) -> np.ndarray:
         """[7] joint angles that put the hand at `goal`.
 
-        The flange faces down in the mended task; the published cube lies too near for that.
+        The flange faces down in the mended task; the published cube is too near for that.
         """
         # The solver moves the link's frame, 20 mm above its centre of mass.
         above = 0.02 + FACE
@@ -83,15 +83,15 @@ class KukaExpert:
 class Stand:
     """Bar robots get up by folding their bars down, fall over, spread, and get up again.
 
-    Nothing keeps a robot on its two feet, so the robots get up one after another. Under a
-    press they begin when it starts. The spheres rest. It needs the observation only.
+    A robot cannot keep its balance on two feet, so the robots get up one after another. Under a
+    press they begin when the press starts. The spheres do not move. Only the observation is used.
     """
 
     fold = 1.45  # rad from the bar's rest to nearly straight down
-    fallen = 0.2  # m, a folded robot whose hub is lower lies on its side
-    spread_time, rise_time = 0.8, 0.8  # s, least time to lie flat, and to come up
-    aim_time = 0.15  # s, while it comes up the fold is kept upright
-    turn = 1.1  # s, from one robot's first rise to the next one's
+    fallen = 0.2  # m, a folded robot with a lower hub lies on its side
+    spread_time, rise_time = 0.8, 0.8  # s, shortest time for lying flat, and for coming up
+    aim_time = 0.15  # s, time at the beginning of a rise in which the fold is kept upright
+    turn = 1.1  # s, from one robot's first rise to that of the next
     lead = 1.2  # s, the first rise begins `lead - spread_time` before the press starts
 
     def __init__(self, env: StructureEnv) -> None:
@@ -113,24 +113,24 @@ class Stand:
                 action[6 * robot : 6 * robot + 6] = [*axis, *-axis]
         return action
 
-    def _turn(self, robot: int, seen: np.ndarray) -> None:
-        """Go from spread to folded and back where it is time."""
+    def _turn(self, robot: int, state: np.ndarray) -> None:
+        """Switches a robot between spread and folded when it is time; `state` [19] is observed."""
         self.clock[robot] += 1
         seconds = self.clock[robot] * CONTROL_DT
-        if self.folded[robot] and seconds > self.rise_time and seen[2] < self.fallen:
+        if self.folded[robot] and seconds > self.rise_time and state[2] < self.fallen:
             self.folded[robot], self.clock[robot] = False, 0
         elif not self.folded[robot] and seconds > self.spread_time:
             self.folded[robot], self.clock[robot] = True, 0
             seconds = 0.0
         if self.folded[robot] and seconds < self.aim_time:
-            down = _down_in_body(seen[3:7])
+            down = _down_in_body(state[3:7])
             down[0] = 0.0  # across the bars
             down /= max(float(np.linalg.norm(down)), 1e-6)
             self.axis[robot] = np.cross([1.0, 0.0, 0.0], down)
 
 
 def _down_in_body(quat: np.ndarray) -> np.ndarray:
-    """[3] the world's down in the frame of a body with quaternion [4], w first."""
+    """[3] the world's downward direction in the frame of a body with quaternion [4], w first."""
     w, x, y, z = quat.astype(np.float64)
     return -np.array([2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)])
 
@@ -143,7 +143,7 @@ def policy_of(env: gym.Env[np.ndarray, np.ndarray], name: str, seed: int = 0) ->
       name: "zero", "random" or "scripted".
 
     Raises:
-      UserError: there is no script for the environment.
+      UserError: there is no scripted policy for the environment.
     """
     shape, random = env.action_space.shape, np.random.default_rng(seed)
     if name == "zero":
@@ -159,10 +159,10 @@ def policy_of(env: gym.Env[np.ndarray, np.ndarray], name: str, seed: int = 0) ->
 def episode(env: gym.Env[np.ndarray, np.ndarray], policy: Policy, seed: int) -> dict[str, float]:
     """Return, length in steps, and the numbers of the last info."""
     observation, info = env.reset(seed=seed)
-    total, steps, over = 0.0, 0, False
-    while not over:
+    total, steps, ended = 0.0, 0, False
+    while not ended:
         observation, reward, terminated, truncated, info = env.step(policy(observation))
-        total, steps, over = total + float(reward), steps + 1, terminated or truncated
+        total, steps, ended = total + float(reward), steps + 1, terminated or truncated
     return {"return": total, "steps": steps} | {k: float(v) for k, v in info.items()}
 
 
@@ -172,28 +172,29 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--policy", choices=("zero", "random", "scripted"), default="scripted")
     parser.add_argument("--episodes", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args(argv)
-    if given.episodes < 1 or given.seed < 0:
+    args = parser.parse_args(argv)
+    if args.episodes < 1 or args.seed < 0:
         raise UserError("--episodes: expected at least 1, and --seed at least 0")
     try:
-        env, rows = gym.make(given.id), []
+        env, rows = gym.make(args.id), []
     except gym.error.Error as error:
-        raise UserError(f"{given.id}: {error}") from error
+        raise UserError(f"{args.id}: {error}") from error
     start, start_cpu = time.perf_counter(), time.process_time()
-    for seed in range(given.seed, given.seed + given.episodes):
-        rows.append(episode(env, policy_of(env, given.policy, seed), seed))
-    seconds, busy = time.perf_counter() - start, time.process_time() - start_cpu
+    for seed in range(args.seed, args.seed + args.episodes):
+        rows.append(episode(env, policy_of(env, args.policy, seed), seed))
+    seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - start_cpu
     env.close()
-    print(f"{given.id}, {given.policy}, {given.episodes} episodes")
+    print(f"{args.id}, {args.policy}, {args.episodes} episodes")
     for name in rows[0]:
         values = np.array([row[name] for row in rows])
         print(
             f"  {name:18} mean {values.mean():9.3f}  sd {values.std():8.3f}"
-            f"  least {values.min():9.3f}  most {values.max():9.3f}"
+            f"  min {values.min():9.3f}  max {values.max():9.3f}"
         )
     steps = sum(row["steps"] for row in rows)
     print(
-        f"  {steps / seconds:.0f} environment steps per second, {steps / busy:.0f} per CPU-second"
+        f"  {steps / seconds:.0f} environment steps per second, "
+        f"{steps / cpu_seconds:.0f} per CPU-second"
     )
     return 0
 

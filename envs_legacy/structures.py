@@ -1,4 +1,4 @@
-"""Four bar robots and two spheres that build: as high as they can, or to outlast a press."""
+"""Four bar robots and two spheres that build a structure: a high one, or to withstand a press."""
 
 from __future__ import annotations
 
@@ -11,35 +11,35 @@ from gymnasium.spaces import Box
 from envs_legacy.bullet import TIMESTEP, BulletEnv, Camera, pybullet
 from jaxrl.errors import UserError
 
-BARS, SPHERES = 4, 2  # robots of either kind
+BARS, SPHERES = 4, 2  # number of robots of each kind
 TIPS = 2 * BARS
 HUB_RADIUS, HUB_MASS = 0.025, 0.1  # m, kg
-# The rotors of a hub's six motors (kg m^2). Without them the hub turns so easily that the
-# solver gives the motors up, and bars sink into the floor.
+# Inertia of the rotors of a hub's six motors (kg m^2). Without it the hub is so light that the
+# solver drops the motors' constraints, and bars sink into the floor.
 HUB_INERTIA = 0.002
 BAR_LENGTH, BAR_RADIUS, BAR_MASS = 0.5, 0.015, 0.5  # m, m, kg
 SPHERE_RADIUS, SPHERE_MASS = 0.167, 1.0  # m, kg
 SPAWN_RADIUS, SPAWN_APART = 3.0, 0.4  # m
 CONNECT, RELEASE = 0.2, 0.5  # m from a bar's tip to a sphere's centre
 CONNECTION_FORCE = 100.0  # N, more than all robots weigh together
-SUBSTEPS = 4  # physics steps of 1/240 s a control step: 60 Hz
+SUBSTEPS = 4  # physics steps of 1/240 s in a control step: 60 Hz
 CONTROL_DT = SUBSTEPS * TIMESTEP  # s
 
-JOINT_ANGLE = math.pi / 2  # rad, of a rotation vector's part at |action| = 1
-JOINT_SPEED = 3.0  # rad/s, about what a joint reaches
+JOINT_ANGLE = math.pi / 2  # rad, component of a rotation vector at |action| = 1
+JOINT_SPEED = 3.0  # rad/s, approximate speed that a joint reaches
 JOINT_TORQUE = 5.0  # N m
 LEAD = 1.7 * JOINT_SPEED * CONTROL_DT  # rad; a servo covers 59 % of its lead in a control step
 SPHERE_FORCE = 5.0  # N, horizontal; a sphere weighs 9.81 N
 SPHERE_TORQUE = 0.5  # N m, about the vertical
-ON_FLOOR = SPHERE_RADIUS + 0.02  # m, a sphere whose centre is higher has nothing to roll on
+ON_FLOOR = SPHERE_RADIUS + 0.02  # m, a sphere with a higher centre has no floor to roll on
 
 HEIGHT_STEPS, CRUSH_STEPS, BUILD_STEPS = 1000, 3000, 1800
-HEIGHT_GOAL = 1.0  # m, twice what the script reaches
+HEIGHT_GOAL = 1.0  # m, twice the height that the scripted policy reaches
 PRESS_START, PRESS_SPEED = 5.0, 0.05  # m, m/s
-PRESS_HALF = (5.0, 5.0, 0.5)  # m, thick, so that nothing is squeezed out at the top
+PRESS_HALF = (5.0, 5.0, 0.5)  # m, so thick that nothing is squeezed out at the top
 CRUSHED = 0.3  # m
 
-# Rolling friction keeps what lies still from creeping about its own axis.
+# Rolling friction keeps bodies at rest from slowly turning about their own axis.
 FRICTION, ROLLING_FRICTION = 0.8, 0.002  # -, m
 BAR_COLOUR, SPHERE_COLOUR = (0.9, 0.5, 0.1, 1.0), (0.2, 0.4, 0.8, 1.0)
 
@@ -64,24 +64,24 @@ class StructureEnv(BulletEnv):
 
     A bar robot is a hub with two bars on motorised ball joints; at rest the bars point away
     from each other along the hub's x axis. The tip of a bar that comes within .2 m of a
-    sphere's centre sticks to the sphere where it is, by a ball joint, and lets go when it is
-    pulled beyond .5 m. A tip holds one sphere at most.
+    sphere's centre is connected to the sphere at its present place, by a ball joint, until it is
+    pulled beyond .5 m. A tip holds at most one sphere.
 
-    Action [30]: for each bar robot the orientation wanted of bar 0 and bar 1 to the hub, each
-    as a rotation vector 3 in shares of pi/2 (joints turn at about 3 rad/s with 5 N m at
-    most); then for each sphere a horizontal force 2, of 5 N at most and while it lies on the
-    floor only, and a torque 1 about the vertical (.5 N m). A sphere can roll, not fly.
+    Action [30]: for each bar robot the desired orientations of bar 0 and bar 1 relative to the
+    hub, each as a rotation vector 3 in shares of pi/2 (joints turn at about 3 rad/s with at most
+    5 N m); then for each sphere a horizontal force 2, of at most 5 N and only while it lies on
+    the floor, and a torque 1 about the vertical (.5 N m). A sphere can roll, not fly.
 
-    Observation [119], one more with a press. Of the original 102: for each bar robot [19] the
+    Observation [119], one more with a press. The original 102: for each bar robot [19] the
     hub's position 3 (m), quaternion 4 (w first), velocity 3 (m/s), angular velocity 3 (rad/s),
     and the two joints' rotation vectors 3 + 3 (rad); for each sphere [13] position, quaternion,
-    velocity, angular velocity. Then what was missing: connections 16 (tip by tip, 1 for each
-    sphere it holds), share of the episode left 1, and the press's height 1 (m, with a press).
+    velocity, angular velocity. Added here: connections 16 (for each tip and sphere, 1 if they
+    are connected), remaining share of the episode 1, the press's height 1 (m, with a press).
 
-    The height of a robot is that of its hub or sphere centre. The environment ends itself
-    (truncated) after `episode_steps`, because rewards are due then.
+    The height of a robot is that of its hub or sphere centre. The environment itself truncates
+    an episode after `episode_steps`, because some rewards are paid at the end.
 
-    info: `best_z` (m, highest so far), `connections` (how many hold), `is_success`.
+    info: `best_z` (m, largest height so far), `connections` (their number), `is_success`.
     """
 
     camera: ClassVar[Camera] = Camera(target=(0.0, 0.0, 0.3), distance=6.0)
@@ -104,14 +104,14 @@ class StructureEnv(BulletEnv):
     # -- the world --------------------------------------------------------------------
 
     def _build(self) -> None:
-        """Nothing: every episode fills an empty world, so that none leaves a trace."""
+        """Does nothing: each episode fills an empty world, so that episodes are independent."""
 
     def _fill(self, places: np.ndarray, yaws: np.ndarray) -> None:
-        """The floor, the bar robots and the spheres.
+        """Fills an empty world with the floor, the bar robots and the spheres.
 
         Args:
-          places: [6, 2] (m), bar robots first.
-          yaws: [6] (rad).
+          places: [6, 2] positions (m), bar robots first.
+          yaws: [6] yaws (rad).
         """
         client, bullet = self.client, pybullet()
         self._empty()
@@ -173,18 +173,18 @@ class StructureEnv(BulletEnv):
         return robot
 
     def _layout(self) -> tuple[np.ndarray, np.ndarray]:
-        """Places [6, 2] (m) and yaws [6] (rad): no bar lies on another or reaches a sphere."""
+        """Random places [6, 2] (m) and yaws [6] (rad); no bar touches another or a sphere."""
         count = BARS + SPHERES
         along = np.linspace(-BAR_LENGTH, BAR_LENGTH, 21)  # m
         while True:
             radius = SPAWN_RADIUS * np.sqrt(self.np_random.uniform(size=count))
             angle, yaws = self.np_random.uniform(-math.pi, math.pi, (2, count))
             places = radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)
-            ways = np.stack([np.cos(yaws), np.sin(yaws)], axis=1)
+            directions = np.stack([np.cos(yaws), np.sin(yaws)], axis=1)
             # Points along each robot; a sphere is a point.
             points = [
-                place + (along[:, None] * way if index < BARS else np.zeros((1, 2)))
-                for index, (place, way) in enumerate(zip(places, ways))
+                place + (along[:, None] * direction if index < BARS else np.zeros((1, 2)))
+                for index, (place, direction) in enumerate(zip(places, directions))
             ]
             if all(
                 np.linalg.norm(places[i] - places[j]) >= SPAWN_APART
@@ -202,21 +202,23 @@ class StructureEnv(BulletEnv):
             states = client.getLinkStates(robot, (0, 1), computeForwardKinematics=1)
             for sign, state in zip((1, -1), states):
                 x, y, z, w = state[1]
-                way = np.array([1 - 2 * (y * y + z * z), 2 * (x * y + w * z), 2 * (x * z - w * y)])
-                ends.append(np.array(state[0]) + sign * BAR_LENGTH / 2 * way)
+                direction = np.array(
+                    [1 - 2 * (y * y + z * z), 2 * (x * y + w * z), 2 * (x * z - w * y)]
+                )
+                ends.append(np.array(state[0]) + sign * BAR_LENGTH / 2 * direction)
         return np.array(ends)
 
     def heights(self) -> np.ndarray:
-        """[6] of hubs and sphere centres (m)."""
+        """[6] heights of hubs and sphere centres (m)."""
         place = self.client.getBasePositionAndOrientation
         return np.array([place(body)[0][2] for body in (*self.robots, *self.spheres)])
 
     # -- acting -----------------------------------------------------------------------
 
-    def _aim(self, wanted: np.ndarray) -> None:
-        """Turn the joints towards rotation vectors [4, 2, 3] (rad), no faster than they can."""
+    def _aim(self, rotations: np.ndarray) -> None:
+        """Turns the joints towards rotation vectors [4, 2, 3] (rad) at no more than their speed."""
         client, mode = self.client, pybullet().POSITION_CONTROL
-        for robot, targets in zip(self.robots, wanted):
+        for robot, targets in zip(self.robots, rotations):
             for joint, target in enumerate(targets):
                 now = client.getJointStateMultiDof(robot, joint)[0]
                 goal = quaternion(target)
@@ -236,7 +238,7 @@ class StructureEnv(BulletEnv):
                 )
 
     def _push(self, actions: np.ndarray) -> None:
-        """Forces on the spheres for one physics step; `actions` [2, 3]."""
+        """Applies the forces on the spheres for one physics step; `actions` [2, 3]."""
         client, world = self.client, pybullet().WORLD_FRAME
         for sphere, action in zip(self.spheres, actions):
             place = client.getBasePositionAndOrientation(sphere)[0]
@@ -246,7 +248,7 @@ class StructureEnv(BulletEnv):
             client.applyExternalTorque(sphere, -1, (0, 0, SPHERE_TORQUE * action[2]), world)
 
     def _connect(self) -> None:
-        """Break what is pulled too far apart, and join what has come near."""
+        """Breaks connections that are pulled too far apart, and joins tips to near spheres."""
         client, tips = self.client, self.tips()
         poses = [client.getBasePositionAndOrientation(sphere) for sphere in self.spheres]
         centres = np.array([pose[0] for pose in poses])
@@ -260,7 +262,7 @@ class StructureEnv(BulletEnv):
                 self.links[tip, sphere] = self._join(tip, tips[tip], sphere, poses[sphere])
 
     def _join(self, tip: int, place: np.ndarray, sphere: int, pose: Any) -> int:
-        """A ball joint of a tip and the sphere at the tip's place [3]; returns its id."""
+        """Connects a tip to a sphere by a ball joint at the tip's place [3]; returns its id."""
         client = self.client
         inside, _ = client.multiplyTransforms(
             *client.invertTransform(*pose), list(place), (0, 0, 0, 1)
@@ -284,7 +286,8 @@ class StructureEnv(BulletEnv):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Robots scattered on the floor. `options` may give `places` [6, 2] and `yaws` [6]."""
+        """Starts with the robots scattered on the floor. `options` may set `places` [6, 2] (m) and
+        `yaws` [6] (rad)."""
         super().reset(seed=seed)
         places, yaws = self._layout()
         options = options or {}
@@ -312,20 +315,21 @@ class StructureEnv(BulletEnv):
         return self._observe(), reward, terminated, truncated and not terminated, self._info()
 
     def _move_press(self) -> None:
-        """Before each physics step; nothing without a press."""
+        """Moves the press before each physics step; does nothing without a press."""
 
-    def _press_seen(self) -> list[float]:
-        """What is observed of the press."""
+    def _observe_press(self) -> list[float]:
+        """The press's part of the observation."""
         return []
 
     def _judge(self, heights: np.ndarray, last: bool) -> tuple[float, bool]:
-        """Reward and whether the episode is over, from the robots' heights [6] (m)."""
+        """Reward, and whether the episode terminates, from the robots' heights [6] (m)."""
         raise NotImplementedError
 
     def _info(self) -> dict[str, Any]:
         return {"best_z": self.best_z, "connections": len(self.links)}
 
     def _body(self, body: int) -> list[Any]:
+        """Position (m), quaternion (w first), velocity (m/s) and angular velocity (rad/s)."""
         place, (x, y, z, w) = self.client.getBasePositionAndOrientation(body)
         return [place, (w, x, y, z), *self.client.getBaseVelocity(body)]
 
@@ -339,14 +343,17 @@ class StructureEnv(BulletEnv):
         held = np.zeros((TIPS, SPHERES))
         for pair in self.links:
             held[pair] = 1.0
-        left = 1 - self.elapsed / self.episode_steps
-        return self._clipped([*parts, held.ravel(), left, *self._press_seen()])
+        remaining = 1 - self.elapsed / self.episode_steps
+        return self._clipped([*parts, held.ravel(), remaining, *self._observe_press()])
 
 
 class StructureHeight(StructureEnv):
-    """Build high. Reward: .1 times the highest robot's height (m) a step, and at the end 10
-    times the best height of the episode. Success: a robot was `goal` (m) high. What robots do
-    and see: `StructureEnv`."""
+    """The robots build as high as they can.
+
+    Reward: .1 times the highest robot's height (m) in each step, and at the end 10 times the
+    largest height of the episode. Success: a robot was `goal` (m) high. Actions and observations:
+    see `StructureEnv`.
+    """
 
     def __init__(
         self,
@@ -359,7 +366,7 @@ class StructureHeight(StructureEnv):
 
     @property
     def success_criterion(self) -> str:
-        """What success means."""
+        """The condition of success, as text."""
         return f"a robot was {self.goal:g} m high"
 
     def _info(self) -> dict[str, Any]:
@@ -370,18 +377,20 @@ class StructureHeight(StructureEnv):
 
 
 class StructureCrush(StructureEnv):
-    """Outlast a press. It hangs over the floor for 1800 steps, the time to build, then comes
-    down at .05 m/s however hard it is pushed back. From then on the episode is over as soon
-    as all robots are below .3 m. Reward: 1 + .5 times the mean height (m) a step, and at the
-    end 10 for each second survived since the press started.
+    """The robots withstand a press.
 
-    The published press starts at 5 m and in the 20 s left comes down to 4 m: it never
+    The press stays above the floor for 1800 steps, the time to build. Then it comes down at
+    .05 m/s, whatever pushes against it. From then on the episode terminates as soon as all robots
+    are below .3 m. Reward: 1 + .5 times the mean height (m) in each step, and at the end 10 for
+    each second survived since the press started.
+
+    The published press starts at 5 m and comes down to 4 m in the remaining 20 s: it never
     touches anything, and the task is to hold a robot above .3 m. `press_start` lowers it.
 
-    Success: the episode's last step is survived, too.
+    Success: the robots survive all steps of the episode, including the last.
 
-    What robots do and see: `StructureEnv`. info has `survival_seconds` and `press_height`
-    (m, its lower face) as well.
+    Actions and observations: see `StructureEnv`. info also has `survival_seconds` and
+    `press_height` (m, its lower face).
     """
 
     success_criterion = "a robot is still up at the end, under the press"
@@ -420,7 +429,7 @@ class StructureCrush(StructureEnv):
         return 0.0, 0.0, self.press_height + PRESS_HALF[2]
 
     def _move_press(self) -> None:
-        """A body without mass that is put a little lower: nothing can hold it up."""
+        """Puts the press, a body without mass, a little lower: nothing can hold it up."""
         if self.elapsed >= self.build_steps:
             self.press_height -= PRESS_SPEED * CONTROL_DT / SUBSTEPS
             self.client.resetBasePositionAndOrientation(
@@ -429,12 +438,12 @@ class StructureCrush(StructureEnv):
 
     def _judge(self, heights: np.ndarray, last: bool) -> tuple[float, bool]:
         pressing = self.elapsed > self.build_steps
-        # What is squeezed into the press does not count as standing.
+        # A robot that is squeezed into the press does not count as standing.
         lost = (heights < CRUSHED) | (heights > self.press_height)
-        over = pressing and bool(lost.all())
-        self.survived += pressing and not over
-        bonus = 10.0 * self.survived * CONTROL_DT if over or last else 0.0
-        return 1.0 + 0.5 * float(heights.mean()) + bonus, over
+        terminated = pressing and bool(lost.all())
+        self.survived += pressing and not terminated
+        bonus = 10.0 * self.survived * CONTROL_DT if terminated or last else 0.0
+        return 1.0 + 0.5 * float(heights.mean()) + bonus, terminated
 
     def _info(self) -> dict[str, Any]:
         return super()._info() | {
@@ -443,10 +452,10 @@ class StructureCrush(StructureEnv):
             "press_height": self.press_height,
         }
 
-    def _press_seen(self) -> list[float]:
+    def _observe_press(self) -> list[float]:
         return [self.press_height]
 
 
-def _gap(one: np.ndarray, other: np.ndarray) -> float:
-    """Least distance (m) of points [N, 2] to points [M, 2]."""
-    return float(np.linalg.norm(one[:, None] - other, axis=2).min())
+def _gap(first: np.ndarray, second: np.ndarray) -> float:
+    """Smallest distance (m) between points [N, 2] and points [M, 2]."""
+    return float(np.linalg.norm(first[:, None] - second, axis=2).min())

@@ -1,4 +1,4 @@
-"""What the tasks with arms share: joints by name, targets that move a little at a time."""
+"""Common parts of the tasks with arms: joints by name, joint targets that move in small steps."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class ArmView(NamedTuple):
     Attributes:
       targets: [n] joint targets (rad).
       q: [n] joint positions (rad).
-      position: [3] of the gripper's site (m, world).
+      position: [3] position of the gripper's site (m, world).
       rotation: [3, 3] site to world.
-      jacobian: [6, n] of the site, linear above angular, world frame.
+      jacobian: [6, n] Jacobian of the site, linear above angular rows, world frame.
     """
 
     targets: jax.Array
@@ -33,7 +33,7 @@ class ArmView(NamedTuple):
 
 
 class ArmTask(Simulated):
-    """What tasks with arms share; their dataclasses have the fields that it reads."""
+    """Base class of tasks with arms; a task's dataclass defines the fields below as settings."""
 
     timestep: float
     substeps: int
@@ -49,7 +49,7 @@ class ArmTask(Simulated):
 
     @staticmethod
     def at_start(state: State) -> State:
-        """A state that no step has led to: without reward, and metrics 0."""
+        """The state as the first of an episode: its reward and its metrics are 0."""
         metrics = jax.tree.map(jnp.zeros_like, state.metrics)
         return state.replace(reward=jnp.zeros(()), metrics=metrics)
 
@@ -60,7 +60,7 @@ class Arm:
 
     Attributes:
       physics: the model.
-      joints: names, from the base on; hinges.
+      joints: names of the joints, from the base outwards; all are hinges.
       site: name of the site between the gripper's fingers.
       joint_step: largest change of a joint's target in a control step (rad).
     """
@@ -72,33 +72,33 @@ class Arm:
 
     @functools.cached_property
     def qpos(self) -> np.ndarray:
-        """[n] where the joints lie in `qpos`."""
+        """[n] indices of the joints in `qpos`."""
         return np.array([self.physics.qpos_slice(name).start for name in self.joints])
 
     @functools.cached_property
     def dofs(self) -> np.ndarray:
-        """[n] where they lie in `qvel`."""
+        """[n] indices of the joints in `qvel`."""
         return np.array([self.physics.qvel_slice(name).start for name in self.joints])
 
     @functools.cached_property
     def limits(self) -> np.ndarray:
-        """[2, n] least and largest positions (rad)."""
+        """[2, n] lowest and highest positions of the joints (rad)."""
         ranges = [self.physics.joint_range(name) for name in self.joints]
         return np.array(ranges, np.float32).T
 
     def moved(self, targets: jax.Array, action: jax.Array) -> jax.Array:
-        """[n] targets after an action [n] in [-1, 1] that changes them."""
+        """[n] new joint targets; the action [n] in [-1, 1] is a change of the targets."""
         change = self.joint_step * jnp.clip(action, -1.0, 1.0)
         return jnp.clip(targets + change, *self.limits)
 
     def approached(self, targets: jax.Array, action: jax.Array) -> jax.Array:
-        """[n] targets after an action [n] in [-1, 1] that spans the joints' ranges."""
+        """[n] new joint targets; the action [n] gives goals, -1 and 1 are the joints' limits."""
         low, high = self.limits
-        wanted = low + 0.5 * (high - low) * (jnp.clip(action, -1.0, 1.0) + 1.0)
-        return targets + jnp.clip(wanted - targets, -self.joint_step, self.joint_step)
+        goals = low + 0.5 * (high - low) * (jnp.clip(action, -1.0, 1.0) + 1.0)
+        return targets + jnp.clip(goals - targets, -self.joint_step, self.joint_step)
 
     def view(self, state: PhysicsState, data: Data, targets: jax.Array) -> ArmView:
-        """What an expert needs; `data` is the state's kinematics."""
+        """The arm as its scripted expert sees it; `data` is the state's kinematics."""
         position, rotation = self.physics.site_pose(data, self.site)
         return ArmView(
             targets=targets,
@@ -111,21 +111,23 @@ class Arm:
     def solve(
         self, start: np.ndarray, position: np.ndarray, rotation: np.ndarray, steps: int = 60
     ) -> np.ndarray:
-        """[n] joint positions (rad) that bring the site to a pose, by C MuJoCo.
+        """[n] joint positions (rad) that bring the site to a pose; computed with C MuJoCo.
 
         Args:
-          start: [n] where the search begins.
-          position: [3] (m, world).
-          rotation: [3, 3] site to world.
-          steps: of the search.
+          start: [n] joint positions at which the search begins (rad).
+          position: [3] goal of the site (m, world).
+          rotation: [3, 3] goal of the site, site to world.
+          steps: number of steps of the search.
         """
         qpos, q = self.physics.rest.copy(), np.array(start, float)
         for _ in range(steps):
             qpos[self.qpos] = q
-            place, actual, jacobian = self.physics.pose_in_c(qpos, self.site)
-            turn = 0.5 * np.cross(actual, rotation, axis=0).sum(1)
-            error = np.concatenate([position - place, turn])
-            own = jacobian[:, self.dofs]
-            q += own.T @ np.linalg.solve(own @ own.T + 1e-4 * np.eye(6), error)
+            actual_position, actual_rotation, jacobian = self.physics.pose_in_c(qpos, self.site)
+            turn = 0.5 * np.cross(actual_rotation, rotation, axis=0).sum(1)
+            error = np.concatenate([position - actual_position, turn])
+            arm_jacobian = jacobian[:, self.dofs]
+            q += arm_jacobian.T @ np.linalg.solve(
+                arm_jacobian @ arm_jacobian.T + 1e-4 * np.eye(6), error
+            )
             q = np.clip(q, *self.limits)
         return q

@@ -2,7 +2,7 @@
 
 Source: Wampler 1986, "Manipulator inverse kinematic solutions based on vector formulations
 and damped least-squares methods", eq. 14; Siciliano et al. 2009, "Robotics", sec. 3.7.3
-(orientation error) and 3.5.1 (motions that the task does not see).
+(orientation error) and 3.5.1 (null-space motion).
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import jax.numpy as jnp
 
 
 def rotation_error(wanted: jax.Array, actual: jax.Array) -> jax.Array:
-    """[3] rotation (rad, world frame) that is still missing; exact direction, and its size
-    is sin(angle): zero at 0, largest at 90 deg.
+    """[3] rotation vector (world frame) from the actual to the wanted orientation.
+
+    Its direction is exact; its length is sin(angle): zero at 0, largest at 90 deg.
 
     Args:
       wanted, actual: [3, 3] rotation matrices, frame to world.
@@ -34,7 +35,7 @@ def damped_least_squares(
       jacobian: [m, n].
       error: [m] wanted motion (m, rad).
       damping: keeps dq small near singular poses (m, rad).
-      posture: [n] motion that is wanted where the task leaves it free.
+      posture: [n] joint motion that is added in the null space of the Jacobian.
     """
     m = len(jacobian)
     square = jacobian @ jacobian.T + damping**2 * jnp.eye(m)

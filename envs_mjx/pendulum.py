@@ -45,11 +45,11 @@ class Pendulum(Task):
     Action [1]: torque as a share of `max_torque`.
     """
 
-    episode_length: int = option(200, "time limit in control steps", minimum=1)
+    episode_length: int = option(200, "time limit of an episode (control steps)", minimum=1)
     max_torque: float = option(
-        2.0, "largest torque (N m); about 5 holds the rod level", greater_than=0
+        2.0, "largest torque (N m); about 5 can hold the rod horizontal", greater_than=0
     )
-    control_dt: float = option(0.05, "seconds of a control step", greater_than=0, maximum=0.1)
+    control_dt: float = option(0.05, "length of a control step (s)", greater_than=0, maximum=0.1)
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         device: {
@@ -67,12 +67,14 @@ class Pendulum(Task):
         return ArraySpec((1,), -1.0, 1.0, ("torque",))
 
     def reset(self, key: jax.Array) -> State:
-        """Any angle, up to 1 rad/s either way."""
-        most = jnp.array([jnp.pi, 1.0])
-        return self._state(jax.random.uniform(key, (2,), minval=-most, maxval=most), jnp.zeros(3))
+        """Starts at any angle, with an angular velocity of up to 1 rad/s in either direction."""
+        bounds = jnp.array([jnp.pi, 1.0])
+        return self._state(
+            jax.random.uniform(key, (2,), minval=-bounds, maxval=bounds), jnp.zeros(3)
+        )
 
     def step(self, state: State, action: jax.Array) -> State:
-        """One semi-implicit Euler step; the cost is of the state before it."""
+        """One semi-implicit Euler step; the reward is that of the state before the step."""
         angle, speed = state.physics
         torque = self.max_torque * jnp.clip(action[0], -1.0, 1.0)
         wrapped = jnp.mod(angle + jnp.pi, 2 * jnp.pi) - jnp.pi
@@ -95,13 +97,13 @@ class Pendulum(Task):
         )
 
     def baselines(self) -> dict[str, Callable[[State], jax.Array]]:
-        """Pumps energy up to that of the upright rest, then PD where the torque suffices."""
+        """Energy pumping up to the energy of upright rest, then PD once the torque suffices."""
 
         def swing_up(state: State) -> jax.Array:
             cos, sin, speed = state.obs
             inertia, weight = MASS * LENGTH**2 / 3, MASS * GRAVITY * LENGTH / 2
-            missing = weight * (1 - cos) - inertia * speed**2 / 2
-            pump = missing * jnp.where(speed < 0, -1.0, 1.0)
+            missing_energy = weight * (1 - cos) - inertia * speed**2 / 2
+            pump = missing_energy * jnp.where(speed < 0, -1.0, 1.0)
             hold = -2 * weight * sin - 2 * speed
             near = (cos > 0.9) & (jnp.abs(hold) < 2 * self.max_torque)
             return jnp.clip(jnp.where(near, hold, pump) / self.max_torque, -1.0, 1.0)[None]

@@ -6,15 +6,15 @@ import os as _os
 import sys as _sys
 from typing import Any as _Any
 
-from jaxrl import interrupt as _interrupt  # noqa: F401  before what takes seconds to import
+from jaxrl import interrupt as _interrupt  # noqa: F401  before slow imports
 
-# XLA:CPU gives one thread to each core; on two cores, two batched library calls
-# that wait for each other's workers can then stall for ever. Eight threads cost
-# nothing and cannot stall. Read when the CPU client starts, so set before JAX does.
+# By default XLA:CPU starts one thread for each core. With two threads, two batched library calls
+# may wait for each other's workers for ever; eight threads cost nothing and prevent this. JAX
+# reads the variable when its CPU client starts, so it must be set before.
 _os.environ.setdefault("PJRT_NPROC", "8")
 
-# MuJoCo chooses its OpenGL library once, when it is imported, and by default takes one that
-# needs a screen.
+# MuJoCo chooses its OpenGL library when it is imported; its default needs a screen. Choose one
+# that is installed and needs no screen.
 if _sys.platform == "linux" and "MUJOCO_GL" not in _os.environ:
     for _gl, _library in (("egl", "EGL"), ("osmesa", "OSMesa")):
         if _libraries.find_library(_library):
@@ -27,7 +27,7 @@ _register_all()
 
 __version__ = "0.1.0"
 
-# Looked up when they are first used: to import JAX and MuJoCo takes seconds.
+# Names that are imported at their first use, since importing JAX and MuJoCo takes seconds.
 _LAZY = {
     "jaxrl.api": ("Run", "evaluate", "film", "load", "make", "resume", "tasks", "train"),
     "jaxrl.callbacks": ("Callback",),

@@ -1,4 +1,4 @@
-"""The front door: train, load, evaluate and make from Python.
+"""The Python interface: train, resume, load, evaluate and film policies, and make tasks.
 
 import jaxrl
 
@@ -38,12 +38,12 @@ if TYPE_CHECKING:
 
 
 def tasks() -> list[str]:
-    """Names of all tasks, then each family of them as "family:<name>"."""
+    """Names of all tasks, followed by the families of tasks as "family:<name>"."""
     return names()
 
 
 def make(task: str, **settings: Any) -> Task:
-    """A task by its name, with its settings: `jaxrl.make("ballbot", max_speed=0.3)`.
+    """Makes a task from its name and settings: `jaxrl.make("ballbot", max_speed=0.3)`.
 
     Raises:
       UserError: an unknown task or setting.
@@ -59,13 +59,13 @@ def train(
     progress: bool = True,
     **settings: Any,
 ) -> Run:
-    """Trains a policy; what `python -m jaxrl.train` does.
+    """Trains a policy, as `python -m jaxrl.train` does.
 
     Args:
-      task: its name, its class, or one that is made; none: the configuration's, or the ballbot.
-      config: a file of settings.
-      callbacks: called while it trains.
-      progress: show on standard error how far it is.
+      task: name, class or instance of the task; None: the configured task, else ballbot.
+      config: path of a file of settings (YAML).
+      callbacks: called during training.
+      progress: whether to show the progress on standard error.
       settings: as in a configuration file, such as `seed=1`, `algo="sac"`,
         `ppo={"learning_rate": 1e-3}`, `env={"max_speed": 0.3}`.
 
@@ -85,19 +85,21 @@ def resume(
     progress: bool = True,
     **settings: Any,
 ) -> Run:
-    """Goes on with a run from its newest checkpoint; arguments as of `train`.
+    """Continues a run from its newest checkpoint; the arguments are those of `train`.
 
     Raises:
-      UserError: it holds no run to go on with, or settings that cannot be changed.
+      UserError: the folder holds no run to continue, or a setting cannot be changed.
     """
     return _train([settings], _folder(run), settings, callbacks, progress)
 
 
 def load(path: str | Path | Run) -> LoadedPolicy:
-    """A policy from a run's folder (its best model, else its newest), or a checkpoint's.
+    """Loads a policy from the folder of a run or of a checkpoint.
+
+    From a run it loads the best model, or the newest checkpoint if there is no best model.
 
     Raises:
-      UserError: there is none, or it is damaged.
+      UserError: there is no policy, or all of its files are damaged.
     """
     platform.start()
     return LoadedPolicy(load_policy(_folder(path)))
@@ -110,16 +112,16 @@ def evaluate(
     seed: int = 0,
     env: dict[str, Any] | None = None,
 ) -> dict[str, dict[str, float]]:
-    """Plays fresh episodes: mean, std, min, max and the mean's 95 % interval by statistic.
+    """Plays new episodes; returns mean, std, min, max and 95 % interval of the mean by statistic.
 
     Args:
-      policy: loaded, or where it lies.
-      episodes: how many.
-      seed: of the episodes.
-      env: settings of the task that differ from those it was trained with.
+      policy: a loaded policy, a run, or the path of a run or checkpoint.
+      episodes: number of episodes.
+      seed: seed of the episodes.
+      env: settings of the task that replace those of the run.
 
     Raises:
-      UserError: no policy, or settings that do not fit.
+      UserError: there is no policy, or the settings do not fit it.
     """
     loaded = policy if isinstance(policy, LoadedPolicy) else load(policy)
     overrides = {"env": env or {}, "eval_overrides": env or {}}
@@ -128,7 +130,7 @@ def evaluate(
 
 
 def film(policy: str | Path | Run | LoadedPolicy, *, seed: int = 0) -> Film:
-    """Pictures of one episode; a notebook shows them as a video.
+    """Films one episode; a notebook shows the result as a video.
 
     Raises:
       UserError: the task cannot be drawn.
@@ -156,7 +158,7 @@ def _train(
 
 
 def _with_task(settings: dict[str, Any], task: str | type[Task] | Task | None) -> dict[str, Any]:
-    """The settings with the task in their section `env`."""
+    """Adds the task to the section `env` of the settings."""
     if task is None:
         return settings
     env = settings.get("env", {})
@@ -173,12 +175,12 @@ def _folder(run: str | Path | Run) -> Path:
 
 
 class Run:
-    """A run that was trained.
+    """A trained run.
 
     Attributes:
-      folder: where it lies.
-      config: what it was trained with.
-      status: 0, or 128 + the number of the signal that stopped it.
+      folder: the folder of the run.
+      config: its configuration.
+      status: 0, or 128 + the number of the signal that stopped training.
     """
 
     def __init__(self, trained: Trained):
@@ -189,24 +191,24 @@ class Run:
 
     @property
     def history(self) -> dict[str, np.ndarray]:
-        """What was logged: a column each, by the names in `jaxrl.logs.columns`."""
+        """The logged numbers: one array per column, by the names in `jaxrl.logs.columns`."""
         rows = read_rows(self.folder / "progress.csv")
         columns = dict.fromkeys(name for row in rows for name in row)
         return {name: np.array([row.get(name, np.nan) for row in rows]) for name in columns}
 
     @functools.cached_property
     def policy(self) -> LoadedPolicy:
-        """Its best policy, or that of the best member."""
+        """The best policy of the run, or of the population's best member."""
         return load(self._trained.best)
 
     @property
     def summary(self) -> dict[str, dict[str, float]]:
-        """The evaluation of the best model at the end; empty if there was none."""
+        """The final evaluation of the best model; empty if there was no final evaluation."""
         results = [result for _, path, result in self._trained.finals if path == self._trained.best]
         return results[0]["summary"] if results and results[0] else {}
 
     def report(self) -> Path:
-        """Writes the report of the run, and returns where it is.
+        """Writes the HTML report of the run; returns its path.
 
         Raises:
           UserError: Matplotlib is not installed, or there is nothing to show.
@@ -217,8 +219,8 @@ class Run:
 
     def __repr__(self) -> str:
         steps = self._trained.progress.timesteps
-        what = f"{self.config.task} with {self.config.train.algo}"
-        return f"<Run {what}, {steps:,} control steps, {self.folder}>"
+        title = f"{self.config.task} with {self.config.train.algo}"
+        return f"<Run {title}, {steps:,} control steps, {self.folder}>"
 
     def _repr_html_(self) -> str:
         """The final evaluation and the learning curve, for notebooks."""
@@ -240,7 +242,7 @@ class Run:
 
 
 class LoadedPolicy:
-    """A trained policy for NumPy observations, which acts deterministically.
+    """A trained policy that maps NumPy observations to actions, deterministically.
 
     Attributes:
       observation_spec: an `ArraySpec`, or a dictionary of them.
@@ -253,23 +255,23 @@ class LoadedPolicy:
         self.action_spec = trained.policy.action
         self._act = jax.jit(trained.policy)
         self._memory: Any = None
-        self._count = 0  # of worlds that it remembers
+        self._count = 0  # number of worlds in the memory
 
     @property
     def task(self) -> Task:
-        """The task it was trained for, as evaluations play it."""
+        """The task that the policy was trained on, with the settings of evaluations."""
         return self.trained.config.eval_env
 
     def __call__(self, observation: Any) -> np.ndarray:
-        """Actions in [-1, 1], or indices of choices.
+        """Returns actions in [-1, 1], or the indices of discrete actions.
 
         Args:
-          observation: an array, or a dictionary of arrays, of one world or with a leading axis
-            for many. A policy with a memory remembers the worlds' last observations; `reset` it
-            where an episode begins.
+          observation: an array, or a dictionary of arrays, of one world, or of many worlds with a
+            leading axis. A policy with a memory remembers earlier observations of the worlds;
+            call `reset` when an episode begins.
 
         Raises:
-          UserError: it has another shape than the policy observes.
+          UserError: the observation does not have the shape that the policy expects.
         """
         batch = self._check(observation)
         obs = observation
@@ -282,10 +284,10 @@ class LoadedPolicy:
         return np.array(action if batch is not None else action[0])
 
     def reset(self, ended: Any = None) -> None:
-        """Forgets; a policy without memory has nothing to forget.
+        """Clears the memory of the policy; does nothing if the policy has no memory.
 
         Args:
-          ended: [N] bool, in which worlds an episode begins; none: in all.
+          ended: [N] bool, the worlds in which a new episode begins; None: all worlds.
         """
         if ended is None or self._memory is None:
             self._memory = None
@@ -293,7 +295,7 @@ class LoadedPolicy:
             self._memory = self.trained.policy.forget(self._memory, jnp.asarray(ended, bool))
 
     def _check(self, observation: Any) -> int | None:
-        """N of a batch of observations; None for one alone."""
+        """The number of worlds in a batch of observations; None for a single observation."""
         parts = self.trained.policy.parts
         given = observation if isinstance(observation, dict) else {next(iter(parts)): observation}
         expected = {name: tuple(spec.shape) for name, spec in parts.items()}
@@ -309,7 +311,8 @@ class LoadedPolicy:
         shown = expected if is_dict else next(iter(expected.values()))
         got = shapes if isinstance(observation, dict) else np.shape(observation)
         raise UserError(
-            f"observation: got the shape {got}, expected {shown}, or one more axis for many worlds"
+            f"observation: got the shape {got}, expected {shown}, or that with a leading axis for "
+            "many worlds"
         )
 
 
@@ -318,14 +321,14 @@ class Film:
 
     Attributes:
       frames: [F, H, W, 3] uint8.
-      fps: pictures a second, so that it plays at the task's own speed.
+      fps: pictures per second, at which the video plays at the task's own speed.
     """
 
     def __init__(self, frames: np.ndarray, fps: float):
         self.frames, self.fps = frames, fps
 
     def save(self, path: str | Path) -> Path:
-        """Writes it as a video (.mp4).
+        """Writes the pictures as a video (.mp4); returns the path.
 
         Raises:
           UserError: a library is missing, or the file cannot be written.
@@ -337,6 +340,6 @@ class Film:
 
     def _repr_html_(self) -> str:
         with tempfile.TemporaryDirectory() as folder:
-            raw = self.save(Path(folder) / "film.mp4").read_bytes()
-        address = data(raw, "video/mp4")
+            content = self.save(Path(folder) / "film.mp4").read_bytes()
+        address = data(content, "video/mp4")
         return f'<video controls loop autoplay muted src="{address}"></video>'

@@ -1,4 +1,4 @@
-"""Configurations and trained policies that come with the project, also without a clone of it."""
+"""Configurations and trained policies that are installed with the package."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ SHIPPED = Path(__file__).parent / "shipped"
 
 
 def find(path: Path, kind: str) -> Path:
-    """The path; where there is nothing, what the project ships under that name.
+    """Returns `path`; if nothing is there, the path of that name among the installed files.
 
     Args:
-      path: such as "checkpoints/ballbot" or "ballbot".
+      path: path or name, such as "checkpoints/ballbot" or "ballbot".
       kind: "checkpoints" or "configs".
     """
     if path.exists() or path.is_absolute() or ".." in path.parts:

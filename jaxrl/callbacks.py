@@ -1,4 +1,4 @@
-"""Callbacks: a user's own code while a run trains."""
+"""Callbacks: a user's own code that is called during training."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ if TYPE_CHECKING:
 
 
 class Callback:
-    """Derive from it and replace what is of use; by itself it does nothing.
+    """Base class of callbacks: override the methods that you need; each does nothing by default.
 
-    `trainer.stop(reason)` ends training after the chunk, and everything is saved. What a method
-    adds to the row is logged with it.
+    `trainer.stop(reason)` ends training after the current chunk and saves everything. Numbers
+    that a method adds to `row` are logged with it.
     """
 
     def on_chunk(self, trainer: Trainer, row: dict[str, float]) -> None:
-        """After each chunk of iterations, about every two seconds.
+        """Called after each chunk of iterations, about every two seconds.
 
         Args:
           trainer: `trainer.progress.timesteps` control steps have been trained, and
             `trainer.state` is the training state.
-          row: what is logged of the chunk, by the names in `jaxrl.logs.columns`; of a population
-            the means over its members.
+          row: the logged numbers of the chunk, by the names in `jaxrl.logs.columns`; for a
+            population the means and standard deviations over its members.
         """
 
     def on_evaluation(self, trainer: Trainer, row: dict[str, float]) -> None:
-        """After an evaluation, whose numbers are in the row too."""
+        """Called after an evaluation; `row` also has the results of the evaluation."""
 
     def on_checkpoint(self, trainer: Trainer, folder: Path) -> None:
-        """After a checkpoint has been started; it is written meanwhile.
+        """Called when the saving of a checkpoint has started; it is written in the background.
 
         Args:
-          trainer: as above.
-          folder: of the checkpoints.
+          trainer: the trainer, as in `on_chunk`.
+          folder: folder of the run's checkpoints.
         """

@@ -1,13 +1,13 @@
 """Checkpoints on disk. The only module that knows Orbax.
 
-A checkpoint holds items: `policy` (what acting needs), `train` (the rest of the training
-state), `replay` (past steps, where they are kept) and `meta` (configuration, counters, and
-for every array its path, type, shape and fingerprint). Arrays are plain numbers; nothing is
-ever unpickled.
+A checkpoint holds items: `policy` (network parameters and observation statistics), `train`
+(the rest of the training state), `replay` (past control steps, if the algorithm keeps them and
+they are saved) and `meta` (configuration, counters, and for every array its path, type, shape
+and fingerprint). Arrays are plain numbers; nothing is ever unpickled.
 
-Before anything is read, the arrays' list is compared with what the program expects:
-another network or task is refused. After reading, every fingerprint is checked: a
-checkpoint with a flipped bit is passed over and the one before it is used.
+Before any array is read, the list of arrays is compared with the expected one: a checkpoint of
+another network or task is refused. After reading, every fingerprint is checked: a checkpoint
+with a flipped bit is skipped, and the previous one is used.
 """
 
 from __future__ import annotations
@@ -30,14 +30,15 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from jaxrl.errors import UserError
 from jaxrl.files import sync
 
-# Orbax logs whole tracebacks of what it then raises; the messages here say it in a line.
+# Orbax logs full tracebacks of exceptions that it also raises; the messages here are one line.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 _unraisable = sys.unraisablehook
 
 
 def _quiet_unraisable(args: Any) -> None:
-    """Reads and writes that fail together report to an event loop that is closed by then."""
+    """Hides errors about a closed event loop: if several reads or writes fail at once, the later
+    failures are reported to an event loop that is closed already."""
     if not (isinstance(args.exc_value, RuntimeError) and "loop is closed" in str(args.exc_value)):
         _unraisable(args)
 
@@ -50,7 +51,7 @@ CHUNK_BYTES = 64 << 20
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
-    """What came back: items by name, the caller's meta data, and where from."""
+    """A restored checkpoint: items by name, the caller's metadata, and the checkpoint's step."""
 
     items: dict[str, Any]
     meta: dict[str, Any]
@@ -61,8 +62,8 @@ class Checkpointer:
     """Saves and restores checkpoints in one folder.
 
     Args:
-      folder: made when the first checkpoint is saved.
-      keep: how many of the newest to keep.
+      folder: folder of the checkpoints; made when the first one is saved.
+      keep: number of newest checkpoints that are kept.
     """
 
     def __init__(self, folder: Path, *, keep: int = 2):
@@ -71,22 +72,22 @@ class Checkpointer:
         self._manager: ocp.CheckpointManager | None = None
 
     def steps(self) -> list[int]:
-        """Complete checkpoints, oldest first."""
+        """Steps of the complete checkpoints, in increasing order."""
         if not self.folder.is_dir():
             return []
         inside = self.folder.iterdir()
         return sorted(int(p.name) for p in inside if p.name.isdecimal() and p.is_dir())
 
     def save(self, step: int, items: dict[str, Any], meta: dict[str, Any]) -> None:
-        """Starts saving in the background; waits only for the save before it.
+        """Starts saving in the background; waits only for the previous save.
 
         Args:
-          step: names the checkpoint; one that is there already is left as it is.
+          step: names the checkpoint; an existing checkpoint of this step is left unchanged.
           items: trees of arrays by item name.
-          meta: plain values for JSON.
+          meta: metadata, plain values for JSON.
 
         Raises:
-          UserError: this or the save before could not be written.
+          UserError: this or the previous checkpoint could not be written.
         """
         try:
             if self._manager is None:
@@ -113,12 +114,12 @@ class Checkpointer:
             }
             sealed = ocp.args.JsonSave({"body": body, "digest": _digest(body)})
             if not self._manager.save(step, args=ocp.args.Composite(**saves, **{META: sealed})):
-                raise RuntimeError("a later checkpoint is already there")
+                raise RuntimeError("a later checkpoint exists already")
         except (OSError, ValueError, RuntimeError) as error:
             raise self._failed(step, error) from error
 
     def wait(self) -> None:
-        """Waits until everything is on disk.
+        """Waits until all saves are on disk.
 
         Raises:
           UserError: the last save could not be written.
@@ -130,11 +131,11 @@ class Checkpointer:
             self._manager.check_for_errors()
             self._sync()
         except (OSError, ValueError, RuntimeError) as error:
-            raise self._failed("the last", error) from error
+            raise self._failed("of the last save", error) from error
 
     def _sync(self) -> None:
-        """Waits until the newest checkpoint is on the disk itself, before older ones are deleted:
-        a power cut leaves it, or the one before."""
+        """Waits until the newest checkpoint is on the disk itself. Older ones are deleted later, so
+        that a power cut always leaves a complete checkpoint."""
         for step in self.steps()[-1:]:
             folder = self.folder / str(step)
             for path in [*folder.rglob("*"), folder, self.folder]:
@@ -143,15 +144,15 @@ class Checkpointer:
     def restore(
         self, expected: dict[str, Any], *, optional: tuple[str, ...] = (), warn=print
     ) -> Restored:
-        """The newest checkpoint that is whole.
+        """Restores the newest undamaged checkpoint.
 
         Args:
           expected: trees of arrays or shapes by item name; only these items are read.
-          optional: names of items that a checkpoint may lack.
-          warn: told of each damaged checkpoint that is passed over.
+          optional: names of items that may be missing in a checkpoint.
+          warn: called with a message about each damaged checkpoint that is skipped.
 
         Raises:
-          UserError: no whole checkpoint, or one of another network or task.
+          UserError: there is no undamaged checkpoint, or it is of another network or task.
         """
         for step in reversed(self.steps()):
             try:
@@ -159,17 +160,17 @@ class Checkpointer:
             except DamagedError as error:
                 warn(
                     f"warning: checkpoint {self.folder / str(step)} is damaged ({error}); "
-                    "trying the one before"
+                    "trying the previous one"
                 )
-        raise UserError(f"{self.folder}: no whole checkpoint to restore")
+        raise UserError(f"{self.folder}: no undamaged checkpoint to restore")
 
     def restore_step(
         self, step: int, expected: dict[str, Any], *, optional: tuple[str, ...] = ()
     ) -> Restored:
-        """One checkpoint.
+        """Restores the checkpoint of one step; arguments as of `restore`.
 
         Raises:
-          DamagedError: it cannot be read as it was written.
+          DamagedError: the checkpoint differs from what was saved, or cannot be read.
           UserError: it is of another network or task.
         """
         body = read_meta(self.folder / str(step))
@@ -179,33 +180,34 @@ class Checkpointer:
             if stored is None and name in optional:
                 continue
             if stored is None:
-                raise UserError(f"{self.folder / str(step)}: holds no {name!r} to restore")
+                raise UserError(f"{self.folder / str(step)}: has no item {name!r} to restore")
             _compare(stored, _describe(_to_shapes(tree)), self.folder / str(step), name)
             items[name] = self._read(step, name, stored, tree)
         return Restored(items=items, meta=body["meta"], step=step)
 
-    def discard_after(self, step: int, where: Path | None = None) -> None:
-        """Moves newer checkpoints aside, so that their steps can be saved again.
+    def discard_after(self, step: int, destination: Path | None = None) -> None:
+        """Moves newer checkpoints away, so that their steps can be saved again.
 
         Args:
-          step: those above it are moved.
-          where: folder that they are moved to, under their names; none: "damaged" beside this one.
+          step: checkpoints of later steps are moved.
+          destination: folder that they are moved into; None: the folder "damaged" next to the
+            folder of the checkpoints.
 
         Raises:
-          UserError: they cannot be moved.
+          UserError: a checkpoint cannot be moved.
         """
         for newer in self.steps():
             if newer > step:
-                aside = self.folder.parent / "damaged" / f"{self.folder.name}-{newer}"
-                if where is not None:
-                    aside = where / str(newer)
+                target = self.folder.parent / "damaged" / f"{self.folder.name}-{newer}"
+                if destination is not None:
+                    target = destination / str(newer)
                 try:
-                    aside.parent.mkdir(parents=True, exist_ok=True)
-                    shutil.rmtree(aside, ignore_errors=True)
-                    (self.folder / str(newer)).rename(aside)
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.rmtree(target, ignore_errors=True)
+                    (self.folder / str(newer)).rename(target)
                 except OSError as error:
                     raise UserError(
-                        f"{self.folder / str(newer)} cannot be moved to {aside}: {error.strerror}"
+                        f"{self.folder / str(newer)} cannot be moved to {target}: {error.strerror}"
                     ) from error
 
     def _open(self) -> ocp.CheckpointManager:
@@ -217,6 +219,7 @@ class Checkpointer:
         return ocp.CheckpointManager(self.folder, options=options)
 
     def _read(self, step: int, name: str, stored: list, tree: Any) -> Any:
+        """Reads an item and checks its fingerprints; returns it in the structure of `tree`."""
         folder = self.folder / str(step) / name
         blank = [np.empty(row["shape"], row["dtype"]) for row in stored]
         try:
@@ -230,9 +233,9 @@ class Checkpointer:
                         ),
                     ),
                 )
-        except (MemoryError, PermissionError) as error:  # nothing is wrong with the file
+        except (MemoryError, PermissionError) as error:  # the file itself may be undamaged
             raise UserError(f"{folder}: cannot be read: {error!r}") from error
-        except Exception as error:  # Orbax and TensorStore raise many kinds for a bad file
+        except Exception as error:  # of many kinds, from Orbax and TensorStore
             raise DamagedError(f"{name}: {str(error).splitlines()[0][:120]}") from error
         arrays = [np.asarray(read[f"{i:05d}"]) if a.size else a for i, a in enumerate(blank)]
         for row, array in zip(stored, arrays, strict=True):
@@ -245,20 +248,20 @@ class Checkpointer:
         if "No space left" in str(error):
             reason = "No space left on device"
         return UserError(
-            f"checkpoint {step} could not be written to {self.folder}: {reason[:200]} (checkpoints "
-            "saved before are untouched; free space or mend the folder, then --resume)"
+            f"checkpoint {step} could not be written to {self.folder}: {reason[:200]} (earlier "
+            "checkpoints are unchanged; free space or repair the folder, then use --resume)"
         )
 
 
 class DamagedError(Exception):
-    """A checkpoint that does not read back as it was written."""
+    """A checkpoint cannot be read, or differs from what was saved."""
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
-    """{"arrays", "meta"} of the checkpoint in `folder`.
+    """Reads {"step", "arrays", "meta"} of the checkpoint in `folder`.
 
     Raises:
-      DamagedError: it is missing or changed.
+      DamagedError: the metadata are missing or changed.
     """
     try:
         sealed = json.loads((folder / META / META_FILE).read_text())
@@ -269,11 +272,11 @@ def read_meta(folder: Path) -> dict[str, Any]:
     if not intact:
         raise DamagedError(f"{META}: contents differ from what was saved")
     if folder.name.isdecimal() and body.get("step", int(folder.name)) != int(folder.name):
-        raise DamagedError(f"its contents are of step {body['step']}: the folder was renamed")
+        raise DamagedError(f"it was saved at step {body['step']}: the folder was renamed")
     return body
 
 
-META_FILE = "metadata"  # the name Orbax gives a JSON item's file
+META_FILE = "metadata"  # Orbax's name for the file of a JSON item
 
 
 def _is_key(x: Any) -> bool:
@@ -281,14 +284,14 @@ def _is_key(x: Any) -> bool:
 
 
 def _to_arrays(tree: Any) -> list[tuple[str, np.ndarray]]:
-    """Paths and host arrays of the leaves; PRNG keys as their words."""
+    """Paths and host arrays of the leaves; PRNG keys as their raw words."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     plain = [(p, jax.random.key_data(x) if _is_key(x) else x) for p, x in leaves]
     return [(jax.tree_util.keystr(p), np.array(x)) for p, x in jax.device_get(plain)]
 
 
 def _to_shapes(tree: Any) -> list[tuple[str, Any]]:
-    """As `_to_arrays`, of shapes only."""
+    """As `_to_arrays`, but with shapes instead of arrays."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return [
         (
@@ -300,7 +303,7 @@ def _to_shapes(tree: Any) -> list[tuple[str, Any]]:
 
 
 def _from_arrays(arrays: list[np.ndarray], tree: Any) -> Any:
-    """The arrays in the tree's structure; PRNG keys made whole."""
+    """The arrays in the structure of `tree`; PRNG keys are made from their raw words."""
     leaves, structure = jax.tree.flatten(tree)
     made = [
         jax.random.wrap_key_data(jnp.asarray(a)) if _is_key(leaf) else a
@@ -310,12 +313,13 @@ def _from_arrays(arrays: list[np.ndarray], tree: Any) -> Any:
 
 
 def _numbered(arrays: list) -> dict[str, np.ndarray]:
-    """Arrays under their numbers; those without elements, which Orbax refuses, left out."""
+    """Arrays by their number; empty arrays are left out, since Orbax refuses them."""
     values = [a[1] if isinstance(a, tuple) else a for a in arrays]
     return {f"{i:05d}": a for i, a in enumerate(values) if a.size}
 
 
 def _describe(arrays: list[tuple[str, Any]], *, fingerprints: bool = False) -> list[dict]:
+    """A row of `meta` for each array."""
     rows = []
     for path, array in arrays:
         row = {"path": path, "dtype": str(array.dtype), "shape": list(array.shape)}
@@ -326,7 +330,7 @@ def _describe(arrays: list[tuple[str, Any]], *, fingerprints: bool = False) -> l
 
 
 def _compare(stored: list[dict], expected: list[dict], folder: Path, item: str) -> None:
-    """Raises UserError naming the arrays that differ."""
+    """Raises UserError with the arrays whose type or shape differs."""
 
     def shape(row: dict | None) -> str:
         return "missing" if row is None else f"{row['dtype']}{row['shape']}"
@@ -339,11 +343,13 @@ def _compare(stored: list[dict], expected: list[dict], folder: Path, item: str) 
         if shape(old.get(path)) != shape(new.get(path))
     ]
     if differing:
-        more = f" (and {len(differing) - 3} more)" if len(differing) > 3 else ""
-        what = "network, task, number of worlds or of steps"
+        others = f" (and {len(differing) - 3} more)" if len(differing) > 3 else ""
+        cause = "network, task, number of worlds or number of steps"
         if item == "replay":
-            what = "buffer_size, storage or num_envs (--checkpoint.replay false refills it)"
-        raise UserError(f"{folder} is of another {what}: {'; '.join(differing[:3])}{more}")
+            cause = "buffer_size, storage or num_envs (--checkpoint.replay false refills it)"
+        raise UserError(
+            f"{folder} was saved with another {cause}: {'; '.join(differing[:3])}{others}"
+        )
 
 
 def _fingerprint(array: np.ndarray) -> str:

@@ -1,4 +1,4 @@
-"""What the commands share: arguments, one-line errors, the device, the compile cache."""
+"""Code that all commands share: arguments, one-line errors, the device, the compile cache."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from jaxrl.errors import UserError
 from jaxrl.options import Raw, nest
 
-MOST_FILES = 2**16
+MAX_FILES = 2**16  # limit of open files that a command asks for
 
 
 def run(main: Callable[[list[str]], int]) -> None:
@@ -29,7 +29,7 @@ def run(main: Callable[[list[str]], int]) -> None:
     except Exception as error:
         if "RESOURCE_EXHAUSTED" not in str(error) or type(error).__module__ == "builtins":
             raise
-        status = _fail("out of memory: lower num_envs (num_seeds, buffer_size, --episodes)")
+        status = _fail("out of memory: lower num_envs, num_seeds, buffer_size or --episodes")
     finally:
         out.flush()
         if out.failed and not isinstance(out.failed, BrokenPipeError):
@@ -39,15 +39,16 @@ def run(main: Callable[[list[str]], int]) -> None:
 
 
 def _fail(message: str) -> int:
+    """Prints an error as one line; returns the exit status."""
     print("error:", " ".join(message.splitlines()), file=sys.stderr)
     return 2
 
 
 class _Stream:
-    """An output stream that is no reason to end a training: what it cannot take is lost.
+    """An output stream that raises no errors: text that cannot be written is lost.
 
     Attributes:
-      failed: the first error in writing to it.
+      failed: the first error while writing; None: no error.
     """
 
     def __init__(self, stream: Any):
@@ -66,7 +67,7 @@ class _Stream:
             method(*args)
         except OSError as error:
             self.failed = self.failed or error
-            with contextlib.suppress(OSError):  # nor at the interpreter's end
+            with contextlib.suppress(OSError):  # no error at exit either
                 _to_null(self._stream.fileno())
 
     def __getattr__(self, name: str) -> Any:
@@ -74,18 +75,19 @@ class _Stream:
 
 
 def _unbreakable(name: str, number: int) -> _Stream:
-    """Puts such a stream in the place of sys.stdout or sys.stderr, closed ones too."""
+    """Replaces sys.stdout or sys.stderr, even if it is closed, by a `_Stream`."""
     stream = getattr(sys, name)
-    if stream is None:  # else the next file opened would get the number that C prints to
+    if stream is None:  # else the next opened file gets this number, which C code prints to
         _to_null(number)
         stream = open(number, "w", closefd=False)
     with contextlib.suppress(AttributeError):
-        stream.reconfigure(errors="backslashreplace")  # what the terminal cannot show
+        stream.reconfigure(errors="backslashreplace")  # if the terminal lacks a character
     setattr(sys, name, _Stream(stream))
     return getattr(sys, name)
 
 
 def _to_null(number: int) -> None:
+    """Redirects a file descriptor to /dev/null."""
     null = os.open(os.devnull, os.O_WRONLY)
     if null != number:
         os.dup2(null, number)
@@ -95,7 +97,7 @@ def _to_null(number: int) -> None:
 def parse(
     argv: list[str], flags: dict[str, bool], *, settings: bool = False
 ) -> tuple[list[str], dict[str, Any], dict[str, Any]]:
-    """Splits arguments into positionals, the command's flags and dotted settings.
+    """Splits arguments into positional ones, the command's flags and dotted settings.
 
     Args:
       argv: arguments; "--name value" and "--name=value" are the same.
@@ -103,56 +105,64 @@ def parse(
       settings: whether other "--dotted.key value" arguments are allowed.
 
     Returns:
-      positionals, flags by name ("set" collects nested settings, "sweep" a list), nested
+      positional arguments; flags by name ("set" has nested settings, "sweep" a list); nested
       settings.
 
     Raises:
       UserError: an unknown flag or a missing value.
     """
     positionals: list[str] = []
-    found: dict[str, Any] = {}
+    flag_values: dict[str, Any] = {"set": {}}
     flat: dict[str, Any] = {}
-    rest = list(argv)
-    while rest:
-        token = rest.pop(0)
-        if not token.startswith("--"):
-            if token == "-h":
-                found["help"] = True
-            else:
-                positionals.append(token)
-            continue
-        name, equals, value = token[2:].partition("=")
-        known = name in flags
-        if not known and not settings:
-            close = difflib.get_close_matches(name, flags, 1)
-            hint = f"; did you mean --{close[0]}?" if close else ""
-            raise UserError(f"unknown argument --{name}{hint} (known: --{', --'.join(flags)})")
-        if known and not flags[name]:
-            if equals:
-                raise UserError(f"--{name}: takes no value")
-            found[name] = True
-            continue
-        if not equals:
-            value = "" if not rest or rest[0].startswith("--") else rest.pop(0)
-        if not value:
-            raise UserError(f"--{name}: needs a value")
-        if name == "set":
-            key, equals, value = value.partition("=")
-            if not equals:
-                raise UserError(f"--set {key}: expected KEY=VALUE, such as env.drive=omniwheel")
-            found.setdefault("set", {})[key] = Raw(value)
-        elif name == "sweep":
-            found.setdefault("sweep", []).append(value)
-        elif known:
-            found[name] = value
+    remaining = list(argv)
+    while remaining:
+        token = remaining.pop(0)
+        if token == "-h":
+            flag_values["help"] = True
+        elif not token.startswith("--"):
+            positionals.append(token)
         else:
-            flat[name] = Raw(value)
-    found["set"] = nest(found.get("set", {}))
-    return positionals, found, nest(flat)
+            name, value = _name_and_value(token[2:], remaining, flags, settings)
+            if name == "set":
+                key, equals, value = value.partition("=")
+                if not equals:
+                    raise UserError(f"--set {key}: expected KEY=VALUE, such as env.drive=omniwheel")
+                flag_values["set"][key] = Raw(value)
+            elif name == "sweep":
+                flag_values.setdefault("sweep", []).append(value)
+            elif name in flags:
+                flag_values[name] = value
+            else:
+                flat[name] = Raw(value)
+    flag_values["set"] = nest(flag_values["set"])
+    return positionals, flag_values, nest(flat)
+
+
+def _name_and_value(
+    text: str, remaining: list[str], flags: dict[str, bool], settings: bool
+) -> tuple[str, Any]:
+    """Name and value of an argument, "name=value" or "name".
+
+    The value of "name" is the next argument, which is removed from `remaining`.
+    """
+    name, equals, value = text.partition("=")
+    if name not in flags and not settings:
+        close = difflib.get_close_matches(name, flags, 1)
+        hint = f"; did you mean --{close[0]}?" if close else ""
+        raise UserError(f"unknown argument --{name}{hint} (known: --{', --'.join(flags)})")
+    if name in flags and not flags[name]:
+        if equals:
+            raise UserError(f"--{name}: takes no value")
+        return name, True
+    if not equals and remaining and not remaining[0].startswith("--"):
+        value = remaining.pop(0)
+    if not value:
+        raise UserError(f"--{name}: needs a value")
+    return name, value
 
 
 def parse_int(flags: dict[str, Any], name: str, default: int, *, minimum: int = 1) -> int:
-    """A flag's whole number, at least `minimum` and below 2^32."""
+    """The whole number that a flag has, at least `minimum` and below 2^32."""
     text = str(flags.get(name, default))
     if not text.isdecimal() or len(text) > 10 or not minimum <= int(text) < 2**32:
         shown = text if len(text) <= 40 else f"{text[:40]}..."
@@ -163,7 +173,7 @@ def parse_int(flags: dict[str, Any], name: str, default: int, *, minimum: int = 
 
 
 def start_jax() -> str:
-    """Chooses the device and the compile cache; returns "cpu" or "gpu"."""
+    """Prepares JAX: device, compile cache, open files, float32; returns "cpu" or "gpu"."""
     import jax
 
     from jaxrl import platform
@@ -176,9 +186,9 @@ def start_jax() -> str:
 
 
 def _allow_files() -> None:
-    """As many open files as this user may have: a population has one or more a member."""
+    """Raises the limit of open files: a population needs at least one for each member."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
-    if soft != resource.RLIM_INFINITY and soft < most:
+    limit = MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_FILES)
+    if soft != resource.RLIM_INFINITY and soft < limit:
         with contextlib.suppress(OSError, ValueError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))

@@ -1,7 +1,8 @@
-"""The configuration of a run: schema, sources, and their order.
+"""The configuration of a run: its settings, and where their values come from.
 
-Dataclass defaults < the task's preset for the device and algorithm, or where it has none that of
-`algos/defaults.py` < YAML file < command line.
+Sources, of which later ones win: the defaults of the dataclasses; the preset for the device and
+algorithm, from the task or, if it has none, from `algos/defaults.py`; a YAML file; the command
+line.
 """
 
 from __future__ import annotations
@@ -21,37 +22,48 @@ from jaxrl.envs import Task, WrapConfig, Wrapped
 from jaxrl.errors import UserError
 from jaxrl.files import write_text
 from jaxrl.logs import SINKS
-from jaxrl.options import MOST_INT, build, describe, merge, option, quote, to_dict
+from jaxrl.options import MAX_INT, build, describe, merge, option, quote, to_dict
 
 DEFAULT_TASK = "ballbot"
-MOST_STEPS = 10**15  # control steps are counted by the host
-MOST_EPISODES = 1_000_000
-MOST_MEMBERS = 10_000
-MOST_BYTES = 1_000_000  # of a configuration file
+MAX_STEPS = 10**15  # more than int32 can hold: control steps are counted on the host
+MAX_EPISODES = 1_000_000
+MAX_MEMBERS = 10_000
+MAX_BYTES = 1_000_000  # size of a configuration file
 
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
-    """Evaluation during and after training: own worlds, deterministic, frozen statistics."""
+    """Evaluation during and after training: separate worlds, deterministic actions, and
+    observation statistics that stay as they are."""
 
     every: int | None = option(
         None,
-        "control steps between evaluations; 0: no evaluations; none: about a tenth",
+        "control steps between two evaluations; 0: no evaluations; none: about a tenth of the run",
         minimum=0,
-        maximum=MOST_STEPS,
+        maximum=MAX_STEPS,
     )
-    episodes: int = option(100, "episodes of an evaluation", minimum=1, maximum=MOST_EPISODES)
+    episodes: int = option(
+        100,
+        "number of episodes in each evaluation during training",
+        minimum=1,
+        maximum=MAX_EPISODES,
+    )
     final_episodes: int = option(
-        100, "episodes of the evaluation at the end; 0: none", minimum=0, maximum=MOST_EPISODES
+        100,
+        "number of episodes in the evaluation after training; 0: no such evaluation",
+        minimum=0,
+        maximum=MAX_EPISODES,
     )
     best_by: Literal["mean_reward", "success_rate"] = option(
-        "mean_reward", "what makes a model the best one"
+        "mean_reward", "the metric by which evaluations choose the best model"
     )
     stop_metric: Literal["mean_reward", "success_rate"] = option(
-        "success_rate", "what stop_at looks at"
+        "success_rate", "the metric of evaluations that eval.stop_at is compared with"
     )
     stop_at: float | None = option(
-        None, "end training when stop_metric (of several runs the mean) reaches this"
+        None,
+        "training ends when eval.stop_metric reaches this value (of several runs: their"
+        " mean); none: it trains to the end",
     )
 
 
@@ -61,60 +73,75 @@ class CheckpointConfig:
 
     every: int | None = option(
         None,
-        "control steps between checkpoints; 0: only the last; none: a tenth",
+        "control steps between two checkpoints; 0: only one at the end; none: a tenth of the run",
         minimum=0,
-        maximum=MOST_STEPS,
+        maximum=MAX_STEPS,
     )
-    keep: int = option(2, "how many of the newest to keep", minimum=2)
-    replay: bool = option(True, "save past steps too (SAC, TD3); without, a resume refills them")
+    keep: int = option(2, "number of checkpoints to keep; older ones are deleted", minimum=2)
+    replay: bool = option(
+        True,
+        "checkpoints include the replay buffer (SAC, TD3); if false, a resumed run "
+        "first fills the buffer again",
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class LogConfig:
-    """Where numbers go besides progress.csv."""
+    """Logs in addition to progress.csv."""
 
-    tensorboard: bool = option(True, "write TensorBoard files")
-    wandb: bool = option(False, "log to Weights & Biases (WANDB_MODE=offline works)")
-    sinks: tuple[str, ...] = option((), "other sinks that installed packages have, by name")
-    console: bool = option(True, "progress bar and tables")
+    tensorboard: bool = option(True, "write the log for TensorBoard")
+    wandb: bool = option(False, "write the log to Weights & Biases; WANDB_MODE=offline is possible")
+    sinks: tuple[str, ...] = option(
+        (), "names of further sinks for the log, which installed packages add"
+    )
+    console: bool = option(True, "show a progress bar and tables of results in the terminal")
     table: Literal["short", "full"] = option(
-        "short", "numbers on the console at an evaluation: the most important, or all"
+        "short",
+        "numbers that the terminal shows after an evaluation: the most important ones, or all",
     )
 
     @property
     def all_sinks(self) -> list[str]:
         """Names of the sinks in use, besides progress.csv and the console."""
-        own = {"tensorboard": self.tensorboard, "wandb": self.wandb}
-        return [*(name for name, used in own.items() if used), *self.sinks]
+        builtin = {"tensorboard": self.tensorboard, "wandb": self.wandb}
+        return [*(name for name, used in builtin.items() if used), *self.sinks]
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """A run, but for the task's own settings."""
+    """The settings of a run, except those of its task."""
 
-    algo: str = option("ppo", "learning algorithm: ppo, sac, td3, or an installed one")
-    num_envs: int = option(256, "worlds simulated side by side", minimum=1)
+    algo: str = option(
+        "ppo", "learning algorithm: ppo, sac, td3, or one that an installed package adds"
+    )
+    num_envs: int = option(256, "number of worlds that are simulated in parallel", minimum=1)
     total_timesteps: int = option(
         1_000_000,
-        "control steps of each run, rounded up to whole iterations",
+        "control steps that a run trains, summed over its worlds; rounded up to whole iterations",
         minimum=1,
-        maximum=MOST_STEPS,
+        maximum=MAX_STEPS,
     )
-    seed: int = option(0, "seed of everything random", minimum=0, maximum=2**32 - 1)
+    seed: int = option(0, "seed of all random numbers of the run", minimum=0, maximum=2**32 - 1)
     num_seeds: int = option(
-        1, "runs with seeds from `seed` on, in one program", minimum=1, maximum=MOST_MEMBERS
+        1,
+        "number of runs that train at once in one program, with the seeds `seed`, `seed` + 1, ...",
+        minimum=1,
+        maximum=MAX_MEMBERS,
     )
     sweep: tuple[str, ...] = option(
         (),
-        "KEY=VALUE,VALUE..: a run for each value, in one program; several: a grid (YAML: a list)",
+        "KEY=VALUE,VALUE,..: trains one run for each value, all in one program; several"
+        " of these make a grid (in YAML: a list)",
     )
     chunk: int | None = option(
         None,
-        "iterations between two log rows; none: as many as take two seconds",
+        "iterations between two rows of the log; none: as many as take about two seconds",
         minimum=1,
         maximum=1_000_000,
     )
-    out: str | None = option(None, "the run's folder; none: checkpoints/<task>, numbered")
+    out: str | None = option(
+        None, "folder that the run is written to; none: checkpoints/<task>-<number>"
+    )
     eval: EvalConfig = option(EvalConfig(), "evaluation")
     checkpoint: CheckpointConfig = option(CheckpointConfig(), "checkpoints")
     log: LogConfig = option(LogConfig(), "logs")
@@ -124,16 +151,16 @@ class TrainConfig:
 
     @property
     def settings(self) -> AlgorithmConfig:
-        """Settings of the algorithm in use."""
+        """The settings of the algorithm that the run uses."""
         return vars(self)[self.algo]
 
 
 @functools.cache
 def train_class(algo: str) -> type[TrainConfig]:
-    """`TrainConfig` with a section for the algorithm, which may be an installed one.
+    """`TrainConfig`, with an additional section if an installed package adds the algorithm.
 
     Raises:
-      UserError: no such algorithm.
+      UserError: there is no such algorithm.
     """
     if algo not in ALGORITHMS:
         close = difflib.get_close_matches(algo, ALGORITHMS, 1)
@@ -148,18 +175,19 @@ def train_class(algo: str) -> type[TrainConfig]:
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """A resolved run."""
+    """The resolved configuration of a run."""
 
     task: str
     env: Task
     train: TrainConfig
     eval_env: Task  # the task as evaluations play it
-    eval_overrides: dict[str, Any]  # what the user wants different there
+    eval_overrides: dict[str, Any]  # task settings that the user changes in evaluations
 
     @property
     def eval_every(self) -> int:
-        """Control steps between evaluations; 0: none. Unless it is given, ten a run, or fewer
-        where they would play more than the run itself trains, but no fewer than three."""
+        """Control steps between evaluations; 0: no evaluations. By default ten evaluations per
+        run; fewer, but at least three, if ten would play more than half as many control steps
+        as the run trains."""
         settings, total = self.train.eval, self.train.total_timesteps
         if settings.every is not None:
             return settings.every
@@ -168,70 +196,81 @@ class RunConfig:
 
     @property
     def checkpoint_every(self) -> int:
-        """Control steps between checkpoints; 0: only the last."""
+        """Control steps between checkpoints; 0: only one at the end."""
         given = self.train.checkpoint.every
         return max(self.train.total_timesteps // 10, 1) if given is None else given
 
     @property
     def is_population(self) -> bool:
-        """Several runs in one program."""
+        """Whether several runs train in one program."""
         return self.train.num_seeds > 1 or bool(self.train.sweep)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, in the layout of a configuration file; not where the run lies, nor
-        the settings of algorithms that it does not use."""
+        """Plain values in the layout of a configuration file, without the run's folder and
+        without settings of algorithms that the run does not use."""
         unused = {"out", *ALGORITHMS} - {self.train.algo}
         train = {key: value for key, value in to_dict(self.train).items() if key not in unused}
         overrides = {"eval_overrides": self.eval_overrides} if self.eval_overrides else {}
         return {"env": {"name": self.task, **_env_to_dict(self.env)}, **overrides, **train}
 
     def describe(self) -> tuple[list[tuple[str, str, str, str]], list[tuple[str, str, str, str]]]:
-        """(dotted key, type, value, help) of the task's settings, and of the training's but
-        those of algorithms that it does not use."""
+        """Rows (dotted key, type, value, help): those of the task's settings; those of the
+        training settings, without algorithms that the run does not use."""
         task, wrap = _unwrap(self.env)
-        own = [
+        task_rows = [
             *describe(type(task), "env.", task),
             *describe(WrapConfig, "env.wrap.", wrap),
         ]
-        return own, _rows(self.train.algo, self.train)
+        return task_rows, _rows(self.train.algo, self.train)
 
 
 def resolve(*layers: dict[str, Any], platform: str) -> RunConfig:
-    """One configuration from layers of nested dictionaries; later layers win.
+    """Makes a configuration from nested dictionaries of settings; later ones win.
 
     Args:
-      layers: from files and the command line.
-      platform: "cpu" or "gpu"; picks the preset. Any other: no preset.
+      layers: settings from files and from the command line.
+      platform: "cpu" or "gpu", to choose the preset; any other name: no preset.
 
     Raises:
       UserError: an unknown task or setting, a wrong type, a value out of range.
     """
     layers = tuple(layer | {"env": _env_section(layer.get("env"))} for layer in layers)
     given = merge(*layers)
-    task = _task(given.get("env", {}))
+    task, algo = _task(given.get("env", {})), given.get("algo", TrainConfig.algo)
     env_class = envs.env_class(task)
-    algo = given.get("algo", TrainConfig.algo)
     cls = train_class(algo if isinstance(algo, str) else quote(algo))
+    # First without the preset, so that errors are about settings that the user gave.
+    build(cls, _training(given), known=lambda: _known(env_class, algo))
+    return _run_config(task, cls, _merge_schedules(_preset(env_class, platform, algo), *layers))
+
+
+def _run_config(task: str, cls: type[TrainConfig], values: dict[str, Any]) -> RunConfig:
+    """The run that plain values describe, which must fit the schema.
+
+    Args:
+      task: name of the task.
+      cls: class of the training settings.
+      values: settings, nested as in a configuration file; the preset is among them.
+    """
+    env_class = envs.env_class(task)
 
     def known() -> list[str]:
-        return _known(env_class, algo)
+        return _known(env_class, values.get("algo", TrainConfig.algo))
 
-    # By itself first, so that complaints are of what was given and not of the preset.
-    build(cls, _training(given), known=known)
-    values: dict[str, Any] = {}
-    for layer in reversed((_preset(env_class, platform, algo), *layers)):
-        values = merge(_without_old_schedule(layer, values), values)
     settings = {k: v for k, v in values.get("env", {}).items() if k not in ("name", "gym")}
     overrides = values.get("eval_overrides") or {}
     if not isinstance(overrides, dict):
-        raise UserError(f"eval_overrides: expected a section of the task's, got {quote(overrides)}")
+        raise UserError(f"eval_overrides: expected a section of settings, got {quote(overrides)}")
     env = _build_env(env_class, settings, "env.", known)
     at_evaluation = merge(settings, env_class.eval_overrides, overrides, path="eval_overrides.")
     eval_env = env
     if at_evaluation != settings:
         eval_env = _build_env(env_class, at_evaluation, "eval_overrides.")
         if eval_env.observation_spec != env.observation_spec:
-            raise UserError("eval_overrides: they change what the policy observes")
+            raise UserError(
+                "eval_overrides: the settings change what the policy observes, which must be the "
+                "same as in training"
+            )
     train = build(cls, _training(values), known=known)
     _check_length(train)
     _check_sinks(train.log)
@@ -245,13 +284,13 @@ def resolve(*layers: dict[str, Any], platform: str) -> RunConfig:
 
 
 def _preset(env_class: type[Task], platform: str, algo: str) -> dict[str, Any]:
-    """The task's training settings for the device and algorithm, or those of tasks without."""
-    own = env_class.presets.get(platform, {}).get(algo)
-    return GENERIC.get(platform, {}).get(algo, {}) if own is None else own
+    """The task's preset for the device and algorithm, or the general one if it has none."""
+    preset = env_class.presets.get(platform, {}).get(algo)
+    return GENERIC.get(platform, {}).get(algo, {}) if preset is None else preset
 
 
 def _env_section(section: Any) -> dict[str, Any]:
-    """The section `env` of a layer; a text alone is the task's name."""
+    """The section `env` of a layer; a string in its place is the name of the task."""
     if section is None:
         return {}
     section = {"name": section} if isinstance(section, str) else section
@@ -276,11 +315,12 @@ def _task(section: dict[str, Any]) -> str:
 
 
 def _training(values: dict[str, Any]) -> dict[str, Any]:
+    """The settings without those of the task."""
     return {k: v for k, v in values.items() if k not in ("env", "eval_overrides")}
 
 
 def _rows(algo: str, train: TrainConfig | None = None) -> list[tuple[str, str, str, str]]:
-    """What `describe` says of the training, without the algorithms that are not in use."""
+    """Rows of `describe` for the training settings, without the algorithms that are not used."""
     unused = {*ALGORITHMS} - {algo}
     rows = describe(train_class(algo), default=train)
     return [row for row in rows if row[0].partition(".")[0] not in unused]
@@ -292,17 +332,21 @@ def _known(env_class: type, algo: str) -> list[str]:
     return ["env.name", "env.gym", *(row[0] for row in rows)]
 
 
-def _without_old_schedule(layer: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """`layer` without the learning-rate schedules in whose place `above` puts another kind."""
+def _merge_schedules(*layers: dict[str, Any]) -> dict[str, Any]:
+    """`merge`, except that a learning-rate schedule of another kind replaces the whole schedule
+    of the layers below: their other settings are not for this kind."""
 
-    def schedule(of: dict[str, Any], algo: str) -> dict[str, Any]:
-        return (of.get(algo) or {}).get("schedule") or {}
+    def schedule(settings: dict[str, Any], algo: str) -> dict[str, Any]:
+        return (settings.get(algo) or {}).get("schedule") or {}
 
-    for algo in ALGORITHMS:
-        old, new = (schedule(x, algo).get("kind") for x in (layer, above))
-        if old and new and new != old:
-            layer = layer | {algo: {k: v for k, v in layer[algo].items() if k != "schedule"}}
-    return layer
+    values: dict[str, Any] = {}
+    for layer in reversed(layers):
+        for algo in ALGORITHMS:
+            lower, upper = (schedule(x, algo).get("kind") for x in (layer, values))
+            if lower and upper and lower != upper:
+                layer = layer | {algo: {k: v for k, v in layer[algo].items() if k != "schedule"}}
+        values = merge(layer, values)
+    return values
 
 
 def _check_sinks(log: LogConfig) -> None:
@@ -312,33 +356,35 @@ def _check_sinks(log: LogConfig) -> None:
 
 
 def _check_length(train: TrainConfig) -> None:
-    """Refuses a run with more steps than its counters, int32, can count."""
+    """Refuses a run with more steps than its int32 counters can hold."""
     settings: Any = train.settings
     batch = settings.num_steps * train.num_envs
     iterations = -(-train.total_timesteps // batch)
-    steps = f"num_envs x {train.algo}.num_steps, {train.num_envs:,} x {settings.num_steps:,}"
-    if batch > MOST_INT:
+    steps = f"num_envs x {train.algo}.num_steps = {train.num_envs:,} x {settings.num_steps:,}"
+    if batch > MAX_INT:
         raise UserError(
-            f"num_envs: {steps}, are more control steps an iteration than {MOST_INT:,}: lower them"
+            f"num_envs: {steps} control steps in an iteration, must be at most {MAX_INT:,}: lower "
+            f"num_envs or {train.algo}.num_steps"
         )
-    if iterations > MOST_INT:
+    if iterations > MAX_INT:
         raise UserError(
-            f"total_timesteps: {train.total_timesteps:,} in iterations of {steps}, are "
-            f"{iterations:,} iterations, must be at most {MOST_INT:,}"
+            f"total_timesteps: {train.total_timesteps:,} control steps, with {steps} in an "
+            f"iteration, take {iterations:,} iterations, must be at most {MAX_INT:,}: lower "
+            "total_timesteps"
         )
     if not isinstance(settings, OffPolicyConfig):
         return
     steps = iterations * settings.num_steps
-    for key, count, what in (
+    for key, count, unit in (
         ("total_timesteps", steps, "control steps of a world"),
         (f"{train.algo}.gradient_steps", steps * settings.gradient_steps, "updates in the run"),
     ):
-        if count > MOST_INT:
-            raise UserError(f"{key}: {count:,} {what}, must be at most {MOST_INT:,}")
+        if count > MAX_INT:
+            raise UserError(f"{key}: {count:,} {unit}, must be at most {MAX_INT:,}")
 
 
 def make_env(name: str, settings: dict[str, Any] | None = None) -> Task:
-    """A task by its name, with its settings.
+    """Makes a task from its name and its settings.
 
     Raises:
       UserError: an unknown task or setting.
@@ -352,19 +398,19 @@ def _build_env(
     path: str,
     known: Callable[[], list[str]] | None = None,
 ) -> Task:
-    """The task with its settings, behind delay, noise and history if there are any."""
+    """The task with its settings, wrapped with delay, noise and history if any is set."""
     settings = dict(settings)
     wrap = build(WrapConfig, settings.pop("wrap", None) or {}, f"{path}wrap.")
     try:
         task: Task = build(env_class, settings, path, known=known)
         length = task.episode_length
     except OverflowError as error:
-        where = path or "env."
-        raise UserError(f"{where.rstrip('.')}: its numbers are too far apart: {error}") from error
-    if length is not None and not 1 <= length <= MOST_INT:
+        section = (path or "env.").rstrip(".")
+        raise UserError(f"{section}: the settings differ too much in size: {error}") from error
+    if length is not None and not 1 <= length <= MAX_INT:
         raise UserError(
             f"{path or 'env.'}episode_length: an episode has {length:,} control steps, must be "
-            f"between 1 and {MOST_INT:,}"
+            f"between 1 and {MAX_INT:,}"
         )
     return task if wrap.is_off else Wrapped(task, wrap)
 
@@ -380,7 +426,7 @@ def _env_to_dict(env: Task) -> dict[str, Any]:
 
 
 def _chosen(values: dict[str, Any], keys: dict[str, Any]) -> dict[str, Any]:
-    """Those of the nested values whose keys are there."""
+    """The nested `values`, without those that have no entry in `keys`."""
     return {
         key: _chosen(values[key], below) if isinstance(below, dict) else values[key]
         for key, below in keys.items()
@@ -396,15 +442,15 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """
     try:
         with open(assets.find(Path(path), "configs"), "rb") as file:
-            data = file.read(MOST_BYTES + 1)
+            data = file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:
         raise UserError(f"config {path}: {getattr(error, 'strerror', None) or error}") from error
-    if len(data) > MOST_BYTES:
-        raise UserError(f"config {path}: more than {MOST_BYTES:,} bytes, which no settings take")
+    if len(data) > MAX_BYTES:
+        raise UserError(f"config {path}: more than {MAX_BYTES:,} bytes, too many for settings")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"config {path}: not valid YAML: no text in UTF-8") from error
+        raise UserError(f"config {path}: not valid YAML: not UTF-8 text") from error
     values = strict_yaml.load(text, f"config {path}")
     if not isinstance(values, dict):
         raise UserError(f"config {path}: expected settings as `key: value`, got {quote(values)}")

@@ -1,4 +1,4 @@
-"""The error a user can mend."""
+"""Errors that a user can correct."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ from typing import Any
 
 
 class UserError(Exception):
-    """Wrong input. The message says what was wrong, where, and what to do.
+    """An error in the user's input; the message states what was wrong, where, and what to do.
 
     Commands print it as one line and exit with status 2.
     """
 
 
-def brief(text: object, most: int = 200) -> str:
-    """A text, such as an error, on one line that is not too long."""
+def brief(text: object, max_length: int = 200) -> str:
+    """A text, such as that of an error, as one line of at most `max_length` characters."""
     line = " ".join(str(text).split())
-    return line if len(line) <= most else f"{line[: most - 3]}..."
+    return line if len(line) <= max_length else f"{line[: max_length - 3]}..."
 
 
 def no_opengl(error: Exception) -> UserError:
-    """What to do about a renderer that cannot be made.
+    """The error to raise if a renderer cannot be made; its message explains how to install one.
 
     Args:
-      error: what the OpenGL binding raised; each raises its own.
+      error: the exception of the OpenGL binding; each binding has its own type.
     """
     return UserError(
         "rendering needs an OpenGL library that works without a screen: install EGL "
@@ -32,10 +32,10 @@ def no_opengl(error: Exception) -> UserError:
 
 
 class Stopped(BaseException):
-    """Training was line to stop while it waited for a world.
+    """Raised when the user stops training while it waits for a world.
 
     Attributes:
-      state: the training state that was reached; None: the one that was there before.
+      state: the training state that was reached; None: the state is unchanged.
     """
 
     state: Any = None

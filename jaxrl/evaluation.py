@@ -1,4 +1,4 @@
-"""Evaluation: what plays whole episodes, and what they say."""
+"""Evaluation: plays full episodes, and summarises their statistics."""
 
 from __future__ import annotations
 
@@ -18,37 +18,37 @@ from jaxrl.errors import UserError
 from jaxrl.logs import columns, readable
 from jaxrl.policy import Policy
 
-BOOTSTRAPPED = 10_000  # episodes from which on the interval of a mean is the normal one
-TELL_EVERY = 10.0  # seconds between lines on how far an evaluation is
+BOOTSTRAPPED = 10_000  # with fewer episodes, the interval of a mean is bootstrapped
+PRINT_EVERY = 10.0  # seconds between progress lines
 
 
-def _nothing(count: int) -> Any:
+def _no_memory(count: int) -> Any:
     return ()
 
 
 @dataclasses.dataclass(frozen=True)
 class Actor:
-    """What plays episodes.
+    """Chooses the actions in an evaluation.
 
     Attributes:
-      act: (parameters, worlds with leaves [N, ...], memory [N, ...], key) -> actions [N, A], and
-        the memory after them.
-      memory: (N) -> memory before the first step.
+      act: function (parameters, worlds with leaves [N, ...], memory [N, ...], key) -> actions
+        [N, A], and the memory after them.
+      memory: function (N) -> memory of N worlds before the first step.
     """
 
     act: Callable[[Any, State, Any, jax.Array], tuple[jax.Array, Any]]
-    memory: Callable[[int], Any] = _nothing
+    memory: Callable[[int], Any] = _no_memory
 
     @classmethod
     def of_policy(cls, policy: Policy) -> Actor:
-        """Acts by a policy, deterministically; its parameters are a `PolicyState`."""
+        """Returns an actor with a policy's deterministic actions; parameters: a `PolicyState`."""
         return cls(
             lambda params, worlds, memory, key: policy(params, worlds.obs, memory), policy.memory
         )
 
     @classmethod
     def of_function(cls, act: Callable[[State, jax.Array], jax.Array]) -> Actor:
-        """Acts by a function (worlds, key) -> actions, without parameters or memory."""
+        """Returns an actor from a function (worlds, key) -> actions; no parameters, no memory."""
         return cls(lambda params, worlds, memory, key: (act(worlds, key), memory))
 
 
@@ -59,39 +59,39 @@ def play(
     episodes: int,
     key: jax.Array,
     *,
-    most: int | None = None,
+    max_worlds: int | None = None,
 ) -> tuple[tuple[str, ...], np.ndarray]:
-    """Plays episodes, as many side by side as `most` and the device's memory allow.
+    """Plays episodes, in parallel as far as `max_worlds` and the device's memory allow.
 
     Args:
       env: the task.
-      actor: what acts.
-      params: what the actor takes.
+      actor: the actor that chooses actions.
+      params: the actor's parameters.
       episodes: number of episodes E.
       key: PRNG key.
-      most: worlds side by side at the most, where the memory would allow more.
+      max_worlds: largest number of parallel worlds; None: as many as the memory allows.
 
     Returns:
       names of the S statistics, and their values [E, S].
 
     Raises:
-      UserError: there is no room for so many episodes' statistics.
+      UserError: the memory cannot hold the statistics of all episodes.
     """
     runtime = env.runtime()
-    batch = min(episodes, most or episodes, runtime.most_side_by_side())
+    batch = min(episodes, max_worlds or episodes, runtime.max_worlds())
     evaluator = runtime.evaluator(actor, batch)
     names = evaluator.statistics
     _check_memory(episodes, len(names))
     table = np.empty((episodes, len(names)), np.float32)
-    begun = told = time.monotonic()
+    start_time = printed_at = time.monotonic()
     for number, start in enumerate(range(0, episodes, batch)):
         rows = evaluator(params, jax.random.fold_in(key, number) if number else key)
         table[start : start + batch] = rows[: episodes - start]
-        if time.monotonic() - told > TELL_EVERY and (done := start + batch) < episodes:
-            told = time.monotonic()
-            left = (told - begun) * (episodes - done) / done / 60
-            with contextlib.suppress(OSError, ValueError):  # nobody listens
-                line = f"{done:,} of {episodes:,} episodes; {readable(left, 2)} minutes left"
+        if time.monotonic() - printed_at > PRINT_EVERY and (done := start + batch) < episodes:
+            printed_at = time.monotonic()
+            minutes = (printed_at - start_time) * (episodes - done) / done / 60
+            with contextlib.suppress(OSError, ValueError):  # stderr is closed
+                line = f"{done:,} of {episodes:,} episodes; {readable(minutes, 2)} minutes left"
                 print(line, file=sys.stderr, flush=True)
     return names, table
 
@@ -100,23 +100,23 @@ def _check_memory(episodes: int, columns: int) -> None:
     free, need = platform.free_bytes(), 3 * 4 * episodes * columns  # the table, and copies of it
     if free is not None and need > free:
         raise UserError(
-            f"--episodes: the numbers of {episodes:,} episodes take {need / 1e9:,.1f} GB, but "
-            f"{free / 1e9:,.1f} GB are free; about {int(episodes * free / need):,} fit"
+            f"--episodes: the statistics of {episodes:,} episodes take {need / 1e9:,.1f} GB, but "
+            f"{free / 1e9:,.1f} GB are free; about {int(episodes * free / need):,} episodes fit"
         )
 
 
 def summarize(
     statistics: tuple[str, ...], table: np.ndarray, *, resamples: int = 2000
 ) -> dict[str, dict[str, float]]:
-    """Mean, std, min, max and 95 % interval of the mean, a statistic each.
+    """Returns mean, std, min, max and 95 % interval of the mean for each statistic.
 
-    The interval is the percentile bootstrap's (Efron & Tibshirani 1993), and of many
-    episodes the normal one, to which that tends.
+    The interval is a percentile bootstrap interval (Efron & Tibshirani 1993). From
+    `BOOTSTRAPPED` episodes on it is the normal interval, to which the bootstrap converges.
 
     Args:
       statistics: names of the columns.
-      table: [E, S].
-      resamples: bootstrap resamples.
+      table: [E, S] values.
+      resamples: number of bootstrap resamples.
     """
     rng = np.random.default_rng(0)
     count = len(table)
@@ -140,7 +140,7 @@ def summarize(
 
 
 def scalars(statistics: tuple[str, ...], table: np.ndarray) -> dict[str, float]:
-    """Means under the names that go to the logs."""
+    """Returns the means, and the std of the return, under their names in the logs."""
     row = {
         columns.evaluation(name): float(mean)
         for name, mean in zip(statistics, table.mean(0), strict=True)
@@ -150,7 +150,7 @@ def scalars(statistics: tuple[str, ...], table: np.ndarray) -> dict[str, float]:
 
 
 def format_summary(summary: dict[str, dict[str, float]], env: Task) -> str:
-    """The summary as a table of plain text, and what success means on the task."""
+    """Returns the summary as a plain-text table, with the task's success criterion below."""
     columns = ("mean", "std", "min", "max")
     width = max(len(name) for name in summary)
     lines = [f"{'':{width}}" + "".join(f"{c:>11}" for c in columns) + f"{'95 % interval':>24}"]
@@ -162,5 +162,5 @@ def format_summary(summary: dict[str, dict[str, float]], env: Task) -> str:
 
 
 def success_line(env: Task) -> list[str]:
-    """A line that tells what success means on the task; none if it has no success."""
+    """Returns a line with the task's success criterion; an empty list if there is none."""
     return [f"success: {env.success_criterion}"] if env.success_criterion else []

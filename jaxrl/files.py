@@ -1,4 +1,4 @@
-"""Files that must survive a kill or a power cut, and folders that belong to one process."""
+"""Files that stay complete after a kill or a power cut, and folders locked by one process."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ LOCK = ".lock"
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes the whole file or leaves the old one, whatever happens meanwhile.
+    """Writes a file; if writing is interrupted, the old file is unchanged.
 
     Raises:
-      UserError: it cannot be written.
+      UserError: the file cannot be written.
     """
     with replacing(path) as part:
         part.write_text(text, encoding="utf-8")
@@ -26,20 +26,21 @@ def write_text(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A name beside `path` to write to; takes its place at the end, and goes if that fails.
+    """Gives a temporary path to write to, in the folder of `path`. At the end the temporary file
+    replaces `path`; after an error it is deleted.
 
     Raises:
-      UserError: it cannot be written.
+      UserError: the file cannot be written.
     """
     part = path
     try:
-        part = _beside(path)
+        part = _temporary_path(path)
         yield part
         if part != path:
             sync(part)
             os.replace(part, path)
             sync(path.parent)
-    except (OSError, ValueError) as error:  # ValueError: what can be no name, such as "."
+    except (OSError, ValueError) as error:  # ValueError: not a file name, such as "."
         raise _not_written(path, error) from error
     finally:
         if part != path:
@@ -48,16 +49,16 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def check_writable(path: Path) -> None:
-    """Makes the folder of a file that is to be written later, and tries to write there.
+    """Makes the folder of a file that will be written later, and tries to write there.
 
     Raises:
-      UserError: it could not be written.
+      UserError: the file cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        part = _beside(path)
+        part = _temporary_path(path)
         if part != path:
             part.touch()
             part.unlink()
@@ -66,7 +67,7 @@ def check_writable(path: Path) -> None:
 
 
 def first_free(path: Path) -> Path:
-    """`path`, or with the first number that is free: report.html, report-2.html, ..."""
+    """The first path that does not exist yet of report.html, report-2.html, report-3.html, ..."""
     number, free = 1, path
     while free.exists():
         number += 1
@@ -74,9 +75,9 @@ def first_free(path: Path) -> Path:
     return free
 
 
-def _beside(path: Path) -> Path:
-    """Where a file is made that is to take the place of `path`; of a device or a link itself,
-    which another file in its place would be the end of."""
+def _temporary_path(path: Path) -> Path:
+    """The path of a temporary file that will replace `path`. For a device or a link it is `path`
+    itself, since replacing would destroy the device or link."""
     plain = not path.is_symlink() and (path.is_file() or not path.exists())
     return path.with_name(f"{path.stem}.part{path.suffix}") if plain else path
 
@@ -88,7 +89,7 @@ def _not_written(path: Path, error: Exception) -> UserError:
 
 
 def sync(path: Path) -> None:
-    """Waits until a file, or a folder's list of names, is on the disk itself."""
+    """Waits until a file, or the list of a folder's files, is on the disk itself."""
     with contextlib.suppress(OSError):
         handle = os.open(path, os.O_RDONLY)
         try:
@@ -98,11 +99,11 @@ def sync(path: Path) -> None:
 
 
 def lock(folder: Path) -> IO[str] | None:
-    """Claims a folder for this process, until the file that is returned is closed or the process
-    ends, in whatever way. None where the file system knows no locks.
+    """Locks a folder for this process, until the returned file is closed or the process ends, even
+    if it is killed. Returns None if the system or the file system has no locks.
 
     Raises:
-      UserError: another process has claimed it.
+      UserError: another process has locked the folder.
     """
     try:
         import fcntl
@@ -116,7 +117,7 @@ def lock(folder: Path) -> IO[str] | None:
         owner = file.read().strip() or "another process"
         file.close()
         raise UserError(
-            f"{folder}: is being trained by {owner}; wait for its end, or choose another folder"
+            f"{folder}: is being trained by {owner}; wait until it ends, or choose another folder"
         ) from error
     except OSError:
         file.close()

@@ -1,7 +1,7 @@
-"""What a run was trained with, part by part: `history.yaml` in its folder.
+"""The history of a run, `history.yaml` in its folder: settings, versions and device of each part.
 
-A run has a part for each time that it was begun or gone on with. An entry is written when the
-part begins to train, so that a refused one leaves no trace.
+The first part begins with the start of the run, each further part with a resume. An entry is
+written when training begins, so that a refused start or resume leaves no entry.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ def record(folder: Path, step: int, changed: dict[str, list[Any]]) -> None:
     """Adds an entry for the part that begins now.
 
     Args:
-      folder: of the run.
-      step: control steps that have been trained before it.
-      changed: "dotted.key" -> [value before, value now], against the part before.
+      folder: folder of the run.
+      step: control steps that were trained before this part.
+      changed: settings that differ from the previous part: "dotted.key" -> [old value, new value].
 
     Raises:
-      UserError: it cannot be written.
+      UserError: the file cannot be written.
     """
     path = folder / HISTORY
     try:
         before = path.read_text() if path.exists() else ""
-    except (OSError, ValueError):  # nothing that is needed to train
+    except (OSError, ValueError):  # training does not need it
         before = ""
     entry: dict[str, Any] = {
         "from_step": step,
@@ -54,31 +54,33 @@ def record(folder: Path, step: int, changed: dict[str, list[Any]]) -> None:
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> dict[str, list[Any]]:
-    """Settings that differ between two configurations, as `record` takes them; what only one of
-    them has is None in the other."""
+    """Settings that differ between two configurations, as `record` takes them; a setting that one
+    of them does not have counts as None there."""
     old, new = flatten(before), flatten(now)
     keys = dict.fromkeys([*old, *new])
     return {key: [old.get(key), new.get(key)] for key in keys if old.get(key) != new.get(key)}
 
 
 def command() -> str:
-    """The command line, to be typed again."""
+    """The command line of this process, in a form that can be typed again."""
     program, *arguments = sys.argv
     path = Path(program)
     start = [program]
     if path.name == "jaxrl":  # the console script
         start = ["jaxrl"]
+    elif path.parent.name == "jaxrl" and path.name == "__main__.py":
+        start = ["python", "-m", "jaxrl"]
     elif path.parent.name == "jaxrl" and path.suffix == ".py":
         start = ["python", "-m", f"jaxrl.{path.stem}"]
     return shlex.join([*start, *arguments])
 
 
 def commit(folder: Path) -> str | None:
-    """The git commit that a folder's files are of, with "-dirty" where some differ from it; None
-    outside of a repository, or without git."""
-    ask = ["git", "describe", "--always", "--dirty", "--exclude=*", "--abbrev=40"]
+    """The git commit of a folder, with "-dirty" if files differ from it; None outside of a
+    repository, or without git."""
+    describe = ["git", "describe", "--always", "--dirty", "--exclude=*", "--abbrev=40"]
     try:
-        answer = subprocess.run(ask, cwd=folder, capture_output=True, text=True, timeout=10)
+        result = subprocess.run(describe, cwd=folder, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.SubprocessError):
         return None
-    return answer.stdout.strip() or None if answer.returncode == 0 else None
+    return result.stdout.strip() or None if result.returncode == 0 else None

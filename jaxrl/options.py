@@ -1,7 +1,7 @@
 """Settings as frozen dataclasses: built from nested dictionaries, checked, printed.
 
-YAML files, `--dotted.key value` arguments and saved runs all pass through `build`, so
-each wrong key or value meets the same check and the same one-line message.
+YAML files, `--dotted.key value` arguments and the settings of saved runs all pass through `build`,
+so that a wrong key or value leads to the same one-line message everywhere.
 """
 
 from __future__ import annotations
@@ -20,14 +20,17 @@ from jaxrl import strict_yaml
 from jaxrl.errors import UserError
 
 T = TypeVar("T")
-# What training computes with: float32 without subnormal numbers, and int32.
-LEAST_FLOAT, MOST_FLOAT, MOST_INT = 2.0**-126, 3.4e38, 2**31 - 1
-MOST_NESTED = 20  # sections in each other
+# Ranges of the numbers in training: float32 without subnormal numbers, and int32.
+MIN_FLOAT, MAX_FLOAT, MAX_INT = 2.0**-126, 3.4e38, 2**31 - 1
+MAX_NESTED = 20  # depth of sections
 
 
 class Raw(str):
-    """Text as typed on the command line, whose type is that of the setting it is for. Where any
-    value may stand it is read as YAML; text that comes from a file is text."""
+    """Text from the command line, which is converted to the type of its setting.
+
+    For a setting that takes values of any type it is read as YAML, whereas text from a file stays
+    text.
+    """
 
 
 def option(
@@ -38,16 +41,19 @@ def option(
     minimum: float | None = None,
     maximum: float | None = None,
     traced: bool = False,
+    formerly: str | None = None,
 ) -> Any:
     """A dataclass field with its help text and the range that it must lie in.
 
     Args:
       default: default value.
-      help: one line.
+      help: one line; "{section}" in it is replaced by the help of the section that the setting
+        is in.
       greater_than: exclusive lower bound.
-      minimum, maximum: inclusive bounds; a whole number is at most 2^31 - 1 if nothing is said.
-      traced: a number that compiled programs take as an argument: another value does not
-        compile them again, and the members of a population may have one each.
+      minimum, maximum: inclusive bounds; a whole number without them must be within +-(2^31 - 1).
+      traced: whether compiled programs take the number as an argument: another value does not
+        compile them again, and each member of a population may have its own value.
+      formerly: an old name of the field, which saved runs may contain.
     """
     metadata = {
         "help": help,
@@ -55,6 +61,7 @@ def option(
         "minimum": minimum,
         "maximum": maximum,
         "traced": traced,
+        "formerly": formerly,
     }
     if isinstance(default, dict):
         return dataclasses.field(default_factory=lambda: dict(default), metadata=metadata)
@@ -75,15 +82,15 @@ def build(
     default: Any = None,
     known: Callable[[], Sequence[str]] | None = None,
 ) -> Any:
-    """Makes the dataclass from a nested dictionary.
+    """Makes a dataclass from a nested dictionary.
 
     Args:
       cls: a dataclass; fields that are left out keep their defaults.
-      values: plain values; strings are read by the field's type, so "1e-3" is a number
-        where a number belongs and "10e6" a whole one.
-      path: where `values` lies, for messages ("ppo.").
-      default: keeps what `values` leave out; none: the class's own defaults.
-      known: gives dotted keys that an unknown one may have meant; none: those of `cls`.
+      values: plain values; strings are converted to the field's type, so that "1e-3" is accepted
+        for a number, and "10e6" for a whole number.
+      path: dotted path of `values`, for messages ("ppo.").
+      default: an instance with the values of fields that are left out; None: the class's defaults.
+      known: returns the dotted keys that are suggested for an unknown key; None: those of `cls`.
 
     Raises:
       UserError: unknown key, wrong type, value out of range, or no value where one is needed.
@@ -92,20 +99,22 @@ def build(
         raise UserError(f"{path.rstrip('.') or 'config'}: expected a section, got {quote(values)}")
     hints = _hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
-    made = {}
+    renamed = {f.metadata.get("formerly"): name for name, f in fields.items()}
+    converted = {}
     for key, value in values.items():
+        key = renamed.get(key, key)
         if key not in fields:
-            meant = known() if known else [row[0] for row in describe(cls, path)]
-            raise UserError(_unknown(path, str(key), list(fields), meant))
+            candidates = known() if known else [row[0] for row in describe(cls, path)]
+            raise UserError(_unknown(path, str(key), list(fields), candidates))
         base = _default(fields[key]) if default is None else getattr(default, key)
-        made[key] = _convert(value, hints[key], f"{path}{key}", base)
-        _check_range(made[key], fields[key], f"{path}{key}")
+        converted[key] = _convert(value, hints[key], f"{path}{key}", base)
+        _check_range(converted[key], fields[key], f"{path}{key}")
     if default is not None:
-        return dataclasses.replace(default, **made)
+        return dataclasses.replace(default, **converted)
     for key, field in fields.items():
-        if key not in made and _required(field):
+        if key not in converted and _required(field):
             raise UserError(f"{path}{key}: needs a value, {type_name(hints[key])}")
-    return cls(**made)
+    return cls(**converted)
 
 
 @functools.cache
@@ -114,18 +123,18 @@ def _hints(cls: type) -> dict[str, Any]:
 
 
 def _default(field: dataclasses.Field) -> Any:
-    """A field's default, or None where it has none."""
+    """The default of a field, or None if it has no default."""
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory()
     return None if field.default is dataclasses.MISSING else field.default
 
 
 def _unknown(path: str, key: str, here: list[str], known: Sequence[str]) -> str:
-    """The message about an unknown key, with what it may have meant.
+    """The message about an unknown key, with suggestions.
 
     Args:
-      path: of its section.
-      key: as given.
+      path: dotted path of the section.
+      key: the unknown key.
       here: keys of the section.
       known: dotted keys of settings anywhere.
     """
@@ -133,19 +142,23 @@ def _unknown(path: str, key: str, here: list[str], known: Sequence[str]) -> str:
     def named(name: str) -> list[str]:
         return [full for full in known if full.rpartition(".")[2] == name][:3]
 
-    meant = named(key)
-    meant = meant or [x for x in known if key in x.rpartition(".")[2].split("_")][:3]
+    suggestions = named(key)
+    suggestions = suggestions or [x for x in known if key in x.rpartition(".")[2].split("_")][:3]
     names = list(dict.fromkeys(full.rpartition(".")[2] for full in known))
     for cutoff in (0.6, 0.5):
         near, far = (difflib.get_close_matches(key, x, 1, cutoff) for x in (here, names))
-        meant = meant or [path + name for name in near] or [x for name in far for x in named(name)]
-    hint = f"; did you mean {' or '.join(meant)}?" if meant else ""
+        suggestions = (
+            suggestions
+            or [path + name for name in near]
+            or [x for name in far for x in named(name)]
+        )
+    hint = f"; did you mean {' or '.join(suggestions)}?" if suggestions else ""
     shown = quote(path + key).strip("'")
     return f"unknown setting {shown}{hint} (allowed here: {', '.join(here)})"
 
 
 def quote(value: Any) -> str:
-    """A value as messages show it: on one line, and not at any length."""
+    """A value as messages show it: one line of at most 100 characters."""
     text = repr(str(value) if isinstance(value, str) else value)
     return text if len(text) <= 100 else f"{text[:97]}..."
 
@@ -156,30 +169,32 @@ def _check_range(value: Any, field: dataclasses.Field, path: str) -> None:
             _check_range(item, field, path)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return
-    above, least, most = (field.metadata.get(k) for k in ("greater_than", "minimum", "maximum"))
-    if above is not None and not value > above:
-        raise UserError(f"{path}: got {value}, must be above {above}")
-    if isinstance(value, float) and value and not LEAST_FLOAT <= abs(value) <= MOST_FLOAT:
+    greater_than, minimum, maximum = (
+        field.metadata.get(k) for k in ("greater_than", "minimum", "maximum")
+    )
+    if greater_than is not None and not value > greater_than:
+        raise UserError(f"{path}: got {value}, must be above {greater_than}")
+    if isinstance(value, float) and value and not MIN_FLOAT <= abs(value) <= MAX_FLOAT:
         raise UserError(
             f"{path}: got {value}, which float32 cannot hold (its size must be 0 or between "
-            f"{LEAST_FLOAT:.2g} and {MOST_FLOAT:.2g})"
+            f"{MIN_FLOAT:.2g} and {MAX_FLOAT:.2g})"
         )
     if isinstance(value, int):
-        least = -MOST_INT if least is None else least
-        most = MOST_INT if most is None else most
-    if least is not None and not value >= least:
-        raise UserError(f"{path}: got {_number(value)}, must be at least {least}")
-    if most is not None and not value <= most:
-        raise UserError(f"{path}: got {_number(value)}, must be at most {most}")
+        minimum = -MAX_INT if minimum is None else minimum
+        maximum = MAX_INT if maximum is None else maximum
+    if minimum is not None and not value >= minimum:
+        raise UserError(f"{path}: got {_number(value)}, must be at least {minimum}")
+    if maximum is not None and not value <= maximum:
+        raise UserError(f"{path}: got {_number(value)}, must be at most {maximum}")
 
 
 def _number(value: float) -> str:
-    """A number as messages show it; whole ones of a hundred digits briefly."""
+    """A number as messages show it; numbers of more than 20 digits with an exponent."""
     return str(value) if abs(value) < 10**20 else f"{float(value):g}"
 
 
 def type_name(hint: Any) -> str:
-    """How a type is named to the user."""
+    """The name of a type in messages and help texts."""
     if typing.get_origin(hint) is Literal:
         return "one of " + ", ".join(map(repr, typing.get_args(hint)))
     if typing.get_origin(hint) is tuple:
@@ -198,7 +213,7 @@ def type_name(hint: Any) -> str:
 
 
 def _convert(value: Any, hint: Any, path: str, default: Any = None) -> Any:
-    """The value as the field's type; raises UserError with the path."""
+    """The value converted to the type `hint`; raises UserError with the path if it does not fit."""
     origin = typing.get_origin(hint)
     if dataclasses.is_dataclass(hint):
         return build(hint, {} if value is None else value, path + ".", default)
@@ -229,7 +244,7 @@ def _convert(value: Any, hint: Any, path: str, default: Any = None) -> Any:
             raise wrong
         return text in ("true", "yes")
     if hint not in (int, float):
-        raise UserError(f"{path}: is {type_name(hint)}, which cannot be set")
+        raise UserError(f"{path}: cannot be set, since its type is {type_name(hint)}")
     return _convert_number(value, hint, wrong)
 
 
@@ -240,7 +255,7 @@ def _convert_number(value: Any, hint: type, wrong: UserError) -> float:
     try:
         if hint is int:
             with contextlib.suppress(ValueError):
-                return int(text)  # exact, where it has no exponent
+                return int(text)  # exact, if the text has no exponent
         number = float(text)
     except ValueError:
         raise wrong from None
@@ -250,7 +265,7 @@ def _convert_number(value: Any, hint: type, wrong: UserError) -> float:
 
 
 def _convert_text(value: Any, wrong: UserError) -> str:
-    """Text that can name something: not empty, and without what no file can hold."""
+    """Text that can be a name: not empty, without control characters and lone surrogates."""
     if not isinstance(value, str) or not value.strip():
         raise wrong
     if any(c < " " or "\ud800" <= c < "\ue000" for c in value):
@@ -259,7 +274,7 @@ def _convert_text(value: Any, wrong: UserError) -> str:
 
 
 def _plain(value: Any, path: str) -> Any:
-    """A value of any type: what was typed as YAML says, all else as it is."""
+    """A value for a setting of any type: text from the command line is read as YAML."""
     if isinstance(value, Raw):
         return _plain(strict_yaml.load(str(value), path), path)
     if isinstance(value, (list, tuple)):
@@ -273,7 +288,7 @@ def _plain(value: Any, path: str) -> Any:
 
 
 def _convert_union(value: Any, hint: Any, path: str) -> Any:
-    """As the first of the types that takes it."""
+    """The value converted to the first type of the union that accepts it."""
     kinds = list(typing.get_args(hint))
     if type(None) in kinds and (value is None or str(value).lower() in ("none", "null")):
         return None
@@ -296,14 +311,14 @@ def _convert_list(value: Any, item: Any, path: str, wrong: UserError) -> tuple:
 
 
 def merge(*layers: dict[str, Any], path: str = "") -> dict[str, Any]:
-    """Nested dictionaries laid over each other; later ones win.
+    """Merges nested dictionaries; values of later ones win.
 
     Args:
       layers: the dictionaries.
-      path: where they lie, for messages.
+      path: their dotted path, for messages.
 
     Raises:
-      UserError: a key is a section in one and has a value in another.
+      UserError: a key is a section in one dictionary and has a value in another.
     """
     merged: dict[str, Any] = {}
     for layer in layers:
@@ -314,8 +329,10 @@ def merge(*layers: dict[str, Any], path: str = "") -> dict[str, Any]:
             elif value is None and isinstance(old, dict):
                 continue  # an empty section changes nothing
             elif old is not None and isinstance(value, dict) != isinstance(old, dict):
-                one = old if isinstance(value, dict) else value
-                raise UserError(f"{path}{key}: got both a section and the value {quote(one)}")
+                value_given = old if isinstance(value, dict) else value
+                raise UserError(
+                    f"{path}{key}: got both a section and the value {quote(value_given)}"
+                )
             else:
                 merged[key] = value
     return merged
@@ -325,11 +342,11 @@ def nest(flat: dict[str, Any]) -> dict[str, Any]:
     """{"a.b": 1} -> {"a": {"b": 1}}.
 
     Raises:
-      UserError: a key is a section and has a value, or lies too deep.
+      UserError: a key is a section and also has a value, or is nested too deeply.
     """
     nested: dict[str, Any] = {}
     for key, value in flat.items():
-        if key.count(".") >= MOST_NESTED:
+        if key.count(".") >= MAX_NESTED:
             raise UserError(f"unknown setting {quote(key)}")
         layer: Any = value
         for part in reversed(key.split(".")):
@@ -348,7 +365,7 @@ def flatten(nested: dict[str, Any], path: str = "") -> dict[str, Any]:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """The dataclass as plain nested dictionaries and lists, as YAML and JSON take them."""
+    """The dataclass as nested dictionaries and lists of plain values, for YAML and JSON."""
     plain = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -358,19 +375,27 @@ def to_dict(config: Any) -> dict[str, Any]:
     return plain
 
 
-def describe(cls: type, path: str = "", default: Any = None) -> list[tuple[str, str, str, str]]:
-    """(dotted key, type, default, help) of every setting, sections opened."""
+def describe(
+    cls: type, path: str = "", default: Any = None, section: str = ""
+) -> list[tuple[str, str, str, str]]:
+    """Rows (dotted key, type, default, help) of all settings, including those in sections.
+
+    Args:
+      cls: a dataclass.
+      path: its dotted path ("ppo.").
+      default: an instance with the values to show; None: the class's own defaults.
+      section: help of the section, which replaces "{section}" in the help of its settings.
+    """
     rows = []
     hints = _hints(cls)
     for field in dataclasses.fields(cls):
         value = _default(field) if default is None else getattr(default, field.name)
+        text = field.metadata.get("help", "").replace("{section}", section)
         if dataclasses.is_dataclass(hints[field.name]):
-            rows += describe(hints[field.name], f"{path}{field.name}.", value)
+            rows += describe(hints[field.name], f"{path}{field.name}.", value, text)
             continue
         shown = "required" if _required(field) else _show(value)
-        rows.append(
-            (path + field.name, type_name(hints[field.name]), shown, field.metadata.get("help", ""))
-        )
+        rows.append((path + field.name, type_name(hints[field.name]), shown, text))
     return rows
 
 
@@ -380,6 +405,7 @@ def _required(field: dataclasses.Field) -> bool:
 
 
 def _show(value: Any) -> str:
+    """A value as help texts show it."""
     if isinstance(value, tuple):
         return "[" + ",".join(map(str, value)) + "]"
     if isinstance(value, bool):

@@ -1,4 +1,4 @@
-"""The device that programs run on, and where compiled ones are kept."""
+"""The device that compiled programs run on, and the cache that they are kept in."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ _chosen = threading.local()
 
 
 def start() -> str:
-    """Finds the device, and a folder for compiled programs; returns "cpu" or "gpu".
+    """Finds the device, and sets the folder of the compile cache; returns "cpu" or "gpu".
 
-    The folder is the user's own cache folder, since a cached program is code; set
-    JAX_COMPILATION_CACHE_DIR to move it. Where it cannot be written there is none.
+    The cache lies in the user's own cache folder, since cached programs are executable code; set
+    JAX_COMPILATION_CACHE_DIR to move it. If the folder cannot be written, there is no cache.
 
     Raises:
       UserError: there is no device.
     """
     chosen = jax.config.values.get("jax_compilation_cache_dir")
-    if chosen in (None, os.environ.get("JAX_COMPILATION_CACHE_DIR")):  # else by the user's code
+    if chosen in (None, os.environ.get("JAX_COMPILATION_CACHE_DIR")):  # else set by user code
         jax.config.update("jax_compilation_cache_dir", _cache_folder())
     try:
         return "cpu" if jax.default_backend() == "cpu" else "gpu"
-    except Exception as error:  # each backend has its own
-        asked = os.environ.get("JAX_PLATFORMS")
-        why = f" with JAX_PLATFORMS={asked}" if asked else ""
-        said = str(error).strip() or "none of that kind (for a GPU: pip install 'jaxrl[gpu]')"
-        raise UserError(f"JAX finds no device{why}: {said.splitlines()[0]}") from error
+    except Exception as error:  # each backend has its own type
+        requested = os.environ.get("JAX_PLATFORMS")
+        condition = f" with JAX_PLATFORMS={requested}" if requested else ""
+        message = str(error).strip() or "no such device (for a GPU: pip install 'jaxrl[gpu]')"
+        raise UserError(f"JAX finds no device{condition}: {message.splitlines()[0]}") from error
 
 
 def _cache_folder() -> str | None:
-    """Where compiled programs are kept; None where nothing can be written."""
+    """The folder of the compile cache; None if it cannot be written."""
     try:
         folder = os.environ.get("JAX_COMPILATION_CACHE_DIR")
         base = os.environ.get("XDG_CACHE_HOME") or ("" if folder else Path.home() / ".cache")
@@ -47,18 +47,21 @@ def _cache_folder() -> str | None:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             return str(path)
-    except (OSError, RuntimeError):  # RuntimeError: there is no home
+    except (OSError, RuntimeError):  # RuntimeError: there is no home folder
         return None
 
 
 def target() -> str:
-    """ "cpu", "gpu" or another backend's name: JAX's default, or what `compile_for` says."""
+    """The backend that programs are compiled for, such as "cpu".
+
+    It is JAX's default backend, unless `compile_for` sets another one.
+    """
     return getattr(_chosen, "platform", None) or jax.default_backend()
 
 
 @contextlib.contextmanager
 def compile_for(platform: str) -> Iterator[None]:
-    """Traces programs for `platform` ("cpu" or "gpu") instead of JAX's default backend."""
+    """Programs traced inside are for `platform` ("cpu" or "gpu"), not JAX's default backend."""
     before = getattr(_chosen, "platform", None)
     _chosen.platform = platform
     try:
@@ -68,7 +71,7 @@ def compile_for(platform: str) -> Iterator[None]:
 
 
 def free_bytes() -> int | None:
-    """Memory of the device that arrays may still take; None where it cannot be known."""
+    """Free memory of the device in bytes; None if it is unknown."""
     stats = jax.devices()[0].memory_stats() or {}
     if "bytes_limit" in stats:
         return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
@@ -78,7 +81,7 @@ def free_bytes() -> int | None:
         available = int(facts["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError):
         return None
-    with contextlib.suppress(OSError, ValueError):  # a container's own limit; "max": none
+    with contextlib.suppress(OSError, ValueError):  # a container's limit; "max": no limit
         group = Path("/sys/fs/cgroup")
         limit, used = ((group / f"memory.{name}").read_text() for name in ("max", "current"))
         available = min(available, int(limit) - int(used))
@@ -86,5 +89,5 @@ def free_bytes() -> int | None:
 
 
 def tree_bytes(tree: Any) -> int:
-    """Memory of a tree of arrays or shapes."""
+    """Memory in bytes of a tree of arrays or shapes."""
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))

@@ -1,4 +1,4 @@
-"""Policies: from observations to actions, apart from any algorithm."""
+"""Policies: they map observations to actions, and are independent of any algorithm."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from jaxrl.envs.task import ArraySpec
 from jaxrl.envs.vector import select
 from jaxrl.errors import UserError
 from jaxrl.nets import ActorCritic, NetworkConfig
-from jaxrl.nets.encoders import WHOLE, encoder_names, is_image, parts_of
+from jaxrl.nets.encoders import ONLY_PART, encoder_names, parts_of
 from jaxrl.rl import normalizer
 from jaxrl.rl.distributions import DISTRIBUTIONS, Gaussian
 from jaxrl.rl.normalizer import RunningStatistics
 
 
 class PolicyState(struct.PyTreeNode):
-    """What acting needs: network parameters and observation statistics."""
+    """State of a policy: network parameters and observation statistics."""
 
     params: Any
     normalizer: RunningStatistics
@@ -29,14 +29,15 @@ class Policy:
     """Normaliser, encoders, trunk, memory, head and distribution of actions.
 
     Args:
-      network: its settings.
+      network: settings of the network.
       observation: `ArraySpec`, or a dictionary of them.
       action: `ArraySpec`.
-      normalize: scale observations by their running mean and standard deviation; images never.
-      path: of the network's section in the configuration, for messages.
+      normalize: whether to normalise observations, except images, by their running mean and
+        standard deviation.
+      path: path of the network's section in the configuration, for messages.
 
     Raises:
-      UserError: settings that do not fit the observation.
+      UserError: settings do not fit the observation.
     """
 
     def __init__(
@@ -68,22 +69,22 @@ class Policy:
             wrong = [key for key in keys if key not in known]
             if wrong:
                 raise UserError(
-                    f"{path}.{field}: the observation has no {wrong[0]!r} (it has: "
-                    f"{', '.join(known) or 'no keys, it is one array'})"
+                    f"{path}.{field}: the observation has no part {wrong[0]!r} (its parts: "
+                    f"{', '.join(known) or 'none, it is one array'})"
                 )
 
-    # -- what it keeps -------------------------------------------------------------------
+    # -- parameters and statistics -------------------------------------------------------
 
     def state(self, params: Any) -> PolicyState:
-        """A policy with these parameters that has seen no observations."""
+        """Returns a policy's state with these parameters, before any observation."""
         return PolicyState(params=params, normalizer=normalizer.init(self._vectors(self._shapes())))
 
     def init(self, key: jax.Array, *, value: bool) -> Any:
-        """Parameters of the network.
+        """Returns initial parameters of the network.
 
         Args:
           key: PRNG key.
-          value: with a value head; else of the policy alone.
+          value: whether to include the value network; else only the policy network.
         """
         lead = (1, 1) if self.has_memory else ()
         obs = jax.tree.map(lambda x: jnp.zeros((*lead, *x.shape), x.dtype), self._shapes())
@@ -92,9 +93,9 @@ class Policy:
         return self.network.init(key, obs, self.memory(1), reset, method=method)
 
     def _shapes(self) -> Any:
-        """Shapes of one observation."""
+        """Returns the shapes of one observation."""
         shapes = {k: jax.ShapeDtypeStruct(p.shape, p.dtype) for k, p in self.parts.items()}
-        return shapes if isinstance(self.observation, dict) else shapes[WHOLE]
+        return shapes if isinstance(self.observation, dict) else shapes[ONLY_PART]
 
     # -- memory --------------------------------------------------------------------------
 
@@ -103,35 +104,36 @@ class Policy:
         return self.config.memory != "none"
 
     def memory(self, count: int) -> Any:
-        """The memory of so many worlds before their first step, leaves [count, H]; empty where
-        the policy has none."""
+        """Returns the memory of `count` worlds before their first step, leaves [count, H]; empty
+        if the policy has no memory."""
         if not self.has_memory:
             return ()
         owners = ("policy",) if self.config.shared_trunk else ("policy", "value")
         return {owner: jnp.zeros((count, self.config.memory_size)) for owner in owners}
 
     def forget(self, memory: Any, ended: jax.Array) -> Any:
-        """The memory [N, ...] where episodes ended [N] begins anew."""
+        """Returns the memory [N, ...], set to zero in worlds where an episode ended ([N] bool)."""
         return select(ended, jax.tree.map(jnp.zeros_like, memory), memory)
 
     # -- acting --------------------------------------------------------------------------
 
     def __call__(self, state: PolicyState, obs: Any, memory: Any = ()) -> tuple[jax.Array, Any]:
-        """Deterministic actions.
+        """Returns deterministic actions.
 
         Args:
           state: parameters and statistics.
           obs: observations, leaves [N, ...]; without memory, any leading axes.
-          memory: [N, ...].
+          memory: [N, ...] memory before the step.
 
         Returns:
-          actions [N, A] in [-1, 1], or [N] indices of choices; the memory after them.
+          actions [N, A] in [-1, 1], or [N] indices of discrete actions; the memory after the step.
         """
         gaussian, memory = self.gaussian(state, obs, memory)
         return self.distribution.action(gaussian.mean), memory
 
     def gaussian(self, state: PolicyState, obs: Any, memory: Any = ()) -> tuple[Gaussian, Any]:
-        """Distribution of the raw actions, and the memory after them; arguments as of a call."""
+        """Returns the distribution of raw actions, and the memory after the step; arguments as
+        for `__call__`."""
         if not self.has_memory:
             return self.gaussians(state, obs)
         obs = jax.tree.map(lambda x: x[None], obs)
@@ -142,13 +144,13 @@ class Policy:
     def gaussians(
         self, state: PolicyState, obs: Any, memory: Any = (), reset: Any = None
     ) -> tuple[Gaussian, Any]:
-        """Distributions of the raw actions of a sequence, and the memory after it.
+        """Returns the distributions of raw actions in a sequence, and the memory after it.
 
         Args:
           state: parameters and statistics.
           obs: leaves [T, N, ...].
-          memory: [N, ...] before the first step.
-          reset: [T, N] bool, before which steps an episode began.
+          memory: [N, ...] memory before the first step.
+          reset: [T, N] bool, steps before which an episode began and the memory is reset.
         """
         return self.network.apply(
             state.params, self.normalized(state, obs), memory, reset, method="policy"
@@ -157,8 +159,8 @@ class Policy:
     def values(
         self, state: PolicyState, obs: Any, memory: Any = (), reset: Any = None
     ) -> tuple[jax.Array, Any]:
-        """State values [T, N] of a sequence and the value's memory after each step [T, N, H];
-        arguments as `gaussians`."""
+        """Returns the state values [T, N] of a sequence, and the value network's memory after each
+        step [T, N, H] (None without memory); arguments as for `gaussians`."""
         return self.network.apply(
             state.params, self.normalized(state, obs), memory, reset, method="value"
         )
@@ -166,22 +168,22 @@ class Policy:
     # -- observations --------------------------------------------------------------------
 
     def normalized(self, state: PolicyState, obs: Any) -> Any:
-        """Observations [..., *S] scaled; images are left to their encoders."""
+        """Returns normalised observations [..., *S]; images are unchanged (encoders scale them)."""
         if not self.normalizes:
             return obs
         vectors = normalizer.normalize(state.normalizer, self._vectors(obs))
         if isinstance(obs, dict):
             return obs | vectors
-        return obs if is_image(self.parts[WHOLE]) else vectors
+        return obs if self.parts[ONLY_PART].is_image else vectors
 
     def seen(self, state: PolicyState, obs: Any) -> RunningStatistics:
-        """The statistics after some more observations [..., *S]."""
+        """Returns the statistics of observations, with observations [..., *S] added."""
         if not self.normalizes:
             return state.normalizer
         return normalizer.update(state.normalizer, self._vectors(obs))
 
     def _vectors(self, obs: Any) -> Any:
-        """The parts of an observation that are no images; {} if it is one image."""
+        """Returns the parts of an observation that are not images; {} if it is a single image."""
         if isinstance(obs, dict):
-            return {key: x for key, x in obs.items() if not is_image(self.parts[key])}
-        return {} if is_image(self.parts[WHOLE]) else obs
+            return {key: x for key, x in obs.items() if not self.parts[key].is_image}
+        return {} if self.parts[ONLY_PART].is_image else obs

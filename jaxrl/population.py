@@ -1,4 +1,4 @@
-"""One run, or many at once in one program: seeds, and a grid of traced settings."""
+"""Populations: one run, or several runs (seeds, a grid of traced settings) in one program."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from jaxrl import platform
 from jaxrl.algos import ALGORITHMS
-from jaxrl.config import MOST_MEMBERS, RunConfig, TrainConfig
+from jaxrl.config import MAX_MEMBERS, RunConfig, TrainConfig
 from jaxrl.envs.vector import MEMBERS_AXIS
 from jaxrl.errors import UserError
 from jaxrl.evaluation import Actor
@@ -29,8 +29,8 @@ class Member:
     """One run of a population.
 
     Attributes:
-      name: of its folder, such as "learning_rate=0.001,seed=0"; empty for a run alone.
-      config: as if it were run alone.
+      name: name of its folder, such as "learning_rate=0.001,seed=0"; empty for a single run.
+      config: configuration of this member as a single run.
     """
 
     name: str
@@ -38,31 +38,34 @@ class Member:
 
 
 def members(config: RunConfig) -> list[Member]:
-    """The runs that `num_seeds` and `sweep` ask for.
+    """Returns the runs that `num_seeds` and `sweep` define.
 
     Raises:
-      UserError: a swept setting that is not one traced number.
+      UserError: a swept setting is not a traced number, a value is wrong, two runs are the
+        same, or there are too many runs.
     """
     train = config.train
     if not config.is_population:
         return [Member("", config)]
-    made = []
+    runs = []
     for point in itertools.product(*_axes(train)):
         values = {key.rpartition(".")[2]: value for key, value in point}
         seed = values.pop("seed")
         settings = build(type(train.settings), values, f"{train.algo}.", default=train.settings)
-        own: dict[str, Any] = {"seed": seed, "num_seeds": 1, "sweep": (), train.algo: settings}
-        alone = dataclasses.replace(train, **own)
+        changes: dict[str, Any] = {"seed": seed, "num_seeds": 1, "sweep": (), train.algo: settings}
+        single = dataclasses.replace(train, **changes)
         values = {key: vars(settings)[key] for key in values} | {"seed": seed}
         name = ",".join(f"{key}={value}" for key, value in values.items())
-        made.append(Member(name, dataclasses.replace(config, train=alone)))
-    if len({member.name for member in made}) < len(made):
-        raise UserError(f"sweep: got {list(train.sweep)}, which makes two runs that are the same")
-    return made
+        runs.append(Member(name, dataclasses.replace(config, train=single)))
+    if len({member.name for member in runs}) < len(runs):
+        raise UserError(
+            f"sweep: got {list(train.sweep)}, where two runs are the same; remove repeated values"
+        )
+    return runs
 
 
 def _axes(train: TrainConfig) -> list[list[tuple[str, Any]]]:
-    """What varies over the members: (setting, value) pairs, each setting's in a list."""
+    """Returns a list of (setting, value) pairs for each setting that differs between members."""
     axes: list[list[tuple[str, Any]]] = [_axis(text, train.algo) for text in train.sweep]
     keys = [axis[0][0] for axis in axes]
     twice = [key for key in keys if keys.count(key) > 1]
@@ -71,22 +74,22 @@ def _axes(train: TrainConfig) -> list[list[tuple[str, Any]]]:
             f"sweep: got {twice[0]} twice; give all its values in one KEY=VALUE,VALUE.."
         )
     axes.append([("seed", train.seed + i) for i in range(train.num_seeds)])
-    if math.prod(map(len, axes)) > MOST_MEMBERS:
+    if math.prod(map(len, axes)) > MAX_MEMBERS:
         raise UserError(
             f"sweep, num_seeds: {' x '.join(f'{len(axis):,}' for axis in axes)} runs, must be at "
-            f"most {MOST_MEMBERS:,}"
+            f"most {MAX_MEMBERS:,}"
         )
     return axes
 
 
 def _axis(text: str, algo: str) -> list[tuple[str, str]]:
-    """ "ppo.gamma=.9,.99" -> [("ppo.gamma", ".9"), ("ppo.gamma", ".99")]."""
+    """Parses "ppo.gamma=.9,.99" to [("ppo.gamma", ".9"), ("ppo.gamma", ".99")]."""
     key, _, values = text.partition("=")
     known = [f"{algo}.{name}" for name in traced(ALGORITHMS[algo].Config)]
     if key not in known:
         raise UserError(
             f"sweep: got {text!r}, expected KEY=VALUE,VALUE.. with one of {', '.join(known)} "
-            "(other settings change the program: start a run for each)"
+            "(other settings change the program: start a separate run for each value)"
         )
     split = [value.strip() for value in values.split(",") if value.strip()]
     if not split:
@@ -95,32 +98,36 @@ def _axis(text: str, algo: str) -> list[tuple[str, str]]:
 
 
 class Population:
-    """The runs of a configuration as one program.
+    """The runs of a configuration, as one program.
 
-    A run alone is traced as it is; several are one `vmap`, each with its own seed and
-    numbers. Counters that are the same for all are kept once, so that branches on them
-    stay branches; all else of several runs begins with the member axis [M].
+    A single run is traced directly; several runs are one `vmap`, each with its own seed and
+    traced settings. Counters that are the same for all members are stored once, so that
+    conditionals on them are not turned into selections; all other arrays of several runs begin
+    with the member axis [M].
 
     Args:
-      config: the run.
+      config: configuration of the run.
 
     Raises:
-      UserError: settings that do not fit together, or the device.
+      UserError: settings do not fit together, or do not fit the device.
     """
 
     def __init__(self, config: RunConfig):
         self._count = math.prod(map(len, _axes(config.train)))
-        self._alone = not config.is_population
+        self._is_single = not config.is_population
         self.runtime = config.env.runtime()
-        if not self._alone and not self.runtime.trains_populations:
-            raise UserError(f"num_seeds, sweep: {config.task} trains one run at a time")
+        if not self._is_single and not self.runtime.trains_populations:
+            raise UserError(
+                f"num_seeds, sweep: {config.task} can train only one run at a time; start a "
+                "separate run for each member"
+            )
         self.runtime.check(config.task)
         try:
             self.algo = make_algorithm(config, members=len(self))
             shapes = jax.eval_shape(self.algo.init, jax.random.key(0))
         except OverflowError as error:
             raise UserError(
-                f"env: with these settings {config.task} counts beyond what int32 can hold: "
+                f"env: with these settings {config.task} has numbers that int32 cannot hold: "
                 f"{str(error).splitlines()[0]}"
             ) from error
         self._check_memory(config, shapes)
@@ -131,7 +138,7 @@ class Population:
         return self._count
 
     def _check_memory(self, config: RunConfig, shapes: Any) -> None:
-        """Refuses what the device cannot hold, before it is made."""
+        """Raises UserError if the device has too little free memory, before any is allocated."""
         free = platform.free_bytes()
         if free is None:
             return
@@ -147,11 +154,11 @@ class Population:
             raise UserError(
                 f"{lower.partition(',')[0]}: training takes at least {total / 1e9:,.1f} GB "
                 f"({each}), but {free / 1e9:,.1f} GB are free on the device; lower {lower}"
-                f"{'' if self._alone else ', num_seeds or sweep'}"
+                f"{'' if self._is_single else ', num_seeds or sweep'}"
             )
 
     def _needs(self, config: RunConfig, shapes: Any) -> Iterator[tuple[str, tuple[int, str]]]:
-        """(part of training, (least bytes for a member, settings that it grows with))."""
+        """Yields (part of training, (minimum bytes for a member, settings that determine them))."""
         yield from self.algo.memory_needs(shapes)
         train = config.train
         settings = train.eval
@@ -162,37 +169,37 @@ class Population:
     def _check_replay(self, config: RunConfig, replay: Any, free: int) -> None:
         need = platform.tree_bytes(replay) * len(self)
         copied = platform.target() == "cpu" and config.train.checkpoint.replay
-        if copied:  # on another device the copy lies on the host
+        if copied:  # on other devices, the copy is in the host's memory
             need *= 2
         if need > free:
             name, size = config.train.algo, vars(config.train.settings)["buffer_size"]
+            members = "" if self._is_single else f" x {len(self)} members"
             raise UserError(
-                f"{name}.buffer_size: {size:,} control steps"
-                f"{'' if self._alone else f' x {len(self)} members'} take {need / 1e9:,.1f} GB, "
+                f"{name}.buffer_size: {size:,} control steps{members} take {need / 1e9:,.1f} GB, "
                 f"{'with the copy that a checkpoint is written from, ' if copied else ''}but "
                 f"{free / 1e9:,.1f} GB are free on the device; about "
-                f"{int(size * free / need):,} fit ({name}.storage bfloat16 halves it)"
+                f"{int(size * free / need):,} steps fit ({name}.storage bfloat16 halves their size)"
             )
 
     def hyperparameters(self) -> Any:
-        """Traced numbers, leaves [M]; of a run alone, []."""
+        """Returns the traced settings of all members, leaves [M]; of a single run, []."""
         each = [self.algo.hyperparameters(member.config.train.settings) for member in self.members]
-        return each[0] if self._alone else jax.tree.map(lambda *x: jnp.stack(x), *each)
+        return each[0] if self._is_single else jax.tree.map(lambda *x: jnp.stack(x), *each)
 
     def seeds(self) -> jax.Array:
-        """[M] keys of the members' seeds; of a run alone, []."""
+        """Returns the PRNG keys of the members' seeds, [M]; of a single run, []."""
         keys = [jax.random.key(member.config.train.seed) for member in self.members]
-        return keys[0] if self._alone else jnp.stack(keys)
+        return keys[0] if self._is_single else jnp.stack(keys)
 
     def init(self) -> Any:
-        """The training state at the start."""
-        init = self.algo.init if self._alone else jax.vmap(self.algo.init, out_axes=self._axes)
+        """Returns the training state at the start."""
+        init = self.algo.init if self._is_single else jax.vmap(self.algo.init, out_axes=self._axes)
         return init(self.seeds(), self.hyperparameters())
 
     def step(self, state: Any) -> tuple[Any, Any]:
-        """One iteration of all; metrics and episode sums come out."""
+        """Runs one iteration of all members; returns the state, and metrics with episode sums."""
         step = functools.partial(iterate, self.algo)
-        if self._alone:
+        if self._is_single:
             return step(state)
         step = jax.vmap(
             step,
@@ -203,24 +210,24 @@ class Population:
         return step(state)
 
     def finite(self, state: Any) -> jax.Array:
-        """[M] bool; all numbers that learning moves are finite."""
+        """[M] bool: whether all numbers that learning changes are finite."""
 
         def check(*parts):
             return jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(parts)]).all()
 
         parts, axes = (state.policy, state.learner), (self._axes.policy, self._axes.learner)
-        return check(*parts)[None] if self._alone else jax.vmap(check, in_axes=axes)(*parts)
+        return check(*parts)[None] if self._is_single else jax.vmap(check, in_axes=axes)(*parts)
 
     def split(self, tree: Any) -> list[Any]:
-        """A tree that training gave, for each member."""
-        if self._alone:
+        """Splits a tree of the training into one tree for each member."""
+        if self._is_single:
             return [tree]
         return [jax.tree.map(lambda x, i=i: x[i], tree) for i in range(len(self))]
 
     def evaluator(self, config: RunConfig) -> Evaluator:
-        """Judges all members' policies at once."""
+        """Returns an evaluator of all members' policies at once."""
         return config.eval_env.runtime().evaluator(
             Actor.of_policy(self.algo.policy),
             config.train.eval.episodes,
-            members=None if self._alone else len(self),
+            members=None if self._is_single else len(self),
         )

@@ -1,29 +1,30 @@
-"""How many iterations a chunk of training has."""
+"""The number of iterations of each chunk of training."""
 
 from __future__ import annotations
 
-SECONDS = 2.0  # of a chunk, after which the host hears of it
+SECONDS = 2.0  # time of a chunk, after which its numbers are logged
 
 
 class Rhythm:
-    """After the first chunk, which is compiled, and one that is timed, as many iterations as take
-    `SECONDS`.
+    """Chooses the number of iterations of each chunk, so that a chunk takes about `SECONDS`.
+
+    The first chunk, which includes compilation, and the second, which is timed, have one iteration.
 
     Args:
-      fixed: so many each time.
+      fixed: number of iterations of every chunk; None: chosen by time.
     """
 
     def __init__(self, fixed: int | None):
         self._fixed, self._count, self._chunks = fixed, 1, 0
 
-    def next(self, most: int) -> int:
-        """Iterations of the next chunk, `most` at the most."""
-        self._count = min(self._fixed or self._count, most)
+    def next(self, maximum: int) -> int:
+        """Returns the number of iterations of the next chunk, at most `maximum`."""
+        self._count = min(self._fixed or self._count, maximum)
         return self._count
 
     def took(self, seconds: float) -> None:
-        """How long they took."""
+        """Records the time that the chunk took."""
         self._chunks += 1
         if self._chunks > 1:
-            wanted = SECONDS / max(seconds, 1e-6) * self._count
-            self._count = max(1, min(round(wanted), 8 * self._count))
+            count = SECONDS / max(seconds, 1e-6) * self._count
+            self._count = max(1, min(round(count), 8 * self._count))

@@ -1,4 +1,4 @@
-"""A run on disk: its configuration, its checkpoints, and the best model of each member."""
+"""The folder of a run: its configuration, its checkpoints, and the best model of each member."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ FILES = ("config.yaml", "progress.csv", history.HISTORY)
 
 @dataclasses.dataclass
 class Progress:
-    """Host-side counters; saved with each checkpoint.
+    """Progress of training; saved with each checkpoint.
 
     Attributes:
       timesteps: control steps of each member.
-      elapsed: seconds.
-      best: score of each member's best model.
+      elapsed: duration of training (s).
+      best: score of each member's best model; None: there is no such model yet.
     """
 
     timesteps: int = 0
@@ -36,7 +36,7 @@ class Progress:
 
 
 class MemberFolder:
-    """Where a member's own things lie: RUN itself, or RUN/members/<name>."""
+    """The folder of a member: RUN for a single run, RUN/members/<name> in a population."""
 
     def __init__(self, run: Path, member: Member):
         self.member = member
@@ -45,15 +45,15 @@ class MemberFolder:
 
 
 class RunFolder:
-    """The folder of a run, claimed for this process until `close`.
+    """The folder of a run, locked for this process until `close`.
 
     Args:
-      path: of the folder; made if it is not there.
-      config: of the run.
-      members: of the run.
+      path: path of the folder; made if it does not exist.
+      config: configuration of the run.
+      members: members of the run.
 
     Raises:
-      UserError: it cannot be written, or another process trains in it.
+      UserError: the folder cannot be written, or another process trains in it.
     """
 
     def __init__(self, path: Path, config: RunConfig, members: list[Member]):
@@ -63,11 +63,12 @@ class RunFolder:
         self.members = [MemberFolder(path, member) for member in members]
 
     def close(self) -> None:
-        """Gives the folder free for other processes."""
+        """Releases the folder for other processes."""
         if self._lock:
             self._lock.close()
 
     def _claim(self) -> IO[str] | None:
+        """Makes the folder, checks that it can be used, and locks it."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             probe = self.path / ".writable"
@@ -75,30 +76,32 @@ class RunFolder:
             probe.unlink()
         except OSError as error:
             raise UserError(
-                f"out: cannot write to {self.path}: {error.strerror} (choose another with --out)"
+                f"out: cannot write to {self.path}: {error.strerror} (choose another folder with "
+                "--out)"
             ) from error
         for names, kind, fits in ((FOLDERS, "folder", Path.is_dir), (FILES, "file", Path.is_file)):
             for path in (self.path / name for name in names):
                 if path.exists() and not fits(path):
-                    raise UserError(f"{path}: a {kind} belongs here; move what is there away")
+                    raise UserError(f"{path}: exists, but is not a {kind}; move it away")
         return files.lock(self.path)
 
-    # -- going on ------------------------------------------------------------------------
+    # -- start and resume ----------------------------------------------------------------
 
     def begin(self) -> Progress:
-        """Of a new run, or one that was killed before its first checkpoint."""
+        """Prepares the folder for a run without a checkpoint: a new one, or one that was killed
+        before its first checkpoint."""
         for member in self.members:
             member.best.discard_after(-1)
         return Progress(best=[None] * len(self.members))
 
     def restore(self, shapes: Any) -> tuple[Restored, Progress, dict[str, list[Any]]]:
-        """The newest whole checkpoint, its counters, and the settings that are others now.
+        """Returns the newest undamaged checkpoint, its progress, and the settings that differ now.
 
         Args:
-          shapes: of the training state.
+          shapes: shapes of the training state.
 
         Raises:
-          UserError: there is none that fits, or nothing is left to train.
+          UserError: no checkpoint fits, or settings were changed but nothing is left to train.
         """
         restored = self.checkpoints.restore(
             self._items(shapes),
@@ -109,8 +112,8 @@ class RunFolder:
         changed = history.differences(restored.meta["config"], self.config.to_dict())
         if changed and progress.timesteps >= self.config.train.total_timesteps:
             raise UserError(
-                f"--resume {self.path}: its {progress.timesteps:,} control steps are trained, "
-                f"so another {next(iter(changed))} would change nothing; give a larger "
+                f"--resume {self.path}: all of its {progress.timesteps:,} control steps have been "
+                f"trained, so a change of {next(iter(changed))} has no effect; give a larger "
                 "--total_timesteps too"
             )
         self.checkpoints.discard_after(restored.step)
@@ -125,7 +128,8 @@ class RunFolder:
     def _begin_new_record(
         self, step: int, progress: Progress, changed: dict[str, list[Any]]
     ) -> None:
-        """Lets the best model of another task be, since its score says nothing of this one."""
+        """Moves the best models away if the task or the score has changed, since old and new scores
+        cannot be compared."""
         kinds = ("env.", "eval_overrides.", "eval.best_by")
         keys = [key for key in changed if key.startswith(kinds)]
         if not keys:
@@ -134,35 +138,36 @@ class RunFolder:
             member.best.discard_after(-1, member.path / "earlier" / "best")
             progress.best[i] = None
         old, new = changed[keys[0]]
-        kept = self.members[0].path / "earlier" / "best"
+        earlier = self.members[0].path / "earlier" / "best"
         others = f" (and {len(keys) - 1} more settings)" if len(keys) > 1 else ""
         print(
-            f"{keys[0]} is {new} and no longer {old}{others}: a new record of the best model "
-            f"begins at {step:,} control steps; the one before lies in {kept}",
+            f"{keys[0]} has changed from {old} to {new}{others}: scores from {step:,} control "
+            "steps on cannot be compared with earlier ones; the best model so far was moved to "
+            f"{earlier}",
             file=sys.stderr,
         )
 
     def _warn(self, restored: Restored, changed: dict[str, list[Any]]) -> None:
-        """Says where the rest will not be what the run would have been without a break."""
+        """Prints how the resumed run will differ from one without an interruption."""
         train = self.config.train
         if "total_timesteps" in changed and train.settings.schedule.kind != "constant":
             print(
-                f"{train.algo}.schedule now goes over {train.total_timesteps:,} control steps: the "
-                "rest is not what a run of that length from the start would have done",
+                f"{train.algo}.schedule now spans {train.total_timesteps:,} control steps: the "
+                "result will differ from that of a run of this length from the start",
                 file=sys.stderr,
             )
         saved_with = restored.meta["hardware"]["jax"]
         if saved_with != jax.__version__:
             print(
-                f"warning: saved with jax {saved_with}, going on with {jax.__version__}: "
-                "right, but not bit for bit",
+                f"warning: the checkpoint was saved with jax {saved_with}, and this is jax "
+                f"{jax.__version__}: results are not the same bit for bit",
                 file=sys.stderr,
             )
 
     # -- writing -------------------------------------------------------------------------
 
     def write_configuration(self, progress: Progress, changed: dict[str, list[Any]]) -> None:
-        """Writes what will be trained with."""
+        """Writes the configurations of the run and its members, and an entry in the history."""
         write_yaml(self.config, self.path / "config.yaml")
         for member in self.members:
             write_yaml(member.member.config, member.path / "config.yaml")
@@ -173,11 +178,11 @@ class RunFolder:
 
         Args:
           state: the training state.
-          progress: counters.
+          progress: progress of training.
           policy: the `Policy` that is trained.
         """
         for member in self.members:
-            member.best.wait()  # a checkpoint never claims a best model that is not on disk
+            member.best.wait()  # the best model of a checkpoint is always on disk
         self.checkpoints.save(
             progress.timesteps, self._items(state), _meta(self.config, progress, policy)
         )
@@ -188,24 +193,24 @@ class RunFolder:
         """Starts saving the best model of the `i`-th member.
 
         Args:
-          i: number of the member.
-          params: its `PolicyState`.
-          progress: counters.
+          i: index of the member.
+          params: the member's `PolicyState`.
+          progress: progress of training.
           policy: the `Policy` that is trained.
-          row: its evaluation.
+          row: results of the member's evaluation.
         """
         member = self.members[i]
         meta = _meta(member.member.config, progress, policy)
         member.best.save(progress.timesteps, {"policy": params}, meta | {"eval": row})
 
     def best(self, progress: Progress) -> Path:
-        """The folder of the run, or of the population's best member."""
+        """The folder of a single run, or of a population's best member."""
         scores = [-float("inf") if score is None else score for score in progress.best]
         return self.members[scores.index(max(scores))].path
 
     def _items(self, state: Any) -> dict[str, Any]:
-        """A training state as checkpoint items: the policy apart, so that it loads alone,
-        and the replay, which may be left out."""
+        """A training state as checkpoint items. The policy is separate, so that it can be loaded
+        alone; and the replay, since it may be left out."""
         items = {"policy": state.policy, "train": state.replace(policy=None, replay=None)}
         if self.config.train.checkpoint.replay and jax.tree.leaves(state.replay):
             items["replay"] = state.replay
@@ -213,6 +218,7 @@ class RunFolder:
 
 
 def _meta(config: RunConfig, progress: Progress, policy: Any) -> dict[str, Any]:
+    """The metadata of a checkpoint."""
     return {
         "config": config.to_dict(),
         "progress": dataclasses.asdict(progress),

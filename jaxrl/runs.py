@@ -1,4 +1,4 @@
-"""Runs on disk: the algorithm they used, the policies they left, and their judgement."""
+"""Runs on disk: making their algorithm, loading their policies, and evaluating these."""
 
 from __future__ import annotations
 
@@ -22,16 +22,17 @@ from jaxrl.config import RunConfig, resolve
 from jaxrl.envs import ArraySpec, Task
 from jaxrl.errors import UserError
 from jaxrl.files import check_writable, write_text
-from jaxrl.nets.encoders import WHOLE, parts_of
+from jaxrl.nets.encoders import ONLY_PART, parts_of
 from jaxrl.options import build
 from jaxrl.policy import Policy, PolicyState
 
-EVAL_SEED = 0x5EED  # evaluation draws its own random numbers
+EVAL_SEED = 0x5EED  # seed of evaluations, whose random numbers differ from those of training
 MEMBERS = "members"  # folder of a population's runs
 
 
 def make_algorithm(config: RunConfig, *, members: int = 1) -> Algorithm:
-    """The configured algorithm on the configured task, one of `members` side by side."""
+    """The configured algorithm on the configured task; `members` is the number of such runs in the
+    program."""
     train = config.train
     iterations = -(-train.total_timesteps // (train.settings.num_steps * train.num_envs))
     worlds = config.env.runtime().worlds(train.num_envs, members=members)
@@ -39,7 +40,7 @@ def make_algorithm(config: RunConfig, *, members: int = 1) -> Algorithm:
 
 
 def hardware() -> dict[str, Any]:
-    """What this runs on, for checkpoints, reports and benchmarks."""
+    """Hardware and versions of this process, for checkpoints, reports and benchmarks."""
     device = jax.devices()[0]
     return {
         "device": device.device_kind,
@@ -70,11 +71,11 @@ class TrainedPolicy:
     """A policy restored from disk.
 
     Attributes:
-      policy: what acts with it.
-      params: its parameters and statistics.
-      meta: the checkpoint's meta data.
-      source: the folder it was read from.
-      overrides: settings laid over those of the run that made it.
+      policy: the policy, without its parameters.
+      params: network parameters and observation statistics.
+      meta: the checkpoint's metadata.
+      source: the folder that the policy was read from.
+      overrides: settings that replace those of the run that trained the policy.
     """
 
     policy: Policy
@@ -85,27 +86,27 @@ class TrainedPolicy:
 
     @functools.cached_property
     def config(self) -> RunConfig:
-        """The run that made it. This makes the task, too.
+        """Configuration of the run that trained the policy, with `overrides`; makes the task.
 
         Raises:
-          UserError: settings that do not fit, or another task than the policy is for.
+          UserError: a setting is wrong, or the policy does not fit the task.
         """
         config = resolve(self.meta["config"], self.overrides, platform="none")
         task = config.eval_env
-        for what, own, other in (
-            ("observes", self.policy.observation, task.observation_spec),
-            ("does", self.policy.action, task.action_spec),
+        for kind, of_policy, of_task in (
+            ("observation", self.policy.observation, task.observation_spec),
+            ("action", self.policy.action, task.action_spec),
         ):
-            if _shapes(own) != _shapes(other):
+            if _shapes(of_policy) != _shapes(of_task):
                 raise UserError(
-                    f"{self.source}: what the policy {what} has the shape {_shapes(own)}, but with "
-                    f"these settings {config.task} has {_shapes(other)}"
+                    f"{self.source}: the policy's {kind} has the shape {_shapes(of_policy)}, but "
+                    f"that of {config.task} with these settings has {_shapes(of_task)}"
                 )
         return config
 
     @property
     def actor(self) -> evaluation.Actor:
-        """Acts with it, deterministically."""
+        """An actor that chooses the policy's deterministic actions."""
         return evaluation.Actor.of_policy(self.policy)
 
 
@@ -114,7 +115,7 @@ def _shapes(spec: Any) -> Any:
 
 
 def spaces(policy: Policy) -> dict[str, Any]:
-    """What a policy observes and does, for a checkpoint's meta data."""
+    """The specifications of a policy's observations and actions, for a checkpoint's metadata."""
     return {
         "observation": {key: part.to_dict() for key, part in policy.parts.items()},
         "is_array": not isinstance(policy.observation, dict),
@@ -123,18 +124,18 @@ def spaces(policy: Policy) -> dict[str, Any]:
 
 
 def policy_of(meta: dict[str, Any]) -> tuple[Policy, type[Algorithm]]:
-    """The policy that a checkpoint's meta data describe, and the algorithm that trained it.
+    """The policy that a checkpoint's metadata describe, and the algorithm that trained it.
 
-    Checkpoints from before spaces were kept do not tell them; their task is asked.
+    Old checkpoints have no `spaces`; then the observations and actions are those of their task.
     """
     config = meta["config"]
     algorithm = ALGORITHMS[config["algo"]]
     settings = build(algorithm.Config, config[config["algo"]], f"{config['algo']}.")
     if "spaces" in meta:
-        found = meta["spaces"]
-        parts = {key: ArraySpec.from_dict(part) for key, part in found["observation"].items()}
-        observation = parts[WHOLE] if found["is_array"] else parts
-        action = ArraySpec.from_dict(found["action"])
+        saved = meta["spaces"]
+        parts = {key: ArraySpec.from_dict(part) for key, part in saved["observation"].items()}
+        observation = parts[ONLY_PART] if saved["is_array"] else parts
+        action = ArraySpec.from_dict(saved["action"])
     else:
         task = resolve(config, platform="none").env
         observation, action = task.observation_spec, task.action_spec
@@ -143,32 +144,33 @@ def policy_of(meta: dict[str, Any]) -> tuple[Policy, type[Algorithm]]:
 
 
 def load_policy(path: str | Path, overrides: dict[str, Any] | None = None) -> TrainedPolicy:
-    """A policy from a run's folder (its best model, else its newest), or a checkpoint's.
+    """Loads a policy from a run's folder (its best model, else its newest) or from a checkpoint.
 
     Args:
-      path: RUN, RUN/best, RUN/checkpoints or one step's folder in either; of a population,
-        RUN/members/<name> is such a run. Or the name of a policy that the project ships.
-      overrides: settings laid over the run's own, such as {"env": {"drive": ...}}.
+      path: RUN, RUN/best, RUN/checkpoints or the folder of one step in either; for a population,
+        RUN is RUN/members/<name>. Or the name of a policy that comes with the project.
+      overrides: settings that replace the run's own, such as {"env": {"drive": ...}}.
 
     Raises:
-      UserError: nothing there, damaged, or of another network.
+      UserError: there is no policy, it is damaged, or it is of another network.
     """
     path = assets.find(Path(path), "checkpoints")
     if (path / MEMBERS).is_dir():
         raise UserError(f"{path}: holds a population; choose a member: {_best_member(path)}")
-    folders, only = _where(path)
+    folders, single_step = _checkpoint_folders(path)
     for folder in folders:
         store = Checkpointer(folder)
-        for step in reversed(store.steps()) if only is None else [only]:
+        for step in reversed(store.steps()) if single_step is None else [single_step]:
             trained = _load_step(store, step, overrides or {})
             if trained is not None:
                 return trained
-    raise UserError(f"{path}: no whole checkpoint (expected a run's folder or a checkpoint)")
+    raise UserError(f"{path}: no undamaged checkpoint (expected a run's folder or a checkpoint)")
 
 
-def is_own(run: Path) -> bool:
-    """Whether a run, or its population, can be gone on with: it was trained here, and its
-    folder is the user's. What only holds a policy came from elsewhere."""
+def is_resumable(run: Path) -> bool:
+    """Whether training of a run, or of its population, can be continued: its folder has training
+    checkpoints. Then the folder belongs to the user. A folder with only a policy may be one that
+    comes with the project."""
     folder = run.resolve()
     if folder.parent.name == MEMBERS:
         folder = folder.parent.parent
@@ -176,22 +178,22 @@ def is_own(run: Path) -> bool:
 
 
 def _best_member(path: Path) -> str:
-    """A population's best member, in words."""
+    """The folder of a population's best member, as text for a message."""
     scores: dict[Path, float] = {}
     for member in sorted((path / MEMBERS).iterdir()):
         for step in Checkpointer(member / "best").steps():
             with contextlib.suppress(DamagedError):
                 meta = read_meta(member / "best" / str(step))["meta"]
-                by = meta["config"]["eval"]["best_by"]
-                scores[member] = meta["eval"][f"eval/{by}"]
+                metric = meta["config"]["eval"]["best_by"]
+                scores[member] = meta["eval"][f"eval/{metric}"]
     if not scores:
-        return f"{path / MEMBERS}/<name> (none has been evaluated yet)"
+        return f"{path / MEMBERS}/<name> (no member has been evaluated yet)"
     best = max(scores, key=lambda member: scores[member])
     return f"{best} is the best of {len(scores)}"
 
 
-def _where(path: Path) -> tuple[list[Path], int | None]:
-    """The folders of checkpoints that a path names, and the step if it names one."""
+def _checkpoint_folders(path: Path) -> tuple[list[Path], int | None]:
+    """The folders of checkpoints at a path, and the step if the path is that of one step."""
     if not path.exists():
         raise UserError(f"{path}: no such file or folder")
     if path.name.isdecimal() and not any((path / n).exists() for n in ("best", "checkpoints")):
@@ -202,6 +204,7 @@ def _where(path: Path) -> tuple[list[Path], int | None]:
 
 
 def _load_step(store: Checkpointer, step: int, overrides: dict) -> TrainedPolicy | None:
+    """The policy of one checkpoint; None, with a warning, if the checkpoint is damaged."""
     folder = store.folder / str(step)
     try:
         meta = read_meta(folder)["meta"]
@@ -225,32 +228,37 @@ def evaluate_policy(
     settings: dict[str, Any] | None = None,
     *,
     task: Task | None = None,
-    most: int | None = None,
+    max_worlds: int | None = None,
 ) -> dict[str, Any]:
-    """The summary of `episodes` fresh episodes, with all that says where it comes from.
+    """Plays `episodes` new episodes; returns their summary, and how it was measured.
 
     Args:
       trained: the policy.
-      episodes: how many.
-      seed: of the episodes.
-      settings: what was changed against the run's own, for the record.
-      task: another one than that of the run.
-      most: worlds side by side at the most.
+      episodes: number of episodes.
+      seed: seed of the episodes.
+      settings: settings that differ from those of the run; only added to the result.
+      task: the task to play; None: the run's own.
+      max_worlds: largest number of worlds side by side; None: no limit but the memory.
 
     Raises:
-      UserError: too many episodes.
+      UserError: there are too many episodes for the memory.
     """
-    begun = time.monotonic()
+    start_time = time.monotonic()
     key = jax.random.fold_in(jax.random.key(EVAL_SEED + 1), seed)
     statistics, table = evaluation.play(
-        task or trained.config.eval_env, trained.actor, trained.params, episodes, key, most=most
+        task or trained.config.eval_env,
+        trained.actor,
+        trained.params,
+        episodes,
+        key,
+        max_worlds=max_worlds,
     )
     return {
         "source": f"{trained.source.parent.name}/{trained.source.name}",
         "settings": settings or {},
         "episodes": episodes,
         "seed": seed,
-        "seconds": time.monotonic() - begun,
+        "seconds": time.monotonic() - start_time,
         "hardware": hardware(),
         "summary": evaluation.summarize(statistics, table),
     }
@@ -260,7 +268,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     """Writes a result file, and makes its folder.
 
     Raises:
-      UserError: it cannot be written.
+      UserError: the file cannot be written.
     """
     check_writable(path)
     write_text(path, json.dumps(content, indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM while a run trains."""
+"""Handling of SIGINT and SIGTERM during training."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from typing import Any
 
 
 class SignalGuard:
-    """While inside, the first SIGINT or SIGTERM is noted and a second one ends the process;
-    only in the main thread.
+    """Context manager that records the first SIGINT or SIGTERM; a second one ends the process.
+
+    It has no effect outside of the main thread.
 
     Args:
-      before_exit: is called before the process ends.
+      before_exit: called before a second signal ends the process.
 
     Attributes:
-      number: of the signal that came; None: none did.
+      number: number of the signal that was received; None: no signal yet.
     """
 
     def __init__(self, before_exit: Callable[[], None]):

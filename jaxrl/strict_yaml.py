@@ -1,8 +1,8 @@
-"""YAML in which what is written is what is meant, and what is small stays small.
+"""YAML without surprising types, and with limits on size and depth.
 
-Other than YAML 1.1: a key stands once and is text, `1:30` and dates are text, `010` is no octal
-number, `1e-3` is a number. Nothing but text, numbers, true and false, null, lists and sections
-can be written. What `dump` writes reads back the same, in values and types.
+Differences from YAML 1.1: a key must be text and may occur only once in a section; `1:30`, dates
+and `010` are text; `1e-3` is a number. Only text, numbers, true and false, null, lists and sections
+are allowed. `load` returns what was given to `dump`, with the same values and types.
 """
 
 from __future__ import annotations
@@ -14,31 +14,31 @@ import yaml
 
 from jaxrl.errors import UserError
 
-MOST_VALUES = 20_000  # with aliases counted as what they stand for
-MOST_NESTED = 50
+MAX_VALUES = 20_000  # an alias counts as many as the values that it stands for
+MAX_NESTED = 50  # depth of sections and lists
 _TAG = "tag:yaml.org,2002:"
 
 
 class _Loader(yaml.SafeLoader):
-    """Composes with its eye on size, depth and keys."""
+    """A YAML loader that checks the number of values, the depth and the keys."""
 
     def __init__(self, stream: str):
         super().__init__(stream)
         self._depth = self._count = 0
-        self._counts: dict[int, int] = {}  # values within a node, by its id
+        self._counts: dict[int, int] = {}  # number of values in a node, by its id
 
     def compose_node(self, parent: Any, index: Any) -> yaml.Node:
         event, before = self.peek_event(), self._count
         self._depth += 1
-        if self._depth > MOST_NESTED:
-            raise _refused(f"more than {MOST_NESTED} sections or lists in each other", event)
+        if self._depth > MAX_NESTED:
+            raise _yaml_error(f"more than {MAX_NESTED} nested sections or lists", event)
         node = super().compose_node(parent, index)
         self._depth -= 1
-        if isinstance(event, yaml.AliasEvent):  # of a node that is not whole: it holds itself
-            self._count += self._counts.get(id(node), MOST_VALUES)
+        if isinstance(event, yaml.AliasEvent):  # unknown: a node that contains itself
+            self._count += self._counts.get(id(node), MAX_VALUES)
         self._count += 1
-        if self._count > MOST_VALUES:
-            raise _refused(f"more than {MOST_VALUES:,} values", event)
+        if self._count > MAX_VALUES:
+            raise _yaml_error(f"more than {MAX_VALUES:,} values", event)
         self._counts.setdefault(id(node), self._count - before)
         return cast(yaml.Node, node)
 
@@ -47,29 +47,30 @@ class _Loader(yaml.SafeLoader):
         known = set()
         for key, _ in node.value:
             if key.tag not in (_TAG + "str", _TAG + "merge"):
-                raise _refused(f"the key {_text(key)} is no text; put it in quotes", key)
+                raise _yaml_error(f"the key {_key_text(key)} is not text; put it in quotes", key)
             if key.value in known:
-                raise _refused(f"the key {_text(key)} a second time", key)
+                raise _yaml_error(f"the key {_key_text(key)} occurs twice", key)
             known.add(key.value)
         return node
 
 
 class _Dumper(yaml.SafeDumper):
-    """Puts text in quotes that any reader would take for something else."""
+    """A YAML dumper that puts text in quotes if it would be read as another type."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
 
-def _refused(problem: str, at: Any) -> yaml.MarkedYAMLError:
+def _yaml_error(problem: str, at: Any) -> yaml.MarkedYAMLError:
     return yaml.MarkedYAMLError(problem=problem, problem_mark=at.start_mark)
 
 
-def _text(key: yaml.Node) -> str:
-    return repr(key.value) if isinstance(key, yaml.ScalarNode) else "of several values"
+def _key_text(key: yaml.Node) -> str:
+    return repr(key.value) if isinstance(key, yaml.ScalarNode) else "(a list or a section)"
 
 
 def _set_up() -> None:
+    """Sets which plain texts stand for values of other types, and which types are allowed."""
     number = r"(?:[0-9][0-9_]*(?:\.[0-9_]*)?|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)?"
     forms = {
         "bool": (r"(?:true|false|yes|no|on|off)", "tTfFyYnNoO"),
@@ -81,7 +82,7 @@ def _set_up() -> None:
     _Loader.yaml_implicit_resolvers = {}
     for name, (form, first) in forms.items():
         pattern = re.compile(rf"(?:{form})\Z", re.IGNORECASE)
-        if name == "float":  # 010 and 0x10 are none
+        if name == "float":  # 010 is not a number
             pattern = re.compile(rf"(?![-+]?0[0-9_]+\Z)(?:{form})\Z", re.IGNORECASE)
         for cls in (_Loader, _Dumper):
             cls.add_implicit_resolver(_TAG + name, pattern, list(first))
@@ -97,15 +98,15 @@ def _set_up() -> None:
 _set_up()
 
 
-def load(text: str, where: str) -> Any:
-    """The value of a YAML text.
+def load(text: str, path: str) -> Any:
+    """The value of a YAML document.
 
     Args:
-      text: one document.
-      where: it comes from, for messages.
+      text: the document.
+      path: file or setting that the text comes from, for messages.
 
     Raises:
-      UserError: it is not valid.
+      UserError: the text is not valid.
     """
     try:
         return yaml.load(text, _Loader)
@@ -113,9 +114,9 @@ def load(text: str, where: str) -> Any:
         mark = getattr(error, "problem_mark", None)
         place = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
         problem = getattr(error, "problem", None) or getattr(error, "reason", None) or error
-        raise UserError(f"{where}: not valid YAML{place}: {problem}") from error
+        raise UserError(f"{path}: not valid YAML{place}: {problem}") from error
 
 
 def dump(values: Any) -> str:
-    """YAML that `load` reads back the same."""
+    """The values as YAML, which `load` turns into the same values."""
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False)

@@ -1,4 +1,4 @@
-"""The one host loop: a chunk of training, then log, evaluate, save."""
+"""The training loop on the host: train a chunk, then log, evaluate and save."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from jaxrl.signals import SignalGuard
 
 
 class Trainer:
-    """Trains one run, or a population of them, into one folder.
+    """Trains a single run, or a population of runs, and writes the results to one folder.
 
     Args:
-      config: the run.
-      folder: where it is written.
-      resume: go on from the newest whole checkpoint in `folder`.
-      callbacks: called while it trains.
+      config: configuration of the run.
+      folder: folder that the run is written to.
+      resume: continue from the newest intact checkpoint in `folder`, if there is a checkpoint.
+      callbacks: called during training.
 
     Raises:
       UserError: the folder cannot be written, or the checkpoint does not fit.
@@ -61,11 +61,11 @@ class Trainer:
         self._stop_reason: str | None = None
         self._diverged: set[int] = set()
         self._warned_of_range = False
-        self._changed: dict[str, list[Any]] = {}  # settings, against those of the checkpoint
+        self._changed: dict[str, list[Any]] = {}  # settings that differ from the checkpoint's
         try:
             if resume and self.folder.checkpoints.steps():
                 self.state = self.training.resume(self._restore())
-            else:  # new, or killed before its first checkpoint: the same seed gives the same bits
+            else:  # new, or killed before its first checkpoint: a restart gives the same bits
                 self.progress = self.folder.begin()
                 self.state = self.training.init()
         except BaseException:
@@ -73,10 +73,10 @@ class Trainer:
             raise
 
     def _restore(self) -> Any:
-        """The state of the newest whole checkpoint, and its counters."""
+        """The training state of the newest intact checkpoint; also restores the counters."""
         shapes = jax.eval_shape(self.population.init)
         restored, self.progress, self._changed = self.folder.restore(shapes)
-        # Numbers changed on the command line count from here on.
+        # Traced settings that were changed on the command line take effect from here on.
         state = restored.items["train"].replace(
             policy=restored.items["policy"], hyper=self.population.hyperparameters()
         )
@@ -86,22 +86,22 @@ class Trainer:
             print(
                 "the checkpoint holds no replay buffer: the policy plays "
                 f"{self.algo.refill_steps:,} control steps to refill it "
-                "before learning goes on",
+                "before learning continues",
                 file=sys.stderr,
             )
         return state.replace(replay=jax.jit(lambda: self.population.init().replay)())
 
     @property
     def finished(self) -> bool:
-        """Nothing is left to train."""
+        """Whether all control steps have been trained."""
         return self.progress.timesteps >= self.config.train.total_timesteps
 
     def stop(self, reason: str) -> None:
-        """Ends training after this chunk, as at its end."""
+        """Ends training after the current chunk, prints the reason, and saves everything."""
         self._stop_reason = reason
 
     def close(self) -> None:
-        """Gives the run's folder free for other processes."""
+        """Releases the run's folder, so that other processes can use it."""
         self.folder.close()
 
     # -- the loop ---------------------------------------------------------------------
@@ -109,11 +109,12 @@ class Trainer:
     def run(self) -> int:
         """Trains to the end; returns the exit status (0, or 128 + a signal's number).
 
-        SIGINT and SIGTERM end the running chunk, save and return; a second one kills. Any
-        other exception saves first, where the state is still there.
+        SIGINT or SIGTERM ends training after the current chunk, and the state is saved; a second
+        signal ends the process. After an unexpected exception the state is saved if it still
+        exists.
         """
         train = self.config.train
-        begun = time.monotonic() - self.progress.elapsed
+        start_time = time.monotonic() - self.progress.elapsed
         self.console = Console(
             train.total_timesteps,
             start=self.progress.timesteps,
@@ -121,7 +122,7 @@ class Trainer:
             table=train.log.table,
         )
         self._signal = SignalGuard(self.console.close)
-        with self._signal, contextlib.ExitStack() as stack, self._saving_what_fails():
+        with self._signal, contextlib.ExitStack() as stack, self._saving_on_error():
             stack.callback(self.close)
             stack.callback(self.training.close)
             stack.callback(self.console.close)
@@ -129,8 +130,8 @@ class Trainer:
             sinks, member_sinks = self._sinks(stack)
             self.folder.write_configuration(self.progress, self._changed)
             try:
-                self._loop(evaluator, sinks, member_sinks, begun)
-            except Stopped as stopped:  # while it waited for a world
+                self._loop(evaluator, sinks, member_sinks, start_time)
+            except Stopped as stopped:  # by the user, during a wait for a world
                 self.state = stopped.state or self.state
             self._save()
             self.folder.checkpoints.wait()
@@ -141,7 +142,7 @@ class Trainer:
         evaluator: _Evaluations | None,
         sinks: list[Sink],
         member_sinks: list[Sink],
-        begun: float,
+        start_time: float,
     ) -> None:
         progress, rhythm = self.progress, Rhythm(self.config.train.chunk)
         self.training.stopped = lambda: self._signal.number is not None
@@ -151,28 +152,28 @@ class Trainer:
             self.state, output = self.training.run(self.state, count)
             metrics, episodes, finite = jax.device_get(output)
             progress.timesteps += count * self.algo.batch_size
-            progress.elapsed = time.monotonic() - begun
+            progress.elapsed = time.monotonic() - start_time
             rhythm.took(seconds := time.monotonic() - started)
             self._watch(finite)
             rows = self._rows(metrics, episodes, (progress.timesteps - before) / seconds)
             is_due = self.finished or _crossed(before, progress.timesteps, self.config.eval_every)
             if evaluator:
-                evaluator.compile(self.state.policy)  # beside the next chunks
+                evaluator.compile(self.state.policy)  # in a thread, while training goes on
                 if is_due:
                     self._evaluate(evaluator, rows)
-                    progress.elapsed = time.monotonic() - begun
+                    progress.elapsed = time.monotonic() - start_time
             self._write(sinks, member_sinks, rows, evaluated=bool(evaluator and is_due))
             if _crossed(before, progress.timesteps, self.config.checkpoint_every):
                 self._save()
         if evaluator:
             evaluator.wait()
         if self._signal.number is not None:
-            self.console.say("stopped after a whole iteration; saving")
+            self.console.print("stopped after a complete iteration; saving the training state")
         elif self._stop_reason is not None:
-            self.console.say(self._stop_reason)
+            self.console.print(self._stop_reason)
 
     def _iterations_left(self) -> int:
-        """Iterations up to the next evaluation, checkpoint or the end."""
+        """Iterations until the next evaluation, the next checkpoint or the end."""
         steps = self.progress.timesteps
         ends = [self.config.train.total_timesteps]
         for every in (self.config.eval_every, self.config.checkpoint_every):
@@ -181,24 +182,24 @@ class Trainer:
         return math.ceil((min(ends) - steps) / self.algo.batch_size)
 
     def _watch(self, finite: np.ndarray) -> None:
-        """Notes members whose numbers are no longer finite.
+        """Records the members that diverged, which means that some number is not finite.
 
         Raises:
-          UserError: there is none left.
+          UserError: all members diverged.
         """
         steps, train, members = self.progress.timesteps, self.config.train, self.folder.members
         new = set(np.flatnonzero(~finite).tolist()) - self._diverged
         self._diverged |= new
         if len(self._diverged) == len(members):
-            what = "training" if len(members) == 1 else "every member"
+            subject = "training" if len(members) == 1 else "every member"
             raise UserError(
-                f"{what} diverged at {steps:,} control steps: lower "
-                f"{train.algo}.learning_rate and go on with --resume {self.folder.path}"
+                f"{subject} diverged at {steps:,} control steps: lower "
+                f"{train.algo}.learning_rate and continue with --resume {self.folder.path}"
             )
         for i in sorted(new):
-            self.console.say(
+            self.console.print(
                 f"member {members[i].member.name} diverged at {steps:,} control steps; "
-                "the others go on"
+                "the others continue"
             )
 
     # -- evaluation ----------------------------------------------------------------------
@@ -210,8 +211,8 @@ class Trainer:
                 raise UserError("eval.stop_at: needs evaluations, but eval.every is 0")
             if self.config.is_population:
                 raise UserError(
-                    "eval.every: got 0, must be above 0 for several runs at once (each member "
-                    "keeps its best model)"
+                    "eval.every: got 0, must be above 0 for several runs at once (evaluations "
+                    "choose the best model of each member)"
                 )
             return None
         evaluator = self.population.evaluator(self.config)
@@ -222,27 +223,30 @@ class Trainer:
                 used["stop_metric"] = settings.stop_metric
             for key, metric in used.items():
                 if metric == "success_rate":
-                    raise UserError(f"eval.{key}: task {self.config.task!r} reports no success")
+                    raise UserError(
+                        f"eval.{key}: got 'success_rate', but the task {self.config.task!r} has no "
+                        "metric 'success'; use mean_reward"
+                    )
         return _Evaluations(evaluator)
 
     def _evaluate(self, evaluator: _Evaluations, rows: list[dict[str, float]]) -> None:
-        """Judges the members' policies, adds the numbers to their rows, and keeps each policy
-        that is its best so far."""
+        """Evaluates the members' policies, adds the results to their rows, and saves each policy
+        that is the best one of its member so far."""
         evaluator.wait()
         progress, policy = self.progress, self.state.policy
         tables = self.population.split(evaluator(policy, self._evaluation_keys()))
         policies = self.population.split(policy)
         for i, (row, table) in enumerate(zip(rows, tables, strict=True)):
-            judged = evaluation.scalars(evaluator.statistics, table)
-            row |= judged
-            score = judged.get(f"{columns.EVAL}{self.config.train.eval.best_by}", math.nan)
+            results = evaluation.scalars(evaluator.statistics, table)
+            row |= results
+            score = results.get(f"{columns.EVAL}{self.config.train.eval.best_by}", math.nan)
             best = progress.best[i]
             if i not in self._diverged and (best is None or score > best):
                 progress.best[i] = score
-                self.folder.save_best(i, policies[i], progress, self.algo.policy, judged)
+                self.folder.save_best(i, policies[i], progress, self.algo.policy, results)
 
     def _evaluation_keys(self) -> jax.Array:
-        """[M] PRNG keys of this evaluation; of a run alone, []."""
+        """PRNG keys of this evaluation: [M] for a population, [] for a single run."""
 
         def key(seed):
             key = jax.random.fold_in(jax.random.key(EVAL_SEED), seed)
@@ -254,10 +258,10 @@ class Trainer:
         seeds = np.array([member.config.train.seed for member in members], np.uint32)
         return jax.vmap(key)(seeds) if self.config.is_population else key(seeds[0])
 
-    # -- numbers ------------------------------------------------------------------------
+    # -- logging ------------------------------------------------------------------------
 
     def _rows(self, metrics: dict, episodes: Any, speed: float) -> list[dict[str, float]]:
-        """What to log of a chunk, for each member."""
+        """The numbers that are logged after a chunk: one row for each member."""
         progress, statistics = self.progress, self.algo.worlds.statistics
         shared = {
             **self.training.counters(),
@@ -267,10 +271,10 @@ class Trainer:
             columns.STEPS: progress.timesteps,
         }
         return [
-            {name: float(value) for name, value in own.items()}
+            {name: float(value) for name, value in member_metrics.items()}
             | episode_row(statistics, sums)
             | shared
-            for own, sums in self.population.split((metrics, episodes))
+            for member_metrics, sums in self.population.split((metrics, episodes))
         ]
 
     def _write(
@@ -281,36 +285,41 @@ class Trainer:
         *,
         evaluated: bool,
     ) -> None:
-        """Tells callbacks and sinks of the members' rows, and of a population of their mean and
-        standard deviation."""
+        """Passes the row of the run to callbacks and sinks, and the members' rows to their sinks.
+
+        The row of a population has means and standard deviations over its members, without those
+        that diverged.
+        """
         steps, settings = self.progress.timesteps, self.config.train.eval
         row = rows[0]
         if self.config.is_population:
-            row = mean_and_std([own for i, own in enumerate(rows) if i not in self._diverged])
+            row = mean_and_std(
+                [member_row for i, member_row in enumerate(rows) if i not in self._diverged]
+            )
         for callback in self.callbacks:
             callback.on_chunk(self, row)
             if evaluated:
                 callback.on_evaluation(self, row)
-        for sink, own in zip(member_sinks, rows, strict=False):
-            sink.write(steps, own)
+        for sink, member_row in zip(member_sinks, rows, strict=False):
+            sink.write(steps, member_row)
         for sink in sinks:
             sink.write(steps, row)
         if row[columns.OUT_OF_RANGE] and not self._warned_of_range:
             self._warned_of_range = True
-            self.console.say(
-                f"observations or rewards beyond {LARGEST:,.0f} were cut to it, first before "
-                f"{steps:,} control steps ({columns.OUT_OF_RANGE} counts them): scale them in the "
-                "task, or end episodes that go astray"
+            self.console.print(
+                f"observations or rewards beyond {LARGEST:,.0f} were clipped to this limit, first "
+                f"before {steps:,} control steps ({columns.OUT_OF_RANGE} counts such "
+                "steps): scale them in the task, or terminate the episode before they grow so large"
             )
         value = row.get(f"{columns.EVAL}{settings.stop_metric}", -math.inf)
         if settings.stop_at is not None and value >= settings.stop_at:
             self.stop(f"{settings.stop_metric} reached {settings.stop_at}")
 
     def _sinks(self, stack: contextlib.ExitStack) -> tuple[list[Sink], list[Sink]]:
-        """Where the run's rows go, and those of a population's members."""
+        """The sinks of the run, and for a population one sink for each member."""
         start, log = self.progress.timesteps, self.config.train.log
 
-        def closing(sink: Sink) -> Sink:
+        def close_at_end(sink: Sink) -> Sink:
             def close() -> None:
                 with contextlib.suppress(OSError):
                     sink.close()
@@ -320,14 +329,14 @@ class Trainer:
 
         def csv(folder: Path) -> Sink:
             folder.mkdir(parents=True, exist_ok=True)
-            return closing(CSVSink(folder / "progress.csv", resume_step=start))
+            return close_at_end(CSVSink(folder / "progress.csv", resume_step=start))
 
         member_sinks: list[Sink] = []
         if self.config.is_population:
             member_sinks = [csv(member.path) for member in self.folder.members]
         sinks: list[Sink] = [self.console, csv(self.folder.path)]
         for name in log.all_sinks:
-            sinks.append(closing(SINKS[name](self.folder.path, self.config, start)))
+            sinks.append(close_at_end(SINKS[name](self.folder.path, self.config, start)))
         return sinks, member_sinks
 
     # -- saving -----------------------------------------------------------------------
@@ -338,44 +347,46 @@ class Trainer:
             callback.on_checkpoint(self, self.folder.checkpoints.folder)
 
     @contextlib.contextmanager
-    def _saving_what_fails(self) -> Iterator[None]:
-        """Whatever fails inside, what was saved stays whole, and where it can the rest is saved."""
+    def _saving_on_error(self) -> Iterator[None]:
+        """Context manager: after an error, completes a save that is under way; after an unexpected
+        error, saves the training state if it still exists."""
         folder = self.folder
         try:
             yield
         except (UserError, OSError) as error:
             with contextlib.suppress(UserError):
-                folder.checkpoints.wait()  # let a save that is under way finish
+                folder.checkpoints.wait()  # completes a save that is under way
             if isinstance(error, UserError):
                 raise
             raise UserError(
-                f"cannot write to {folder.path}: {error.strerror or error} (checkpoints saved "
-                "before are untouched; free space or mend the folder, then --resume)"
+                f"cannot write to {folder.path}: {error.strerror or error} (earlier "
+                "checkpoints are intact; free disk space or repair the folder, then use --resume)"
             ) from error
         except BaseException as error:
             self._save_in_emergency(error)
             raise
 
     def _save_in_emergency(self, error: BaseException) -> None:
+        """Saves the training state after an unexpected error, if it still exists."""
         if any(x.is_deleted() for x in jax.tree.leaves(self.state)):
             saved = self.folder.checkpoints.steps()
-            last = f"the newest checkpoint is {saved[-1]}" if saved else "there is none yet"
-            print(f"the state was lost inside a compiled chunk; {last}", file=sys.stderr)
+            newest = f"the newest checkpoint is {saved[-1]}" if saved else "there is no checkpoint"
+            print(f"the training state of the current chunk is lost; {newest}", file=sys.stderr)
             return
         try:
             self.folder.save(self.state, self.progress, self.algo.policy)
             self.folder.checkpoints.wait()
             print(
-                f"saved an emergency checkpoint after {type(error).__name__}; go on with "
+                f"saved an emergency checkpoint after {type(error).__name__}; continue with "
                 f"--resume {self.folder.path}",
                 file=sys.stderr,
             )
         except UserError as failed:
-            print(f"no emergency checkpoint: {failed}", file=sys.stderr)
+            print(f"could not save an emergency checkpoint: {failed}", file=sys.stderr)
 
 
 class _Evaluations:
-    """An evaluator that is compiled in a thread, ahead of its first use."""
+    """An evaluator that is compiled in a thread before its first use."""
 
     def __init__(self, evaluator: Evaluator):
         self._evaluator = evaluator
@@ -386,14 +397,14 @@ class _Evaluations:
         return self._evaluator.statistics
 
     def compile(self, params: Any) -> None:
-        """Starts compiling, once."""
+        """Starts the compilation at the first call; later calls do nothing."""
         if self._compiling is None:
             shapes = jax.eval_shape(lambda x: x, params)
             self._compiling = threading.Thread(target=self._evaluator.compile, args=(shapes,))
             self._compiling.start()
 
     def wait(self) -> None:
-        """Waits until it is compiled."""
+        """Waits until the compilation has ended."""
         if self._compiling:
             self._compiling.join()
 
@@ -402,11 +413,11 @@ class _Evaluations:
 
 
 def _words(number: int) -> list[int]:
-    """A number's 32-bit words from the lowest on; zero has one."""
+    """The 32-bit words of a number, the lowest first; [0] for zero."""
     words = [number & 0xFFFFFFFF]
     return words if number < 2**32 else [*words, *_words(number >> 32)]
 
 
 def _crossed(before: int, now: int, every: int) -> bool:
-    """A multiple of `every` lies in (before, now]."""
+    """Whether a multiple of `every` lies in (before, now]; False if `every` is 0."""
     return bool(every) and now // every > before // every

@@ -1,4 +1,4 @@
-"""From settings to a trained run, as the command and `jaxrl.train` both do it."""
+"""Training from settings to results: the common part of the command and of `jaxrl.train`."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from jaxrl.trainer import Trainer
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """What training left.
+    """The results of training.
 
     Attributes:
-      config: of the run.
-      folder: of the run.
-      best: the folder of the run, or of the population's best member.
-      status: 0, or 128 + the number of the signal that stopped it.
-      progress: counters.
-      finals: of each member its name, its folder and the evaluation of its best model; None
-        where it has none. Empty where nothing was evaluated at the end.
-      was_finished: nothing was left to train.
+      config: configuration of the run.
+      folder: folder of the run.
+      best: folder of the run, or of the population's best member.
+      status: 0, or 128 + the number of the signal that stopped training.
+      progress: the counters at the end.
+      finals: name and folder of each member, and the evaluation of its best model, or None if the
+        member has no best model. Empty if there was no evaluation at the end.
+      was_finished: whether nothing was left to train at the start.
     """
 
     config: RunConfig
@@ -47,16 +47,16 @@ class Trained:
 def configure(
     layers: Sequence[dict[str, Any]], platform: str, *, resume: Path | None, typed: dict[str, Any]
 ) -> RunConfig:
-    """The run that settings ask for.
+    """Makes the configuration of a run from settings.
 
     Args:
-      layers: settings; later ones win.
+      layers: dictionaries of settings; later ones win.
       platform: "cpu" or "gpu".
-      resume: a run to go on with; its own settings come first.
-      typed: settings that are refused where they would change nothing.
+      resume: folder of a run to continue; the other settings replace its own.
+      typed: settings that were given directly, not in a file; refused if they have no effect.
 
     Raises:
-      UserError: settings that cannot be used, or a folder that holds no run to go on with.
+      UserError: settings that cannot be used, or a folder without a run that can be continued.
     """
     layers = list(layers)
     if resume is not None:
@@ -73,41 +73,34 @@ def train(
     """Trains a run, and evaluates its best models at the end.
 
     Args:
-      config: the run.
-      resume: the folder of the run to go on with; none: a new one.
-      callbacks: called while it trains.
+      config: configuration of the run.
+      resume: folder of the run to continue; None: a new run.
+      callbacks: called during training.
 
     Raises:
-      UserError: it cannot be trained.
+      UserError: the run cannot be trained.
     """
     folder = resume or new_folder(config)
-    try:
-        trainer = Trainer(config, folder, resume=resume is not None, callbacks=callbacks)
-    except UserError:
-        with contextlib.suppress(OSError):
-            if {path.name for path in folder.iterdir()} <= {LOCK}:  # it holds nothing yet
-                (folder / LOCK).unlink(missing_ok=True)
-                folder.rmdir()
-        raise
+    trainer = _make_trainer(config, folder, resume=resume is not None, callbacks=callbacks)
     was_finished, status = trainer.finished, 0
     if was_finished:
         print(
             f"{folder}: all of its {trainer.progress.timesteps:,} control steps have been trained; "
-            "to go on, give a larger --total_timesteps",
+            "to continue, give a larger --total_timesteps",
             file=sys.stderr,
         )
         trainer.close()
     else:
-        many = f"{len(trainer.population)} runs at once, " if config.is_population else ""
+        count = f"{len(trainer.population)} runs at once, " if config.is_population else ""
         print(
-            f"{config.task} with {config.train.algo}, {many}{config.train.num_envs} worlds"
-            f"{' each' if many else ''} -> {folder}",
+            f"{config.task} with {config.train.algo}, {count}{config.train.num_envs} worlds"
+            f"{' each' if count else ''} -> {folder}",
             file=sys.stderr,
         )
         status = trainer.run()
     if status:
         print(
-            f"stopped and saved; go on with: python -m jaxrl.train --resume {folder}",
+            f"stopped and saved; continue with: python -m jaxrl.train --resume {folder}",
             file=sys.stderr,
         )
     # A finished run has no final evaluation if it was killed before its end.
@@ -123,74 +116,92 @@ def train(
     )
 
 
+def _make_trainer(
+    config: RunConfig, folder: Path, *, resume: bool, callbacks: Sequence[Callback]
+) -> Trainer:
+    """Makes the trainer; if that fails, a folder without other files is removed."""
+    try:
+        return Trainer(config, folder, resume=resume, callbacks=callbacks)
+    except UserError:
+        with contextlib.suppress(OSError):
+            if {path.name for path in folder.iterdir()} <= {LOCK}:
+                (folder / LOCK).unlink(missing_ok=True)
+                folder.rmdir()
+        raise
+
+
 def _evaluate_best(
     config: RunConfig, trainer: Trainer
 ) -> list[tuple[str, Path, dict[str, Any] | None]]:
-    """The members' best models in fresh episodes, written to RUN/eval/final.json."""
+    """Evaluates each member's best model in new episodes; writes eval/final.json in its folder."""
     finals: list[tuple[str, Path, dict[str, Any] | None]] = []
     episodes = config.train.eval.final_episodes
-    for own in trainer.folder.members if episodes else ():
+    for member in trainer.folder.members if episodes else ():
         result = None
-        if own.best.steps() or not config.is_population:
-            trained = load_policy(own.path)
-            result = evaluate_policy(trained, episodes, own.member.config.train.seed)
-            write_json(own.path / "eval" / "final.json", result)
-        finals.append((own.member.name, own.path, result))
+        if member.best.steps() or not config.is_population:
+            trained = load_policy(member.path)
+            result = evaluate_policy(trained, episodes, member.member.config.train.seed)
+            write_json(member.path / "eval" / "final.json", result)
+        finals.append((member.member.name, member.path, result))
     return finals
 
 
 def _check_effect(config: RunConfig, typed: list[str]) -> None:
-    """Refuses settings from the command line that would change nothing; a file may have them."""
-    train, judged = config.train, config.eval_every > 0
-    algo, own = train.algo, train.settings
-    needs: list[tuple[str, bool, str]] = [
+    """Refuses directly given settings that have no effect; a file may contain such settings."""
+    train, evaluates = config.train, config.eval_every > 0
+    algo, settings = train.algo, train.settings
+    requirements: list[tuple[str, bool, str]] = [
         *((f"{other}.", other == algo, f"--algo {other}") for other in ALGORITHMS),
         ("ppo.expert.coef", train.ppo.expert.name is not None, "ppo.expert.name"),
         ("ppo.expert.until", train.ppo.expert.name is not None, "ppo.expert.name"),
-        (f"{algo}.value_range", vars(own).get("num_atoms", 1) > 1, f"{algo}.num_atoms above 1"),
+        (
+            f"{algo}.value_range",
+            vars(settings).get("num_atoms", 1) > 1,
+            f"{algo}.num_atoms above 1",
+        ),
         (
             f"{algo}.network.value_hidden",
-            not own.network.shared_trunk,
+            not settings.network.shared_trunk,
             f"{algo}.network.shared_trunk false",
         ),
         ("checkpoint.replay", algo != "ppo", "--algo sac or td3"),
         ("eval.stop_metric", train.eval.stop_at is not None, "eval.stop_at"),
-        ("eval.episodes", judged, "eval.every above 0"),
-        ("eval.best_by", judged, "eval.every above 0"),
+        ("eval.episodes", evaluates, "eval.every above 0"),
+        ("eval.best_by", evaluates, "eval.every above 0"),
     ]
     for key in typed:
-        for prefix, met, needed in needs:
-            if key.startswith(prefix) and not met:
+        for prefix, is_met, needed in requirements:
+            if key.startswith(prefix) and not is_met:
                 raise UserError(f"--{key}: has no effect without {needed}")
 
 
 def _check_resume(run: Path, settings: set[str]) -> None:
-    """Refuses to go on with what is no whole run, or as another run."""
+    """Refuses a folder without a complete run, and settings that a run must keep."""
     for key in ("out", "seed", "num_seeds", "sweep", "algo"):
         if key in settings:
             raise UserError(f"--{key}: cannot be changed together with --resume")
     if run.resolve().parent.name == MEMBERS:
         raise UserError(
-            f"--resume {run}: a member of a population goes on with it: "
+            f"--resume {run}: is a member of a population, which can only be resumed as a whole: "
             f"--resume {run.resolve().parent.parent}"
         )
     if (run / "best").exists() and not (run / "checkpoints").exists():
         raise UserError(
-            f"--resume {run}: holds a trained policy, but no training state to go on from"
+            f"--resume {run}: holds a trained policy, but no training state to continue from"
         )
 
 
 def new_folder(config: RunConfig) -> Path:
-    """--out, or the first free checkpoints/<task>-<n>."""
+    """The folder of a new run: --out, or the first free checkpoints/<task>-<n>."""
     if config.train.out:
         folder = Path(config.train.out)
         try:
-            taken = (folder / "config.yaml").exists()
-        except OSError as error:  # such as a name that is too long
+            is_taken = (folder / "config.yaml").exists()
+        except OSError as error:  # for example, the name is too long
             raise UserError(f"out: cannot write to {folder}: {error.strerror}") from error
-        if taken:
+        if is_taken:
             raise UserError(
-                f"out: {folder} already holds a run; go on with it by --resume {folder}, "
+                f"out: {folder} already holds a run; continue it with --resume {folder}, "
                 "or choose another --out"
             )
         return folder
@@ -203,4 +214,6 @@ def new_folder(config: RunConfig) -> Path:
             continue
         except OSError as error:
             raise UserError(f"out: cannot write to {folder}: {error.strerror}") from error
-    raise UserError("out: checkpoints/ is full of runs; choose another with --out")
+    raise UserError(
+        "out: checkpoints/ has no free number for another run; choose a folder with --out"
+    )

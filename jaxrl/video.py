@@ -1,4 +1,4 @@
-"""Videos of a policy."""
+"""Videos of episodes."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def record(env: Task, actor: Actor, params: Any, path: Path, seed: int = 0) -> N
 
     Args:
       env: the task; it must have `render`.
-      actor: what acts.
-      params: what the actor takes.
-      path: .mp4 file.
-      seed: of the episode.
+      actor: the actor that chooses actions.
+      params: parameters of the actor.
+      path: the .mp4 file.
+      seed: seed of the episode.
 
     Raises:
       UserError: the task cannot be drawn, a library is missing, or the file cannot be written.
@@ -32,18 +32,20 @@ def record(env: Task, actor: Actor, params: Any, path: Path, seed: int = 0) -> N
         raise UserError(f"--video: got {path}, expected a file that ends in .mp4")
     if not env.can_render:
         raise UserError(f"--video: {type(env).__name__} cannot be drawn: it has no render()")
-    _imageio()  # complains first
+    _imageio()  # raises an error if a library is missing
     try:
         check_writable(path)
         write(path, *film(env, actor, params, seed))
     except UserError as error:
-        said = str(error)
-        raise UserError(said if said.startswith("--video") else f"--video: {said}") from error
+        message = str(error)
+        raise UserError(
+            message if message.startswith("--video") else f"--video: {message}"
+        ) from error
 
 
 def film(env: Task, actor: Actor, params: Any, seed: int) -> tuple[np.ndarray, float]:
-    """Pictures [F, H, W, 3] uint8 of an episode, and how many a second (50 at most) play it at the
-    task's own speed.
+    """Pictures [F, H, W, 3] uint8 of an episode, and the pictures per second (at most 50) at which
+    a video plays at the task's own speed.
 
     Raises:
       UserError: the task cannot be drawn.
@@ -60,13 +62,13 @@ def write(path: Path, frames: np.ndarray, fps: float) -> None:
     """
     imageio = _imageio()
     with replacing(path) as part, warnings.catch_warnings():
-        # the encoder is another program: forking is harmless
+        # The encoder is another program, so the warning about forking does not apply.
         warnings.simplefilter("ignore", RuntimeWarning)
         imageio.imwrite(part, frames, fps=fps, macro_block_size=8)
 
 
 def _imageio() -> Any:
-    """The library that writes videos, with an encoder."""
+    """Imports the library that writes videos, and checks that it has an encoder."""
     try:
         import imageio.v3 as imageio
         import imageio_ffmpeg
@@ -76,7 +78,7 @@ def _imageio() -> Any:
         raise UserError("--video: needs `pip install 'jaxrl[video]'`") from error
     except RuntimeError as error:
         raise UserError(
-            "--video: there is no ffmpeg to encode with; `pip install --force-reinstall "
-            "imageio-ffmpeg` brings one, or name one in IMAGEIO_FFMPEG_EXE"
+            "--video: no ffmpeg program was found; `pip install --force-reinstall imageio-ffmpeg` "
+            "installs it, or set IMAGEIO_FFMPEG_EXE to the path of another one"
         ) from error
     return imageio

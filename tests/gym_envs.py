@@ -128,6 +128,33 @@ class Choices(gymnasium.Env):
         return self._obs(), reward, self.steps >= 10, False, {}
 
 
+class Pixels(gymnasium.Env):
+    """Pays 1 for the choice of the half of the image that is bright, left (0) or right (1)."""
+
+    def __init__(self, channels_first: bool = False):
+        self.first, shape = channels_first, (1, 8, 8) if channels_first else (8, 8, 1)
+        self.observation_space = Dict(
+            {"camera": Box(0, 255, shape, np.uint8), "clock": Box(0, 1, (1,))}
+        )
+        self.action_space = Discrete(2)
+
+    def _obs(self):
+        self.side = int(self.np_random.integers(2))
+        image = np.zeros((8, 8, 1), np.uint8)
+        image[:, 4 * self.side : 4 * self.side + 4] = 255
+        image = image.transpose(2, 0, 1) if self.first else image
+        return {"camera": image, "clock": np.array([self.steps / 10], np.float32)}
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps = 0
+        return self._obs(), {}
+
+    def step(self, action):
+        reward, self.steps = float(action == self.side), self.steps + 1
+        return self._obs(), reward, False, self.steps >= 10, {}
+
+
 SPACES = {
     "unbounded": Box(-np.inf, np.inf, (1,)),
     "empty": Box(0.0, 1.0, (0,)),

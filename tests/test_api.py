@@ -80,7 +80,7 @@ def test_settings_that_are_wrong_raise(tmp_path):
         ("balbot", {}, r"unknown task 'balbot'; did you mean 'ballbot'"),
         (Countdown, {"ppo": {"gama": 0.9}}, r"ppo.gama; did you mean ppo.gamma"),
         (Countdown, {"env": {"epsode_length": 3}}, r"env.epsode_length"),
-        (dict, {}, r"is no task"),
+        (dict, {}, r"is not a task"),
     ):
         with pytest.raises(UserError, match=pattern):
             jaxrl.train(task, out=str(tmp_path / "x"), **settings)

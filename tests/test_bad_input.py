@@ -36,9 +36,9 @@ def twenty_gigabytes(monkeypatch, tmp_path):
     ("settings", "pattern"),
     [
         ({"num_envs": "1e9", "ppo": {"num_steps": 1}}, r"num_envs: training takes .* GB .*lower num_envs"),
-        ({"num_envs": "1e9"}, r"num_envs: .* are more control steps an iteration"),
+        ({"num_envs": "1e9"}, r"num_envs: .* control steps in an iteration, must be at most"),
         ({"ppo": {"num_steps": "2e8"}}, r"num_envs: training takes .*ppo.num_steps"),
-        ({"ppo": {"num_steps": "1e9"}}, r"num_envs: .* are more control steps an iteration"),
+        ({"ppo": {"num_steps": "1e9"}}, r"num_envs: .* control steps in an iteration, must be at most"),
         ({"chunk": "1e12"}, r"chunk: got 1000000000000, must be at most"),
         ({"num_seeds": "1e9"}, r"num_seeds: got 1000000000, must be at most"),
         ({"total_timesteps": "1e30"}, r"total_timesteps: got 1e\+30, must be at most"),
@@ -190,13 +190,13 @@ LAUGHS = "a0: &a0 [x]\n" + "".join(
 @pytest.mark.parametrize(
     ("content", "pattern"),
     [
-        ("seed: 1\nseed: 2\n", r"line 2, column 1\): the key 'seed' a second time"),
-        ("ppo: {gamma: 0.9, gamma: 0.8}", r"the key 'gamma' a second time"),
+        ("seed: 1\nseed: 2\n", r"line 2, column 1\): the key 'seed' occurs twice"),
+        ("ppo: {gamma: 0.9, gamma: 0.8}", r"the key 'gamma' occurs twice"),
         ("total_timesteps: 1:30", r"total_timesteps: got '1:30', expected whole number"),
         (LAUGHS, r"not valid YAML \(line .*more than 20,000 values"),
         ("a: &a [*a]", r"more than 20,000 values"),
-        ("a: " + "[" * 10_000, r"more than 50 sections or lists in each other"),
-        ("a: " + "{b: " * 10_000, r"more than 50 sections or lists in each other"),
+        ("a: " + "[" * 10_000, r"more than 50 nested sections or lists"),
+        ("a: " + "{b: " * 10_000, r"more than 50 nested sections or lists"),
         ("out: 5", r"out: got 5, expected text"),
         ("out: {}", r"out: got \{\}, expected text"),
         ("out: [a]", r"out: got \['a'\], expected text"),
@@ -207,15 +207,15 @@ LAUGHS = "a0: &a0 [x]\n" + "".join(
         ("env: {gym: {}}", r"env.gym: got \{\}, expected text"),
         ("env: [1]", r"env: expected a section or a task's name, got \[1\]"),
         ("env: {name: ballbot, gym: Pendulum-v1}", r"env.gym: got 'Pendulum-v1', but env.name is"),
-        ("3: 4", r"the key '3' is no text"),
-        ("null: 4", r"the key 'null' is no text"),
+        ("3: 4", r"the key '3' is not text"),
+        ("null: 4", r"the key 'null' is not text"),
         ("seed: !!binary aGk=", r"not valid YAML .*binary"),
         ("seed: !!python/name:os.system x", r"not valid YAML .*python"),
         ("seed: !!bool x", r"not valid YAML"),
         ("seed: !!int ''", r"not valid YAML"),
         ("a: 1\n---\nb: 2\n", r"not valid YAML"),
         ("a\0b: 1", r"not valid YAML"),
-        (b"\xff\xfe\x00a", r"not valid YAML: no text in UTF-8"),
+        (b"\xff\xfe\x00a", r"not valid YAML: not UTF-8 text"),
         (b"x: 1\n" * 300_000, r"more than 1,000,000 bytes"),
         ("seed: " + "1" * 5000, r"x.yaml: not valid YAML|seed: got"),
     ],
@@ -307,6 +307,14 @@ def test_a_value_of_any_type_that_is_no_yaml_is_refused():
 
 
 # -- help and hints -------------------------------------------------------------------------
+
+
+def test_settings_of_old_runs_are_read_under_their_old_names():
+    config = resolve(
+        {"env": {"name": "pendulum"}, "algo": "td3", "td3": {"exploration_noise_least": 0.01}},
+        platform="none",
+    )
+    assert config.train.td3.exploration_noise_minimum == 0.01
 
 
 def test_help_shows_what_the_run_would_have(capsys):
@@ -402,11 +410,11 @@ def own_tasks(tmp_path, monkeypatch):
         ("own_tasks.nowhere:X", "cannot be imported: ModuleNotFoundError"),
         ("own_tasks:Nowhere", "cannot be imported: AttributeError"),
         ("own_tasks:", "cannot be imported"),
-        ("own_tasks:function", "is no class, but function"),
-        ("own_tasks:Plain", "is no task: it is not derived from jaxrl.envs.Task"),
-        ("own_tasks:Loose", "is no task: it is not a dataclass"),
-        ("own_tasks:Part", "it lacks control_dt, action_spec, step, observation_parts"),
-        ("own_tasks:Gym", "is a Gymnasium environment: --env.gym own_tasks:Gym"),
+        ("own_tasks:function", "is not a class, but function"),
+        ("own_tasks:Plain", "is not a task: it must be derived from jaxrl.envs.Task"),
+        ("own_tasks:Loose", "is not a task: it must be a dataclass"),
+        ("own_tasks:Part", "it has no control_dt, action_spec, step, observation_parts"),
+        ("own_tasks:Gym", "is a Gymnasium environment; use --env.gym own_tasks:Gym"),
         ("own_tasks:Needy", "env.width: needs a value, number"),
         ("own_tasks:Odd", "annotations of 'own_tasks:Odd' cannot be read"),
         ("nofamily:X", r"unknown family 'nofamily' \(known: brax, gym, playground, package.module:"),

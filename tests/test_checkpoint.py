@@ -150,7 +150,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(damage, small_run, tmp_path,
     again = Trainer(small_run(), tmp_path, resume=True)
     assert again.progress.timesteps == 384
     warning = capfd.readouterr().err
-    assert re.search(r"warning: checkpoint .*512 is damaged .*trying the one before", warning)
+    assert re.search(r"warning: checkpoint .*512 is damaged .*trying the previous one", warning)
     assert again.run() == 0
     assert_same(done.state, again.state)
     assert Checkpointer(tmp_path / "checkpoints").steps()[-1] == 512
@@ -162,7 +162,7 @@ def test_when_all_are_damaged_it_says_so(small_run, tmp_path):
     for step in (384, 512):
         damage_meta(tmp_path / "checkpoints" / str(step))
         damage_remove(tmp_path / "checkpoints" / str(step))
-    with pytest.raises(UserError, match="no whole checkpoint"):
+    with pytest.raises(UserError, match="no undamaged checkpoint"):
         Trainer(small_run(), tmp_path, resume=True)
 
 
@@ -211,7 +211,7 @@ def test_a_full_disk_is_one_clear_error_and_old_checkpoints_stay(small_run, tmp_
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(trainer.folder.checkpoints._manager, "save", full)
-    with pytest.raises(UserError, match=r"could not be written.*No space left.*saved before"):
+    with pytest.raises(UserError, match=r"could not be written.*No space left.*are unchanged"):
         trainer.run()
     assert Trainer(small_run(), tmp_path, resume=True).progress.timesteps == 0
 

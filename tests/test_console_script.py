@@ -1,6 +1,7 @@
 """`jaxrl COMMAND`, and what makes a shell complete it."""
 
 import subprocess
+import sys
 
 import pytest
 
@@ -16,6 +17,13 @@ def test_commands_are_listed_and_unknown_ones_refused(capsys):
     with pytest.raises(UserError, match=r"unknown command 'trian' \(known: train, "):
         commands._dispatch(["trian"])
     assert commands._dispatch(["check", "--help"]) == 0
+
+
+def test_the_package_itself_is_the_command():
+    done = subprocess.run(
+        [sys.executable, "-m", "jaxrl", "check", "--help"], capture_output=True, text=True
+    )
+    assert done.returncode == 0 and "usage: python -m jaxrl.check" in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from jaxrl.envs.randomization import Randomization, Range
 from jaxrl.errors import UserError
 from jaxrl.evaluation import play, summarize
 from jaxrl.files import check_writable, write_text
-from jaxrl.runs import is_own
+from jaxrl.runs import is_resumable
 from jaxrl.runtime.compiled import CompiledRuntime
 from jaxrl.trainer import Trainer
 from tests.toys import Countdown
@@ -39,7 +39,7 @@ LONG = "a" * 300
 @pytest.mark.parametrize(
     ("argv", "pattern"),
     [
-        (["x", "--baselines", "countdown"], "unexpected argument 'x' beside --baselines"),
+        (["x", "--baselines", "countdown"], "unexpected argument 'x' together with --baselines"),
         (["--baselines", "countdown", "--on", "mujoco"], "--on: cannot be used together"),
         (
             ["--episodes", "10000000000"],
@@ -73,12 +73,12 @@ def test_batches_are_the_first_episodes_and_fresh_ones(monkeypatch):
             new = super().step(state, action)
             return new.replace(reward=new.obs[0])
 
-    names, table = play(Starts(), actor, None, 10, key, most=4)
+    names, table = play(Starts(), actor, None, 10, key, max_worlds=4)
     returns = table[:, names.index("return")]
     assert table.shape[0] == 10 and len(np.unique(returns)) == 10
     np.testing.assert_array_equal(table[:4], play(Starts(), actor, None, 4, key)[1])
     monkeypatch.setattr(evaluation.platform, "free_bytes", lambda: 5_000)  # a few worlds
-    assert 1 <= Starts().runtime().most_side_by_side() < 100
+    assert 1 <= Starts().runtime().max_worlds() < 100
     assert play(Starts(), actor, None, 10, key)[1].shape == table.shape
 
 
@@ -92,12 +92,12 @@ def test_the_interval_of_many_episodes_goes_on_from_that_of_few():
 
 def test_numbers_go_only_into_runs_of_ones_own(run, tmp_path, capsys):
     argv = [str(run), "--episodes", "4", "--set", "env.control_dt=0.2"]
-    assert is_own(run) and evaluate.main(argv) == 0
+    assert is_resumable(run) and evaluate.main(argv) == 0
     (written,) = (run / "eval").glob("best-*-env.control_dt=0.2.json")
     assert f"written to {written}" in capsys.readouterr().out
     before = sorted(run.glob("**/*"))
     (run / "checkpoints").rename(tmp_path / "aside")  # as a policy is shipped
-    assert not is_own(run)
+    assert not is_resumable(run)
     assert evaluate.main([*argv, "--seed", "1"]) == 0
     assert evaluate.main(["--baselines", str(run), "--episodes", "4"]) == 0
     assert "written" not in capsys.readouterr().out
@@ -109,9 +109,9 @@ def test_numbers_go_only_into_runs_of_ones_own(run, tmp_path, capsys):
 def test_a_member_of_a_population_is_ones_own(tmp_path):
     member = tmp_path / "members" / "seed=0"
     member.mkdir(parents=True)
-    assert not is_own(member)
+    assert not is_resumable(member)
     (tmp_path / "checkpoints").mkdir()
-    assert is_own(member)
+    assert is_resumable(member)
 
 
 def test_a_file_that_fails_after_the_numbers_is_an_error(capsys):

@@ -118,7 +118,7 @@ def test_derived_constants_follow_masses_as_mujocos_compiler_says(physics):
         "actuator_biasprm",
         "body_mass",
     }
-    own = jax.jit(physics.own_model)(fields)
+    own = jax.jit(physics.model_with)(fields)
     model = mujoco.MjModel.from_xml_string(panda.mjcf(0.005))
     before = model.body_invweight0.copy()
     model.body_mass[:] = fields["body_mass"]

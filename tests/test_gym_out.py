@@ -134,6 +134,14 @@ def test_discrete_actions_are_gymnasiums():
     np.testing.assert_array_equal(envs.step(np.array([2, 0, 1]))[1], [2.0, 0.0, 1.0])
 
 
+def test_images_are_bytes():
+    worlds = many(2, "benchmarks.senses:Chase")
+    assert worlds.single_observation_space.dtype == np.uint8
+    obs, _ = worlds.reset(seed=0)
+    assert obs.dtype == np.uint8 and worlds.observation_space.contains(obs)
+    assert worlds.observation_space.contains(worlds.step(worlds.action_space.sample())[0])
+
+
 def test_discrete_tasks_behind_delay_and_history_are_trained_on(small_run, tmp_path):
     wrap = {"action_delay": [0, 2], "history": 2}
     config = small_run({"env": {"name": "chooser", "wrap": wrap}, "total_timesteps": 128})

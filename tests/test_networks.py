@@ -133,6 +133,20 @@ def test_images_go_through_convolutions_and_are_not_normalised():
     assert not np.allclose(black, white)
 
 
+def test_images_of_past_steps_are_channels_and_have_no_noise():
+    wrap = {"history": 2, "observation_noise": [0.5]}
+    task = envs.Wrapped(Chase(size=8), build(envs.WrapConfig, wrap))
+    assert task.observation_spec.shape == (8, 8, 2)
+    start = task.reset(jax.random.key(0))
+    state = task.step(start, jnp.ones(2))
+    assert state.obs.shape == (8, 8, 2) and state.obs.dtype == jnp.uint8
+    np.testing.assert_array_equal(start.obs[..., 1], state.obs[..., 0])
+    assert not np.array_equal(state.obs[..., 0], state.obs[..., 1])
+    algo = make(task, network=CNN, num_steps=8)
+    _, (metrics, _) = jax.jit(lambda k: iterate(algo, algo.init(k)))(jax.random.key(0))
+    assert np.isfinite(metrics["train/loss"])
+
+
 @dataclasses.dataclass(frozen=True)
 class Both(Chase):
     """A picture and a vector."""
@@ -182,7 +196,7 @@ def test_frozen_parts_stay_as_they_are():
         ({"network": {"encoders": ["eyes=mlp"]}}, r"ppo.network.encoders: got 'eyes=mlp'"),
         ({"network": {"encoders": ["nothing"]}}, r"the encoders none, mlp, cnn"),
         ({"network": {"encoders": ["cnn"]}}, r"cnn needs an image \[height, width, channels\]"),
-        ({"network": {"memory": "gru"}, "num_minibatches": 3}, r"num_envs = 4 worlds do not"),
+        ({"network": {"memory": "gru"}, "num_minibatches": 3}, r"num_envs = 4 worlds cannot"),
     ],
 )
 def test_networks_that_cannot_be_made_are_refused(settings, pattern):
@@ -191,5 +205,5 @@ def test_networks_that_cannot_be_made_are_refused(settings, pattern):
 
 
 def test_only_ppo_has_a_memory():
-    with pytest.raises(UserError, match=r"sac.network.memory: only ppo learns with a memory"):
+    with pytest.raises(UserError, match=r"sac.network.memory: only ppo supports it"):
         make(Countdown(), 4, SAC, SACConfig, network={"memory": "gru"})

@@ -252,7 +252,7 @@ def test_targets_follow_slowly_and_td3_delays_them_with_its_policy():
 
 
 def test_td3_explores_with_another_noise_in_each_world():
-    algo = make("td3", num_envs=8, exploration_noise=0.2, exploration_noise_least=0.0)
+    algo = make("td3", num_envs=8, exploration_noise=0.2, exploration_noise_minimum=0.0)
     state = algo.init(jax.random.key(0))
     keys = jax.random.split(jax.random.key(1), 2000)
     obs = state.envs.obs
@@ -322,7 +322,7 @@ def test_observation_keys_and_storage_types():
     [
         ({"buffer_size": 10}, r"sac.buffer_size: got 10, must be at least 16"),
         ({"storage": ["float12"]}, r"sac.storage: got \['float12'\]"),
-        ({"storage": ["pixels=uint8"]}, r"sac.storage: .*no keys, it is one array"),
+        ({"storage": ["pixels=uint8"]}, r"sac.storage: .*none, it is one array"),
         ({"value_range": [2, 1]}, r"sac.value_range: got \[2.0, 1.0\]"),
         ({"network": {"distribution": "normal"}}, r"sac.network.distribution"),
         ({"network": {"shared_trunk": True}}, r"sac.network.shared_trunk"),

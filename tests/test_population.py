@@ -105,7 +105,7 @@ def test_a_member_that_diverges_leaves_the_others(small_run, tmp_path, capfd):
             r"got 'ppo.num_steps=8,16', expected KEY=.*ppo.learning_rate",
         ),
         ("ppo.gamma", r"sweep: got 'ppo.gamma', expected values"),
-        ("ppo.gamma=.9,0.90", r"sweep: got .* two runs that are the same"),
+        ("ppo.gamma=.9,0.90", r"sweep: got .* two runs are the same"),
         ("ppo.gamma=.9,2", r"ppo.gamma: got 2.0, must be at most 1"),
     ],
 )
@@ -180,7 +180,7 @@ def test_a_resume_without_the_buffer_refills_it_and_says_so(small_run, tmp_path,
 def test_what_is_no_whole_run_is_not_resumed(small_run, tmp_path):
     run = tmp_path / "run"
     Trainer(small_run({"num_seeds": 2}), run).run()
-    with pytest.raises(UserError, match=r"member of a population goes on with it: --resume .*run$"):
+    with pytest.raises(UserError, match=r"only be resumed as a whole: --resume .*run$"):
         train.main(["--resume", str(run / "members" / "seed=1")])
     with pytest.raises(UserError, match="--num_seeds: cannot be changed together with --resume"):
         train.main(["--resume", str(run), "--num_seeds", "3"])
@@ -192,7 +192,7 @@ def test_what_is_no_whole_run_is_not_resumed(small_run, tmp_path):
 
 def test_another_buffer_is_refused_by_its_name(small_run, tmp_path):
     Trainer(small_run(SAC), tmp_path).run()
-    with pytest.raises(UserError, match=r"of another buffer_size.*--checkpoint.replay false"):
+    with pytest.raises(UserError, match=r"with another buffer_size.*--checkpoint.replay false"):
         Trainer(small_run(SAC, {"sac": {"buffer_size": 512}}), tmp_path, resume=True)
 
 

@@ -472,7 +472,7 @@ def test_members_that_are_none_are_passed_over(sweep, capsys, undrawn):
     assert str(damaged) in warned and "stray: not a run's folder" in warned
     for path in sweep.glob("members/*/config.yaml"):
         path.unlink()
-    with pytest.raises(UserError, match="no run that can be read"):
+    with pytest.raises(UserError, match="none of the runs can be read"):
         overlay.page([sweep])
 
 
@@ -497,7 +497,7 @@ def test_only_whole_videos_are_shown(tmp_path, capsys, undrawn):
     (run / "videos" / "folder.mp4").mkdir()
     assert "data:video/mp4;base64," in run_page.page(run)
     warned = capsys.readouterr().err
-    assert "cut.mp4: no whole video" in warned and "whole.mp4" not in warned
+    assert "cut.mp4: not a complete video" in warned and "whole.mp4" not in warned
 
 
 def test_a_missing_matplotlib_is_said_before_anything_is_read(tmp_path, monkeypatch):

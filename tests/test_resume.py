@@ -38,6 +38,8 @@ def test_each_part_of_a_run_is_written_down(small_run, tmp_path, monkeypatch):
     assert first["command"] == "python -m jaxrl.train --seed 'a b'"
     monkeypatch.setattr("sys.argv", ["/x/bin/jaxrl", "train", "--seed", "1"])
     assert history.command() == "jaxrl train --seed 1"
+    monkeypatch.setattr("sys.argv", ["/x/jaxrl/__main__.py", "train", "--seed", "1"])
+    assert history.command() == "python -m jaxrl train --seed 1"
     assert first["date"] and first["jax"] == jax.__version__
     assert "changed" not in first
     assert second["changed"] == {"total_timesteps": [256, 512], "ppo.gamma": [0.99, 0.9]}
@@ -82,7 +84,7 @@ def test_a_finished_run_says_so(small_run, tmp_path, capfd, monkeypatch):
     assert "all of its 256 control steps have been trained" in capfd.readouterr().err
     assert (run / "eval" / "final.json").exists()
     assert {p: p.read_bytes() for p in state} == state
-    with pytest.raises(UserError, match=r"another ppo.gamma would change nothing; give a larger"):
+    with pytest.raises(UserError, match=r"a change of ppo.gamma has no effect; give a larger"):
         train.main(["--resume", str(run), "--ppo.gamma", "0.5"])
 
 
@@ -93,7 +95,7 @@ def test_another_task_begins_a_new_record_and_keeps_the_old_model(small_run, tmp
     second = trained(harder, tmp_path, resume=True)
     assert second.progress.best == [4.0]  # 10 belongs to the other task
     said = capfd.readouterr().err
-    assert "env.episode_length is 4 and no longer 10: a new record of the best model begins" in said
+    assert "env.episode_length has changed from 10 to 4: scores from 256 control steps on" in said
     assert load_policy(tmp_path).config.env.episode_length == 4
     assert load_policy(tmp_path / "earlier" / "best").config.env.episode_length == 10
 
@@ -118,7 +120,7 @@ def test_with_a_schedule_they_are_not_and_the_resume_says_so(small_run, tmp_path
     whole = trained(small_run(linear), tmp_path / "whole")
     trained(small_run(HALF | linear), tmp_path / "parts")
     parts = trained(small_run(linear), tmp_path / "parts", resume=True)
-    assert "ppo.schedule now goes over 512 control steps" in capfd.readouterr().err
+    assert "ppo.schedule now spans 512 control steps" in capfd.readouterr().err
     same = [np.array_equal(a, b) for a, b in zip(leaves(whole.state), leaves(parts.state))]
     assert not all(same)
 
@@ -148,21 +150,21 @@ def test_a_renamed_checkpoint_is_noticed(small_run, tmp_path, capfd):
     os.rename(tmp_path / "checkpoints/512", tmp_path / "checkpoints/400")
     again = Trainer(small_run(), tmp_path, resume=True)
     assert again.progress.timesteps == 384
-    assert "its contents are of step 512: the folder was renamed" in capfd.readouterr().err
+    assert "it was saved at step 512: the folder was renamed" in capfd.readouterr().err
     again.close()
 
 
 @pytest.mark.parametrize("name", ["checkpoints", "best", "damaged", "earlier", "eval"])
 def test_a_file_in_place_of_a_folder_is_named(small_run, tmp_path, name):
     (tmp_path / name).write_text("not a folder")
-    with pytest.raises(UserError, match=rf"{name}: a folder belongs here"):
+    with pytest.raises(UserError, match=rf"{name}: exists, but is not a folder"):
         Trainer(small_run(), tmp_path)
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "progress.csv", "history.yaml"])
 def test_a_folder_in_place_of_a_file_is_named(small_run, tmp_path, name):
     (tmp_path / name).mkdir()
-    with pytest.raises(UserError, match=rf"{name}: a file belongs here"):
+    with pytest.raises(UserError, match=rf"{name}: exists, but is not a file"):
         Trainer(small_run(), tmp_path)
 
 

@@ -1,8 +1,8 @@
 """Two ViperX 300s arms, a peg and a socket on a table, as an MJCF string.
 
-The arms face each other along x, 0.938 m apart. The table's top is z = 0. Collisions are
-explicit pairs: the right gripper meets the peg, the left one the socket, peg and socket
-meet each other, and all of them the table.
+The arms face each other along x, 0.938 m apart. The table's top is z = 0. Only listed pairs
+collide: the right gripper with the peg, the left one with the socket, peg with socket, and all
+of them with the table.
 
 Source: the kinematics, masses and inertias of Interbotix's ViperX 300s description; the
 task's sizes from gym-aloha; the servos from MuJoCo Menagerie's ALOHA.
@@ -11,6 +11,9 @@ task's sizes from gym-aloha; the servos from MuJoCo Menagerie's ALOHA.
 from __future__ import annotations
 
 import numpy as np
+
+from envs_mjx.physics import View
+from envs_mjx.scenery import LIGHT, SCENERY, ground, text
 
 SIDES = ("left", "right")
 ARM_JOINTS = ("waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate")
@@ -28,7 +31,7 @@ JOINT_RANGE = np.array(  # rad
 BASE_X = 0.469  # m, of the arms' bases: left at -x, right at +x
 BASE_Y = 0.5  # m
 
-# Published link offsets (m): each joint's place in the frame of the link before.
+# Published link offsets (m): each joint's position in the frame of the previous link.
 LINK_OFFSETS = np.array(
     [
         [0, 0, 0.079],  # waist
@@ -42,19 +45,19 @@ LINK_OFFSETS = np.array(
 GRIPPER_SITE_X = 0.15  # m, from the wrist_rotate joint to the point between the pads
 FINGER_LINK_X = 0.0687  # m, from the wrist_rotate joint to the fingers' rails
 
-# A finger's coordinate is its distance from the gripper's middle plane plus CLOSED.
+# A finger's coordinate is its pad's distance from the gripper's middle plane plus FINGER_CLOSED.
 FINGER_CLOSED = 0.021  # m, the pads touch each other
 FINGER_OPEN = 0.057  # m
 PAD_HALF = np.array([0.012, 0.003, 0.012])  # m, along the finger, thickness, width
-TIP_RADIUS = 0.004  # m, of the sphere that meets the table
+TIP_RADIUS = 0.004  # m, of the sphere that touches the table
 
-# Published for four of the joints. Waist and wrist_rotate get one too: with none, the
-# inertia seen by their servos would be that of the thin links alone.
+# Published for four of the joints. Waist and wrist_rotate get one too: without it, their servos
+# would drive only the small inertia of the thin links.
 ARMATURE = np.array([0.1, 0.395, 0.383, 0.14, 0.008, 0.01])  # kg m^2
 STIFFNESS = np.array([43.0, 265.0, 227.0, 78.0, 37.0, 10.4])  # N m/rad
 DAMPING = np.array([5.76, 20.0, 18.49, 6.78, 6.28, 1.2])  # N m s/rad
 TORQUE = np.array([35.0, 144.0, 59.0, 22.0, 35.0, 35.0])  # N m
-# Dry friction is left out: it would add a solver row a joint, and the damping is enough.
+# Dry friction is left out: it would add a solver row per joint, and the damping is enough.
 
 # Menagerie's 2000 N/m tilts the peg between the pads.
 FINGER_STIFFNESS = 365.0  # N/m
@@ -68,18 +71,18 @@ PIN_HALF = np.array([0.04, 0.01, 0.01])  # m, the end of the socket's bore
 SOCKET_HALF = np.array([0.06, 0.022, 0.022])  # m, outside
 PLATE_HALF_WIDTH = 0.018  # m, also half the opening
 PLATE_HALF_THICKNESS = 0.002  # m
-# Distance of the centres along the axis when the peg enters, and when it meets the pin.
+# Distance of the centres along the axis when the peg enters, and when it touches the pin (m).
 ENTRY_DISTANCE = SOCKET_HALF[0] + PEG_HALF[0]
 FULL_DISTANCE = PIN_HALF[0] + PEG_HALF[0]
 
-PEG_RESET = np.array([[0.1, 0.4], [0.2, 0.6]])  # m, low and high of x, y
+PEG_RESET = np.array([[0.1, 0.4], [0.2, 0.6]])  # m, lowest and highest (x, y)
 SOCKET_RESET = np.array([[-0.2, 0.4], [-0.1, 0.6]])
 PEG_REST_Z = PEG_HALF[2]
 SOCKET_REST_Z = SOCKET_HALF[2]
 
 PLATES = ("socket_bottom", "socket_top", "socket_left", "socket_right")
 PADS = {side: (f"{side}/pad", f"{side}/pad_2") for side in SIDES}
-# Contacts that tell the stages of the task: {what: ((geom, geom), ...)}.
+# Contacts that define the stages of the task: {name: ((geom, geom), ...)}.
 WATCHED = {
     "peg_held": tuple((pad, "peg") for pad in PADS["right"]),  # both
     "socket_held": tuple((pad, "socket_shell") for pad in PADS["left"]),  # both
@@ -88,10 +91,9 @@ WATCHED = {
     "peg_socket": tuple(("peg", plate) for plate in PLATES),  # any
     "peg_pin": (("peg", "pin"),),
 }
-# The view: for a free camera, and the same as the camera "front".
-VIEW = {"lookat": (0.0, 0.5, 0.12), "distance": 1.05, "azimuth": 90.0, "elevation": -25.0}
+VIEW = View(target=(0.0, 0.5, 0.12), distance=1.05, azimuth=90.0, elevation=-25.0)
 
-# (mass, centre of mass, quaternion of the principal axes, principal inertia) a link.
+# Of each link: mass, centre of mass, quaternion of the principal axes, principal inertia.
 _INERTIALS = {
     "shoulder_link": (
         ".798614 | .000259233 -3.3552e-06 .0116129 | -.476119 .476083 .52279 .522826"
@@ -133,10 +135,6 @@ _FRICTION = "1 1 .005 .0001 .0001"
 _STIFF = 'solref=".01 1" solimp=".95 .99 .001"'
 
 
-def _text(values) -> str:
-    return " ".join(f"{v:.9g}" for v in np.ravel(values))
-
-
 def box_inertia(mass: float, half: np.ndarray) -> np.ndarray:
     """[3] inertia of a solid box about its centre."""
     square = np.asarray(half) ** 2
@@ -144,7 +142,7 @@ def box_inertia(mass: float, half: np.ndarray) -> np.ndarray:
 
 
 def socket_inertia() -> np.ndarray:
-    """[3] inertia of the four plates and the pin, all of one density, about the centre."""
+    """[3] inertia about the centre of the four plates and the pin, all of the same density."""
     t, w, long = PLATE_HALF_THICKNESS, PLATE_HALF_WIDTH, SOCKET_HALF[0]
     flat, upright = np.array([long, w, t]), np.array([long, t, w])
     offset = SOCKET_HALF[1] - t
@@ -152,24 +150,24 @@ def socket_inertia() -> np.ndarray:
     parts.append((PIN_HALF, [0, 0, 0]))
     density = OBJECT_MASS / sum(half.prod() for half, _ in parts)
     total = np.zeros(3)
-    for half, at in parts:
-        mass, square = density * half.prod(), np.square(at)
+    for half, center in parts:
+        mass, square = density * half.prod(), np.square(center)
         total += box_inertia(mass, half) + mass * (square.sum() - square)
     return total
 
 
 def _inertial(link: str) -> str:
-    mass, at, quat, inertia = (part.strip() for part in _INERTIALS[link].split("|"))
-    return f'<inertial mass="{mass}" pos="{at}" quat="{quat}" diaginertia="{inertia}"/>'
+    mass, com, quat, inertia = (part.strip() for part in _INERTIALS[link].split("|"))
+    return f'<inertial mass="{mass}" pos="{com}" quat="{quat}" diaginertia="{inertia}"/>'
 
 
 def _finger(side: str, name: str, sign: int) -> str:
-    """One finger; `sign` is the side of the gripper's middle plane that it is on."""
+    """One finger; `sign`: its side of the gripper's middle plane, as the direction along y."""
     pad = sign * (PAD_HALF[1] - FINGER_CLOSED)
-    at = GRIPPER_SITE_X - FINGER_LINK_X
+    center_x = GRIPPER_SITE_X - FINGER_LINK_X
     end = "pad" if name == "finger" else "pad_2"
     tip = "tip" if name == "finger" else "tip_2"
-    tip_x = at + PAD_HALF[0] - TIP_RADIUS
+    tip_x = center_x + PAD_HALF[0] - TIP_RADIUS
     behind = sign * (2.2 * PAD_HALF[1] - FINGER_CLOSED)
     rail = sign * (0.012 - FINGER_CLOSED)
     return f"""
@@ -181,130 +179,122 @@ def _finger(side: str, name: str, sign: int) -> str:
         <geom type="box" pos="0 {rail:.6g} 0" size=".014 .012 .016" material="dark"/>
         <geom type="box" pos=".045 {behind + sign * 0.005:.6g} 0" size=".05 .004 .01"
               euler="0 0 {-sign * 0.07}" material="dark"/>
-        <geom name="{side}/{end}" type="box" pos="{at:.6g} {pad:.6g} 0" size="{_text(PAD_HALF)}"
-              material="pad"/>
+        <geom name="{side}/{end}" type="box" pos="{center_x:.6g} {pad:.6g} 0"
+              size="{text(PAD_HALF)}" material="steel"/>
         <geom name="{side}/{tip}" type="sphere" pos="{tip_x:.6g} {pad:.6g} 0"
-              size="{TIP_RADIUS}" material="pad"/>
+              size="{TIP_RADIUS}" material="steel"/>
       </body>"""
 
 
+# The drawn shapes of each link, from the shoulder to the gripper.
+_LOOKS = {
+    "shoulder_link": """
+        <geom type="cylinder" pos="0 0 0" size=".047 .012" material="dark"/>
+        <geom type="box" pos="0 .036 .04" size=".026 .008 .036" material="dark"/>
+        <geom type="box" pos="0 -.036 .04" size=".026 .008 .036" material="dark"/>
+        <geom type="cylinder" pos="0 0 .04805" euler="1.5708 0 0" size=".024 .05"
+              material="steel"/>""",
+    "upper_arm_link": """
+        <geom type="box" pos="0 .02 .14" size=".019 .006 .15" material="dark"/>
+        <geom type="box" pos="0 -.02 .14" size=".019 .006 .15" material="dark"/>
+        <geom type="box" pos="0 0 .12" size=".012 .02 .06" material="dark"/>
+        <geom type="capsule" fromto="0 0 .285 .05 0 .3" size=".022" material="dark"/>
+        <geom type="cylinder" pos=".05955 0 .3" euler="1.5708 0 0" size=".023 .036"
+              material="steel"/>""",
+    "upper_forearm_link": """
+        <geom type="box" pos=".085 0 0" size=".095 .021 .017" material="dark"/>
+        <geom type="cylinder" pos=".185 0 0" euler="0 1.5708 0" size=".025 .014"
+              material="steel"/>""",
+    "lower_forearm_link": """
+        <geom type="box" pos=".042 0 0" size=".044 .018 .018" material="dark"/>
+        <geom type="box" pos=".09 .024 0" size=".022 .004 .015" material="dark"/>
+        <geom type="box" pos=".09 -.024 0" size=".022 .004 .015" material="dark"/>
+        <geom type="cylinder" pos=".1 0 0" euler="1.5708 0 0" size=".017 .031"
+              material="steel"/>""",
+    "wrist_link": """
+        <geom type="box" pos=".033 0 0" size=".03 .018 .017" material="dark"/>
+        <geom type="cylinder" pos=".062 0 0" euler="0 1.5708 0" size=".021 .008"
+              material="steel"/>""",
+    "gripper_link": """
+        <geom type="box" pos=".022 0 0" size=".024 .026 .022" material="dark"/>
+        <geom type="box" pos=".056 0 0" size=".008 .07 .012" material="steel"/>""",
+}
+
+
 def _arm(side: str) -> str:
-    joint = [
-        f'<joint name="{side}/{name}" axis="{_AXES[i]}" range="{_text(JOINT_RANGE[i])}" '
-        f'damping="{DAMPING[i]}" armature="{ARMATURE[i]}"/>'
-        for i, name in enumerate(ARM_JOINTS)
-    ]
-    at = [_text(offset) for offset in LINK_OFFSETS]
+    """The base, the six links and the fingers, as nested bodies."""
+    inner = f"""
+      <site name="{side}/gripper" pos="{GRIPPER_SITE_X} 0 0" size=".003" rgba="0 0 0 0"/>
+      <body name="{side}/prop_link" pos=".0485 0 0" gravcomp="1">
+        {_inertial("prop_link")}
+      </body>
+      {_finger(side, "finger", 1)}
+      {_finger(side, "finger_2", -1)}"""
+    for i, (link, looks) in reversed(list(enumerate(_LOOKS.items()))):
+        inner = f"""
+      <body name="{side}/{link}" pos="{text(LINK_OFFSETS[i])}" gravcomp="1">
+        {_inertial(link)}
+        <joint name="{side}/{ARM_JOINTS[i]}" axis="{_AXES[i]}" range="{text(JOINT_RANGE[i])}"
+               damping="{DAMPING[i]}" armature="{ARMATURE[i]}"/>
+        {looks}
+        {inner}
+      </body>"""
     place = {"left": f"-{BASE_X} {BASE_Y} 0", "right": f"{BASE_X} {BASE_Y} 0"}[side]
     turn = {"left": "1 0 0 0", "right": "0 0 0 1"}[side]
     return f"""
     <body name="{side}/base_link" pos="{place}" quat="{turn}">
       <geom type="box" pos="-.03 0 .012" size=".11 .075 .012" material="dark"/>
       <geom type="cylinder" pos="0 0 .045" size=".05 .025" material="steel"/>
-      <body name="{side}/shoulder_link" pos="{at[0]}" gravcomp="1">
-        {_inertial("shoulder_link")}
-        {joint[0]}
-        <geom type="cylinder" pos="0 0 0" size=".047 .012" material="dark"/>
-        <geom type="box" pos="0 .036 .04" size=".026 .008 .036" material="dark"/>
-        <geom type="box" pos="0 -.036 .04" size=".026 .008 .036" material="dark"/>
-        <geom type="cylinder" pos="0 0 .04805" euler="1.5708 0 0" size=".024 .05"
-              material="steel"/>
-        <body name="{side}/upper_arm_link" pos="{at[1]}" gravcomp="1">
-          {_inertial("upper_arm_link")}
-          {joint[1]}
-          <geom type="box" pos="0 .02 .14" size=".019 .006 .15" material="dark"/>
-          <geom type="box" pos="0 -.02 .14" size=".019 .006 .15" material="dark"/>
-          <geom type="box" pos="0 0 .12" size=".012 .02 .06" material="dark"/>
-          <geom type="capsule" fromto="0 0 .285 .05 0 .3" size=".022" material="dark"/>
-          <geom type="cylinder" pos=".05955 0 .3" euler="1.5708 0 0" size=".023 .036"
-                material="steel"/>
-          <body name="{side}/upper_forearm_link" pos="{at[2]}" gravcomp="1">
-            {_inertial("upper_forearm_link")}
-            {joint[2]}
-            <geom type="box" pos=".085 0 0" size=".095 .021 .017" material="dark"/>
-            <geom type="cylinder" pos=".185 0 0" euler="0 1.5708 0" size=".025 .014"
-                  material="steel"/>
-            <body name="{side}/lower_forearm_link" pos="{at[3]}" gravcomp="1">
-              {_inertial("lower_forearm_link")}
-              {joint[3]}
-              <geom type="box" pos=".042 0 0" size=".044 .018 .018" material="dark"/>
-              <geom type="box" pos=".09 .024 0" size=".022 .004 .015" material="dark"/>
-              <geom type="box" pos=".09 -.024 0" size=".022 .004 .015" material="dark"/>
-              <geom type="cylinder" pos=".1 0 0" euler="1.5708 0 0" size=".017 .031"
-                    material="steel"/>
-              <body name="{side}/wrist_link" pos="{at[4]}" gravcomp="1">
-                {_inertial("wrist_link")}
-                {joint[4]}
-                <geom type="box" pos=".033 0 0" size=".03 .018 .017" material="dark"/>
-                <geom type="cylinder" pos=".062 0 0" euler="0 1.5708 0" size=".021 .008"
-                      material="steel"/>
-                <body name="{side}/gripper_link" pos="{at[5]}" gravcomp="1">
-                  {_inertial("gripper_link")}
-                  {joint[5]}
-                  <site name="{side}/gripper" pos="{GRIPPER_SITE_X} 0 0" size=".003"
-                        rgba="0 0 0 0"/>
-                  <geom type="box" pos=".022 0 0" size=".024 .026 .022" material="dark"/>
-                  <geom type="box" pos=".056 0 0" size=".008 .07 .012" material="steel"/>
-                  <body name="{side}/prop_link" pos=".0485 0 0" gravcomp="1">
-                    {_inertial("prop_link")}
-                  </body>
-                  {_finger(side, "finger", 1)}
-                  {_finger(side, "finger_2", -1)}
-                </body>
-              </body>
-            </body>
-          </body>
-        </body>
-      </body>
+      {inner}
     </body>"""
 
 
 def _objects() -> str:
     t, w, long = PLATE_HALF_THICKNESS, PLATE_HALF_WIDTH, SOCKET_HALF[0]
     offset = SOCKET_HALF[1] - t
-    flat, upright = _text([long, w, t]), _text([long, t, w])
-    at = ([0, 0, -offset], [0, 0, offset], [0, offset, 0], [0, -offset, 0])
+    flat, upright = text([long, w, t]), text([long, t, w])
+    places = ([0, 0, -offset], [0, 0, offset], [0, offset, 0], [0, -offset, 0])
     sizes = (flat, flat, upright, upright)
     plates = "".join(
-        f'<geom name="{name}" type="box" pos="{_text(place)}" size="{size}" material="socket"/>'
-        for name, place, size in zip(PLATES, at, sizes, strict=True)
+        f'<geom name="{name}" type="box" pos="{text(place)}" size="{size}" material="blue"/>'
+        for name, place, size in zip(PLATES, places, sizes, strict=True)
     )
     return f"""
     <body name="peg" pos=".15 .5 {PEG_REST_Z}">
       <freejoint name="peg"/>
       <inertial pos="0 0 0" mass="{OBJECT_MASS}"
-                diaginertia="{_text(box_inertia(OBJECT_MASS, PEG_HALF))}"/>
-      <geom name="peg" type="box" size="{_text(PEG_HALF)}" material="peg"/>
+                diaginertia="{text(box_inertia(OBJECT_MASS, PEG_HALF))}"/>
+      <geom name="peg" type="box" size="{text(PEG_HALF)}" material="red"/>
     </body>
     <body name="socket" pos="-.15 .5 {SOCKET_REST_Z}">
       <freejoint name="socket"/>
-      <inertial pos="0 0 0" mass="{OBJECT_MASS}" diaginertia="{_text(socket_inertia())}"/>
+      <inertial pos="0 0 0" mass="{OBJECT_MASS}" diaginertia="{text(socket_inertia())}"/>
       {plates}
-      <geom name="socket_shell" type="box" size="{_text(SOCKET_HALF)}" group="4"/>
-      <geom name="pin" type="box" size="{_text(PIN_HALF)}" material="peg"/>
+      <geom name="socket_shell" type="box" size="{text(SOCKET_HALF)}" group="4"/>
+      <geom name="pin" type="box" size="{text(PIN_HALF)}" material="red"/>
     </body>"""
 
 
 def _pairs() -> str:
-    """The only contacts there are.
+    """The pairs of geoms that can touch; there are no other contacts.
 
-    The left fingers and the table meet the socket's outside as one solid box: two pairs
-    instead of eight, and the fingers hold on whichever sides they close.
+    To the left fingers and the table, the socket's outside is one solid box: the fingers need two
+    pairs instead of eight, and can hold any two of its sides.
     """
-    held = [pair for what in ("peg_held", "socket_held") for pair in WATCHED[what]]
+    held = [pair for name in ("peg_held", "socket_held") for pair in WATCHED[name]]
     inside = [*WATCHED["peg_socket"], *WATCHED["peg_pin"]]
-    rest = [*WATCHED["peg_table"], *WATCHED["socket_table"]]
-    rest += [("table", f"{side}/{tip}") for side in SIDES for tip in ("tip", "tip_2")]
+    others = [*WATCHED["peg_table"], *WATCHED["socket_table"]]
+    others += [("table", f"{side}/{tip}") for side in SIDES for tip in ("tip", "tip_2")]
     return "".join(
         f'<pair geom1="{a}" geom2="{b}" condim="3" friction="{_FRICTION}" {_STIFF}/>'
-        for a, b in held + inside + rest
+        for a, b in held + inside + others
     )
 
 
 def _actuators(side: str) -> str:
     joints = "".join(
         f'<position name="{side}/{name}" joint="{side}/{name}" kp="{STIFFNESS[i]}" '
-        f'ctrlrange="{_text(JOINT_RANGE[i])}" forcerange="-{TORQUE[i]} {TORQUE[i]}"/>'
+        f'ctrlrange="{text(JOINT_RANGE[i])}" forcerange="-{TORQUE[i]} {TORQUE[i]}"/>'
         for i, name in enumerate(ARM_JOINTS)
     )
     return (
@@ -335,28 +325,10 @@ def mjcf(timestep: float = 0.004) -> str:
   </option>
   <custom><numeric name="max_contact_points" data="24"/></custom>
   <default><geom contype="0" conaffinity="0"/></default>
-  <visual>
-    <headlight ambient=".35 .35 .35" diffuse=".45 .45 .45" specular=".1 .1 .1"/>
-    <global offwidth="1280" offheight="960"/>
-    <map znear=".02"/>
-  </visual>
-  <asset>
-    <texture name="sky" type="skybox" builtin="gradient" rgb1=".75 .85 .95" rgb2="1 1 1"
-             width="128" height="128"/>
-    <texture name="table" type="2d" builtin="checker" rgb1=".8 .76 .7" rgb2=".76 .72 .66"
-             width="256" height="256"/>
-    <material name="table" texture="table" texuniform="true" texrepeat="5 5"/>
-    <material name="dark" rgba=".14 .15 .17 1" specular=".4" shininess=".4"/>
-    <material name="steel" rgba=".38 .4 .44 1" specular=".6" shininess=".6"/>
-    <material name="pad" rgba=".25 .25 .28 1"/>
-    <material name="peg" rgba=".9 .25 .15 1"/>
-    <material name="socket" rgba=".15 .4 .85 1"/>
-  </asset>
+  {SCENERY}
   <worldbody>
-    <light pos="0 -.3 1.8" dir="0 .4 -1" diffuse=".5 .5 .5"/>
-    <light pos="-1 1.2 1.5" dir=".6 -.4 -1" diffuse=".25 .25 .25" castshadow="false"/>
-    <camera name="front" pos="0 -.452 .564" xyaxes="1 0 0 0 .4226 .9063"/>
-    <geom name="table" type="plane" pos="0 {BASE_Y} 0" size=".75 .45 .05" material="table"/>
+    {LIGHT}
+    {ground("table", center=f"0 {BASE_Y} 0", half_size=".75 .45 .05")}
     {_arm("left")}
     {_arm("right")}
     {_objects()}

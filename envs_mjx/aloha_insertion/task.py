@@ -29,8 +29,8 @@ from jaxrl.envs.rewards import weighted
 from jaxrl.options import option
 
 STAGES = 4
-# Simulation costs nearly all, so many updates a sample. The scripted controller shows what to
-# do in the states that the policy visits.
+# Simulation takes nearly all of the time, so each sample is used for many updates. The policy
+# imitates the scripted controller in the states that it visits.
 PPO = {
     "num_steps": 20,
     "learning_rate": 1e-3,
@@ -49,30 +49,50 @@ PPO = {
     },
 }
 
-_OWN = {"q": 6, "qdot": 6, "error": 6, "finger": 1, "grip": 3, "grip_axes": 6, "held": 1}
+_ARM_PARTS = {"q": 6, "qdot": 6, "error": 6, "finger": 1, "grip": 3, "grip_axes": 6, "held": 1}
 _OBJECT = {"position": 3, "axes": 6, "velocity": 3, "in_grip": 3, "in_grip_fine": 3}
-# Distance (m) at which the fine copies of offsets saturate: grasps and the insertion are
-# matters of millimetres, the table one of decimetres.
+# Distance (m) at which the fine copies of offsets saturate: grasps and the insertion need
+# millimetres, positions on the table span decimetres.
 FINE = 0.015
 HOLDS = {"left": "socket", "right": "peg"}
 RESET = {"socket": m.SOCKET_RESET, "peg": m.PEG_RESET}  # m
 REST_Z = {"socket": m.SOCKET_REST_Z, "peg": m.PEG_REST_Z}  # m
-# Of each object half its width (m), and the height of the grasp above its centre (m).
+# For each object: half its width (m), and the height of the grasp above its centre (m).
 GRASP = {"socket": (m.SOCKET_HALF[1], SOCKET_GRASP_Z), "peg": (m.PEG_HALF[1], PEG_GRASP_Z)}
 
 
 @dataclasses.dataclass(frozen=True)
 class Rewards:
-    """Weights of the shaped reward's terms, from far to near."""
+    """Weights of the shaped reward's terms, in the order in which a good episode earns them."""
 
-    reach: float = option(0.5, "1 - tanh(5 distance / 1 m) of each gripper and its object")
-    hold: float = option(0.5, "each object between both pads, that press on it")
-    lift: float = option(1.0, "height over 5 cm, at most 1, of each object while held")
-    align: float = option(2.0, "exp(-20 / 1 m x the peg's end off the socket's axis), both lifted")
-    insert: float = option(4.0, "share of the way into the socket, near its axis")
-    stage: float = option(1.0, "the stage, 0 to 4")
-    action: float = option(-0.001, "sum of squared actions")
-    velocity: float = option(-0.001, "sum of squared joint velocities (rad/s)")
+    reach: float = option(
+        0.5,
+        "weight of the reward for reaching: 1 - tanh(5 d), with d the distance of each "
+        "gripper from its object (m)",
+    )
+    hold: float = option(
+        0.5, "weight of the reward for each object that both pads of its gripper press on"
+    )
+    lift: float = option(
+        1.0,
+        "weight of the reward for lifting: height / 5 cm, at most 1, of each object "
+        "while it is held",
+    )
+    align: float = option(
+        2.0,
+        "weight of the reward for aligning: exp(-20 d), with d the distance of the "
+        "peg's end from the socket's axis (m), while both are lifted",
+    )
+    insert: float = option(
+        4.0,
+        "weight of the reward for inserting: the share of the way into the socket, "
+        "while the peg is near its axis",
+    )
+    stage: float = option(1.0, "weight of the stage that is reached, 0 to 4")
+    action: float = option(-0.001, "weight of the sum of squared actions; negative: a penalty")
+    velocity: float = option(
+        -0.001, "weight of the sum of squared joint velocities (rad/s); negative: a penalty"
+    )
 
 
 @struct.dataclass
@@ -80,7 +100,7 @@ class Info:
     """The task's memory within an episode.
 
     Attributes:
-      controls: [14] what the servos hold: left joints, finger, right joints, finger (rad, m).
+      controls: [14] targets of the servos: left joints, finger, right joints, finger (rad, m).
       best: scalar, highest stage so far.
     """
 
@@ -91,45 +111,55 @@ class Info:
 @dataclasses.dataclass(frozen=True)
 class AlohaInsertion(ArmTask):
     """Two ViperX arms: the left one grasps a socket, the right one a peg; both lift, and the
-    peg goes 20 mm into the socket until it meets the pin inside.
+    peg goes 20 mm into the socket until it touches the pin inside.
 
     Observation [104], for each arm: joint positions 6 (rad), velocities 6 (rad/s), targets
     minus positions 6 (rad), finger 1 (m), gripper's position 3 (m) and two axes 6, whether it
-    holds its object 1; for socket and peg: centre 3 (m), two axes 6, velocity 3 (m/s), centre
-    minus gripper in the gripper's frame 3 (m) and once more, tanh of it over 15 mm, 3; the
-    peg's centre in the socket's frame 3 (m), tanh of its way to the pin over 15 mm 3, its
-    entering end's distance from the socket's axis 1 (m), cross product of the two axes 3.
+    holds its object 1; for socket and peg: centre 3 (m), two axes 6, velocity 3 (m/s), offset
+    x = centre minus gripper in the gripper's frame 3 (m), tanh(x / 15 mm) 3; the peg's centre in
+    the socket's frame 3 (m), tanh(y / 15 mm) 3 with y its offset from the place at the pin,
+    distance of the peg's entering end from the socket's axis 1 (m), cross product of the two
+    objects' axes 3.
 
     Action [14]: left arm's changes of joint targets as shares of `joint_step` 6 and gripper
     opening 1 (-1 closed, 1 open), then the right arm's.
 
     Stages: 1 both objects between the pads of their grippers; 2 and both off the table;
     3 and the peg touches the socket, or its end is inside; 4 and the peg touches the pin.
-    Success: stage 4 has been reached. At evaluation the reward is the stage of each step, as
-    the original's.
+    Success: stage 4 has been reached. At evaluation the reward of a step is its stage, as in
+    the original task.
     """
 
-    shaped: bool = option(True, "dense reward; else the stage of each step (at evaluation)")
+    shaped: bool = option(
+        True,
+        "a dense reward; if false, the reward of a step is the stage that is reached "
+        "(evaluations always use that)",
+    )
     joint_step: float = option(
-        0.03, "largest change of a joint's target a step (rad)", greater_than=0
+        0.03, "largest change of a joint's target in one control step (rad)", greater_than=0
     )
     near_starts: float = option(
         0.6,
-        "share of episodes that start grasped or before the insertion, at level 0",
+        "share of episodes that start with the objects grasped or just before the "
+        "insertion, at curriculum level 0",
         minimum=0,
         maximum=1,
     )
     start_yaw: float = option(
-        10.0, "largest yaw of the objects at the start (deg)", minimum=0, maximum=20
+        10.0, "largest yaw of the objects at the start of an episode (deg)", minimum=0, maximum=20
     )
-    start_noise: float = option(0.05, "largest offset of a joint from home at the start", minimum=0)
-    episode_seconds: float = option(6.0, "time limit (s)", greater_than=0)
-    timestep: float = option(0.004, "physics step (s)", greater_than=0, maximum=0.01)
-    substeps: int = option(5, "physics steps a control step", minimum=1)
+    start_noise: float = option(
+        0.05,
+        "largest offset of a joint from its home position at the start of an episode (rad)",
+        minimum=0,
+    )
+    episode_seconds: float = option(6.0, "time limit of an episode (s)", greater_than=0)
+    timestep: float = option(0.004, "length of a physics step (s)", greater_than=0, maximum=0.01)
+    substeps: int = option(5, "number of physics steps in one control step", minimum=1)
     rewards: Rewards = option(Rewards(), "weights of the shaped reward's terms")
     curriculum: CurriculumConfig = option(
         CurriculumConfig(start=(0.0,), raise_at=0.5, step=0.2),
-        "0: some starts near the grasp or the insertion; 1: none",
+        "0: some episodes start near the grasp or the insertion, 1: none",
     )
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
@@ -171,14 +201,14 @@ class AlohaInsertion(ArmTask):
 
     @property
     def success_criterion(self) -> str:
-        """What success means."""
+        """The condition of success, as text."""
         return "the peg touched the pin inside the socket, both held (stage 4)"
 
     @property
     def observation_parts(self) -> dict[str, int]:
         return (
-            {f"{side}_{part}": size for side in m.SIDES for part, size in _OWN.items()}
-            | {f"{thing}_{part}": n for thing in ("socket", "peg") for part, n in _OBJECT.items()}
+            {f"{side}_{part}": size for side in m.SIDES for part, size in _ARM_PARTS.items()}
+            | {f"{name}_{part}": n for name in ("socket", "peg") for part, n in _OBJECT.items()}
             | {"between": 3, "to_pin_fine": 3, "aside": 1, "turned": 3}
         )
 
@@ -187,21 +217,21 @@ class AlohaInsertion(ArmTask):
         names = [f"{side}/{name}" for side in m.SIDES for name in (*m.ARM_JOINTS, "gripper")]
         return ArraySpec((14,), -1.0, 1.0, tuple(names))
 
-    # -- the contract ---------------------------------------------------------------
+    # -- episodes -------------------------------------------------------------------
 
     def reset(self, key: jax.Array, level: jax.Array | float = 1.0) -> State:
-        """At rest, objects on the table. At a low level of the curriculum some episodes start
-        with both objects grasped, or lifted and facing each other."""
-        key_things, key_pose, key_near, key_which = jax.random.split(key, 4)
+        """Starts at rest, with the objects on the table. At a low level of the curriculum some
+        episodes start with both objects grasped, or lifted and facing each other."""
+        key_objects, key_pose, key_near, key_which = jax.random.split(key, 4)
         qpos = jnp.asarray(self.physics.rest, jnp.float32)
-        keys = jax.random.split(key_things, 4)
-        for i, thing in enumerate(("socket", "peg")):
+        keys = jax.random.split(key_objects, 4)
+        for i, name in enumerate(("socket", "peg")):
             place = jax.random.uniform(
-                keys[2 * i], (2,), minval=RESET[thing][0], maxval=RESET[thing][1]
+                keys[2 * i], (2,), minval=RESET[name][0], maxval=RESET[name][1]
             )
             yaw = jnp.deg2rad(self.start_yaw) * jax.random.uniform(keys[2 * i + 1], minval=-1.0)
-            pose = jnp.stack([*place, REST_Z[thing], jnp.cos(yaw / 2), 0.0, 0.0, jnp.sin(yaw / 2)])
-            qpos = qpos.at[self._things[thing]].set(pose)
+            pose = jnp.stack([*place, REST_Z[name], jnp.cos(yaw / 2), 0.0, 0.0, jnp.sin(yaw / 2)])
+            qpos = qpos.at[self._objects[name]].set(pose)
         offsets = self.start_noise * jax.random.uniform(key_pose, (2, 6), minval=-1.0)
         for side, offset in zip(m.SIDES, offsets, strict=True):
             arm = self.arms[side]
@@ -223,18 +253,18 @@ class AlohaInsertion(ArmTask):
         return self._judge(self.physics.step(state.physics, info.controls), info, action)
 
     def commanded(self, info: Info, action: jax.Array) -> Info:
-        """The memory with what the servos hold after an action [14]."""
+        """The memory with the servos' targets after an action [14]."""
         controls = []
         for i, side in enumerate(m.SIDES):
-            own, old = action[7 * i : 7 * i + 7], info.controls[7 * i : 7 * i + 6]
-            opening = 0.5 * (1.0 + jnp.clip(own[6:], -1.0, 1.0))
-            controls.append(self.arms[side].moved(old, own[:6]))
+            arm_action, old_targets = action[7 * i : 7 * i + 7], info.controls[7 * i : 7 * i + 6]
+            opening = 0.5 * (1.0 + jnp.clip(arm_action[6:], -1.0, 1.0))
+            controls.append(self.arms[side].moved(old_targets, arm_action[:6]))
             controls.append(m.FINGER_CLOSED + opening * (m.FINGER_OPEN - m.FINGER_CLOSED))
         return info.replace(controls=jnp.concatenate(controls))
 
     @functools.cached_property
-    def _things(self) -> dict[str, slice]:
-        return {thing: self.physics.qpos_slice(thing) for thing in ("socket", "peg")}
+    def _objects(self) -> dict[str, slice]:
+        return {name: self.physics.qpos_slice(name) for name in ("socket", "peg")}
 
     @functools.cached_property
     def _fingers(self) -> dict[str, np.ndarray]:
@@ -246,97 +276,92 @@ class AlohaInsertion(ArmTask):
 
     @functools.cached_property
     def _bank(self) -> np.ndarray:
-        """[B, nq] states at rest with both objects held: one half on the table, the other in
-        the air, facing each other."""
+        """[B, nq] states at rest with both objects held: in one half of the states on the table,
+        in the other half in the air, facing each other."""
         rng, bank = np.random.default_rng(0), []
         for i in range(64):
             qpos = self.physics.rest.copy()
-            for side, thing in HOLDS.items():
+            for side, name in HOLDS.items():
                 if i % 2:
-                    at = MEETING[thing] + rng.uniform(-0.01, 0.01, 3)
+                    place = MEETING[name] + rng.uniform(-0.01, 0.01, 3)
                     yaw = 0.0
                 else:
-                    at = np.append(rng.uniform(*RESET[thing]), REST_Z[thing])
+                    place = np.append(rng.uniform(*RESET[name]), REST_Z[name])
                     yaw = np.deg2rad(self.start_yaw) * rng.uniform(-1, 1)
-                self._grasp(qpos, side, at, yaw)
+                self._grasp(qpos, side, place, yaw)
             bank.append(qpos)
         return np.stack(bank)
 
-    def _grasp(self, qpos: np.ndarray, side: str, at: np.ndarray, yaw: float) -> None:
-        """Puts an object at a place, and its arm's gripper round it."""
-        thing, arm = HOLDS[side], self.arms[side]
-        half, raised = GRASP[thing]
+    def _grasp(self, qpos: np.ndarray, side: str, place: np.ndarray, yaw: float) -> None:
+        """Places an object, with its arm's gripper closed around it, in `qpos`."""
+        name, arm = HOLDS[side], self.arms[side]
+        half, raised = GRASP[name]
         axis = np.array([np.cos(yaw), np.sin(yaw), 0.0])
         with jax.ensure_compile_time_eval():
             rotation = np.asarray(grasp_rotation(axis, 1.0 if side == "left" else -1.0))
-        near = np.array([0.0, 0.0, 0.7, 0.0, 0.7, 0.0])
-        qpos[self._things[thing]] = [*at, np.cos(yaw / 2), 0, 0, np.sin(yaw / 2)]
+        guess = np.array([0.0, 0.0, 0.7, 0.0, 0.7, 0.0])
+        qpos[self._objects[name]] = [*place, np.cos(yaw / 2), 0, 0, np.sin(yaw / 2)]
         qpos[self._fingers[side]] = m.FINGER_CLOSED + half - 0.0001
-        qpos[arm.qpos] = arm.solve(near, at + [0, 0, raised], rotation)
+        qpos[arm.qpos] = arm.solve(guess, place + [0, 0, raised], rotation)
 
-    # -- judging -------------------------------------------------------------------------
+    # -- reward and observation ----------------------------------------------------------
 
     def _touches(self, physics: PhysicsState) -> dict[str, jax.Array]:
-        """Normal forces (N) by what touches, one for each of its pairs."""
-        found, start = {}, 0
+        """Normal forces (N) by the names in `WATCHED`, one for each of a name's pairs."""
+        forces, start = {}, 0
         for name, pairs in m.WATCHED.items():
-            found[name] = physics.touch[start : start + len(pairs)]
+            forces[name] = physics.touch[start : start + len(pairs)]
             start += len(pairs)
-        return found
+        return forces
 
     def _judge(self, physics: PhysicsState, before: Info, action: jax.Array) -> State:
         """Reward, metrics and observation of the step that led to `physics`."""
-        data = self.physics.kinematics(physics)
-        touch = self._touches(physics)
-        held = {thing: (touch[f"{thing}_held"] > 0).all() for thing in REST_Z}
-        poses = {thing: self.physics.body_pose(data, thing) for thing in REST_Z}
+        data, touch = self.physics.kinematics(physics), self._touches(physics)
+        held = {name: (touch[f"{name}_held"] > 0).all() for name in REST_Z}
+        poses = {name: self.physics.body_pose(data, name) for name in REST_Z}
         geometry = _Geometry.of(poses["peg"], poses["socket"])
-        rise = {thing: pose[0][2] - REST_Z[thing] for thing, pose in poses.items()}
+        rise = {name: pose[0][2] - REST_Z[name] for name, pose in poses.items()}
         lifted = {
-            thing: held[thing] & (touch[f"{thing}_table"] <= 0).all() & (rise[thing] > 0.02)
-            for thing in GRASP
+            name: held[name] & (touch[f"{name}_table"] <= 0).all() & (rise[name] > 0.02)
+            for name in GRASP
         }
+        both_lifted = lifted["peg"] & lifted["socket"]
         stage = _stage(
             held["peg"] & held["socket"],
-            lifted["peg"] & lifted["socket"],
+            both_lifted,
             (touch["peg_socket"] > 0).any() | ((geometry.depth > 0) & (geometry.aside < 0.01)),
             (touch["peg_pin"] > 0).any(),
         )
         info = before.replace(best=jnp.maximum(before.best, stage))
-        views = {side: self.physics.site_pose(data, f"{side}/gripper") for side in m.SIDES}
-        obs = self._observe(physics, info, poses=poses, grips=views, held=held, geometry=geometry)
-        both = (lifted["peg"] & lifted["socket"]).astype(jnp.float32)
-        near_axis = jnp.exp(-20.0 * geometry.aside)
+        grips = {side: self.physics.site_pose(data, f"{side}/gripper") for side in m.SIDES}
+        velocities = [physics.qvel[arm.dofs] for arm in self.arms.values()]
         terms = {
             "reach": sum(
-                1.0 - jnp.tanh(5.0 * jnp.linalg.norm(poses[thing][0] - views[side][0]))
-                for side, thing in HOLDS.items()
+                1.0 - jnp.tanh(5.0 * jnp.linalg.norm(poses[name][0] - grips[side][0]))
+                for side, name in HOLDS.items()
             ),
-            "hold": sum(held[thing].astype(jnp.float32) for thing in REST_Z),
+            "hold": sum(held[name].astype(jnp.float32) for name in REST_Z),
             "lift": sum(held[t] * jnp.clip(rise[t] / 0.05, 0.0, 1.0) for t in REST_Z),
-            "align": both * near_axis,
-            "insert": both * jnp.where(geometry.aside < 0.012, geometry.depth, 0.0),
+            "align": both_lifted * jnp.exp(-20.0 * geometry.aside),
+            "insert": both_lifted * jnp.where(geometry.aside < 0.012, geometry.depth, 0.0),
             "stage": stage,
             "action": jnp.sum(jnp.square(action)),
-            "velocity": sum(
-                jnp.sum(jnp.square(physics.qvel[arm.dofs])) for arm in self.arms.values()
-            ),
+            "velocity": sum(jnp.sum(jnp.square(v)) for v in velocities),
         }
         reward, shares = weighted(terms, self.rewards)
-        reached = {f"final/stage_{k}": (info.best >= k).astype(jnp.float32) for k in range(1, 5)}
+        metrics = {
+            **{f"final/stage_{k}": (info.best >= k).astype(jnp.float32) for k in range(1, 5)},
+            "success": (info.best >= STAGES).astype(jnp.float32),
+            "final/stage": stage,
+            "final/aside": geometry.aside,
+            "final/depth": geometry.depth,
+        }
         return State(
             physics=physics,
-            obs=obs,
+            obs=self._observe(physics, info, poses, grips, held, geometry),
             reward=reward if self.shaped else stage,
             terminated=jnp.zeros((), bool),
-            metrics=(shares if self.shaped else {})
-            | reached
-            | {
-                "success": (info.best >= STAGES).astype(jnp.float32),
-                "final/stage": stage,
-                "final/aside": geometry.aside,
-                "final/depth": geometry.depth,
-            },
+            metrics=shares | metrics if self.shaped else metrics,
             info=info,
         )
 
@@ -344,13 +369,12 @@ class AlohaInsertion(ArmTask):
         self,
         physics: PhysicsState,
         info: Info,
-        *,
         poses: dict[str, tuple[jax.Array, jax.Array]],
         grips: dict[str, tuple[jax.Array, jax.Array]],
         held: dict[str, jax.Array],
         geometry: _Geometry,
     ) -> jax.Array:
-        """[104] the observation."""
+        """Observation [104]."""
         parts = {}
         for i, side in enumerate(m.SIDES):
             arm, (position, axes) = self.arms[side], grips[side]
@@ -364,15 +388,15 @@ class AlohaInsertion(ArmTask):
                 f"{side}_grip_axes": axes[:, ::2].T,
                 f"{side}_held": held[HOLDS[side]].astype(jnp.float32),
             }
-        for side, thing in HOLDS.items():
-            position, axes = poses[thing]
+        for side, name in HOLDS.items():
+            position, axes = poses[name]
             in_grip = grips[side][1].T @ (position - grips[side][0])
             parts |= {
-                f"{thing}_position": position,
-                f"{thing}_axes": axes[:, ::2].T,
-                f"{thing}_velocity": physics.qvel[self.physics.qvel_slice(thing)][:3],
-                f"{thing}_in_grip": in_grip,
-                f"{thing}_in_grip_fine": jnp.tanh(in_grip / FINE),
+                f"{name}_position": position,
+                f"{name}_axes": axes[:, ::2].T,
+                f"{name}_velocity": physics.qvel[self.physics.qvel_slice(name)][:3],
+                f"{name}_in_grip": in_grip,
+                f"{name}_in_grip_fine": jnp.tanh(in_grip / FINE),
             }
         to_pin = geometry.between - jnp.array([m.FULL_DISTANCE, 0.0, 0.0])
         return self.observe(
@@ -409,17 +433,17 @@ class AlohaInsertion(ArmTask):
 
     def render(self, states: PhysicsState, stride: int) -> np.ndarray:
         """[F, H, W, 3] pictures of every `stride`-th of the physics states [T, ...]."""
-        return self.physics.render(states, stride=stride, **m.VIEW)
+        return self.physics.render(states, m.VIEW, stride=stride)
 
 
 @struct.dataclass
 class _Geometry:
-    """How the peg lies to the socket.
+    """The peg's pose relative to the socket.
 
     Attributes:
       between: [3] the peg's centre in the socket's frame (m).
       aside: scalar, distance of the peg's entering end from the socket's axis (m).
-      depth: scalar, 0 before the socket, 1 at the pin.
+      depth: scalar, 0 outside of the socket, 1 at the pin.
       turned: [3] cross product of the two axes, in the world.
     """
 
@@ -433,16 +457,16 @@ class _Geometry:
         between = socket[1].T @ (peg[0] - socket[0])
         along = jnp.sign(peg[1][:, 0] @ socket[1][:, 0]) * peg[1][:, 0]
         end = between - socket[1].T @ (m.PEG_HALF[0] * along)
-        way = m.ENTRY_DISTANCE - m.FULL_DISTANCE
+        full_depth = m.ENTRY_DISTANCE - m.FULL_DISTANCE
         return cls(
             between=between,
             aside=jnp.linalg.norm(end[1:]),
-            depth=jnp.clip((m.ENTRY_DISTANCE - between[0]) / way, 0.0, 1.0),
+            depth=jnp.clip((m.ENTRY_DISTANCE - between[0]) / full_depth, 0.0, 1.0),
             turned=jnp.cross(along, socket[1][:, 0]),
         )
 
 
 def _stage(*conditions: jax.Array) -> jax.Array:
-    """How many of the conditions hold, up to the first that does not."""
+    """Number of conditions that hold before the first that does not."""
     reached = jnp.cumprod(jnp.stack([c.astype(jnp.float32) for c in conditions]))
     return reached.sum()

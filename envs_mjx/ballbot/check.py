@@ -1,7 +1,7 @@
-"""`python -m envs_mjx.ballbot.check`: the robot balances for 20 s, in C MuJoCo.
+"""Checks that the ballbot balances for 20 s in C MuJoCo: `python -m envs_mjx.ballbot.check`.
 
-LQR and PD, on both drive models, from a tilt of 3 deg, with a push of 0.2 m/s at 10 s.
-Exits with status 1 if one of them falls.
+Runs LQR and PD on both drive models, from a tilt of 3 deg, with a push of 0.2 m/s at 10 s.
+Exits with status 1 if the robot falls in one of the runs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PUSH = 0.2  # m/s
 
 
 def balance(drive: str, gain: np.ndarray, seconds: float = SECONDS) -> dict[str, float]:
-    """Largest tilt (deg), final tilt (deg) and drift (m) of one attempt."""
+    """Seconds upright, largest and final tilt (deg) and drift (m) of one run."""
     task = Ballbot(drive=drive)
     physics = task.physics
     sim = CPhysics(physics, 1)

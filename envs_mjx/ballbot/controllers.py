@@ -1,7 +1,7 @@
 """Classical controllers of the ballbot: LQR and PD, on the full state.
 
 Both are linear in the reduced state [p, l, v, w] of `reduced_state` and give wheel
-torques. They are baselines, and proof that the task can be done.
+torques. They are baselines, and show that the task can be solved.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ def gravity_in_body(quat: jax.Array) -> jax.Array:
 
 
 def reduced_state(qpos: jax.Array, qvel: jax.Array, position: jax.Array) -> jax.Array:
-    """[9]: position error 2 (heading frame), lean 2, velocity 2 (heading frame), angular
+    """[9] position error 2 (heading frame), lean 2, velocity 2 (heading frame), angular
     velocity 3.
 
     Args:
-      qpos, qvel: of either drive model; the base's free joint comes first.
+      qpos, qvel: state of either drive model; the base's free joint comes first.
       position: [2] reference position in the world (m).
     """
     quat = qpos[3:7]
@@ -56,7 +56,7 @@ def reduced_state(qpos: jax.Array, qvel: jax.Array, position: jax.Array) -> jax.
 
 
 def _linearise(physics: Physics) -> tuple[np.ndarray, np.ndarray]:
-    """A [9, 9], B [9, 3] of one control step about rest, by central differences in C."""
+    """A [9, 9], B [9, 3] of one control step about rest, by central differences in C MuJoCo."""
     nq, nv, eps = physics.nq, physics.nv, 1e-4
     rest = np.tile(physics.rest, (1, 1))
     sim = CPhysics(physics, 1)
@@ -66,6 +66,7 @@ def _linearise(physics: Physics) -> tuple[np.ndarray, np.ndarray]:
     height = qpos[0, 2]
 
     def after(index: int, delta: float) -> np.ndarray:
+        """[9] reduced state after a step with a change of one state (0-8) or control (9-11)."""
         qpos, qvel, ctrl = physics.rest.copy(), np.zeros(nv), np.zeros(3)
         qpos[2] = height
         state = np.zeros(9)
@@ -92,10 +93,10 @@ def _linearise(physics: Physics) -> tuple[np.ndarray, np.ndarray]:
 
 @functools.lru_cache
 def lqr_gain(timestep: float, substeps: int) -> np.ndarray:
-    """[3, 9] torque (N m) a unit of reduced state; u = -K x.
+    """[3, 9] gain K: wheel torques (N m) per unit of the reduced state; u = -K x.
 
     Discrete LQR about rest for the no_slip model at the given control rate; the weights
-    take 0.1 m, 3 deg, 0.2 m/s, 1 rad/s and 3 N m as equally bad.
+    penalise 0.1 m, 3 deg, 0.2 m/s, 1 rad/s and 3 N m equally.
     """
     physics = Physics(m.mjcf("no_slip", timestep), substeps=substeps)
     with jax.ensure_compile_time_eval():
@@ -107,8 +108,8 @@ def lqr_gain(timestep: float, substeps: int) -> np.ndarray:
 
 
 def pd_gain() -> np.ndarray:
-    """[3, 9] hand-tuned PD on lean and lean rate with velocity feedback; u = -K x."""
-    # A wanted horizontal torque on the ball, shared out along the axles.
+    """[3, 9] gain K of a hand-tuned PD on lean and lean rate with velocity feedback; u = -K x."""
+    # Desired torque on the ball (x, y, z), distributed to the wheels along their axles.
     lean, rate, speed, yaw_rate = 90.0, 11.0, 60.0, 1.0
     torque = np.zeros((3, 9))
     torque[0, [3, 5, 6]] = -lean, -speed, rate
@@ -118,7 +119,7 @@ def pd_gain() -> np.ndarray:
 
 
 def rolling_torque(velocity: jax.Array) -> jax.Array:
-    """[3] wheel torques (N m) that hold a velocity [2] (heading frame) against damping."""
+    """[3] wheel torques (N m) that keep a velocity [2] (m/s, heading frame) against damping."""
     omega = jnp.stack([-velocity[1], velocity[0], 0.0]) / m.BALL_RADIUS
     return m.WHEEL_DAMPING * m.GEAR @ omega
 
@@ -134,11 +135,11 @@ def linear_control(
     """Wheel torques [3] (N m) that follow a moving reference.
 
     Args:
-      gain: [3, 9].
+      gain: [3, 9] gain K on the reduced state.
       qpos, qvel: state of one world.
       position: [2] reference position, world frame (m).
       velocity: [2] reference velocity, world frame (m/s).
     """
-    wanted = to_heading(velocity, qpos[3:7])
-    error = reduced_state(qpos, qvel, position).at[4:6].add(-wanted)
-    return rolling_torque(wanted) - gain @ error
+    heading_velocity = to_heading(velocity, qpos[3:7])
+    error = reduced_state(qpos, qvel, position).at[4:6].add(-heading_velocity)
+    return rolling_torque(heading_velocity) - gain @ error

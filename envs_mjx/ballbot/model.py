@@ -1,7 +1,7 @@
 """The ballbot's MuJoCo model, written from its measured masses and geometry.
 
-Both drive models share the body: its frame sits at the ball's centre, so the base's
-free joint gives the position and velocity of the ball's centre in either.
+Both drive models share the body. Its frame is at the ball's centre, so in both of them the
+base's free joint gives the position and velocity of the ball's centre.
 
 * `no_slip`: the ball hangs on a ball joint in the body, and each wheel is a motor that
   acts about the wheel's axle with the exact ratio of a wheel rolling on the ball. One
@@ -14,14 +14,17 @@ from __future__ import annotations
 
 import numpy as np
 
+from envs_mjx.physics import View
+from envs_mjx.scenery import LIGHT, SCENERY, ground, text
+
 BALL_RADIUS = 0.09  # m
 BALL_MASS = 0.16795  # kg
 WHEEL_RADIUS = 0.025  # m
 WHEEL_HALF_LENGTH = 0.02  # m
 WHEEL_MASS = 0.0893  # kg
-WHEEL_ARMATURE = 0.005  # kg m^2, rotor seen at the wheel
+WHEEL_ARMATURE = 0.005  # kg m^2, rotor inertia reflected to the wheel
 WHEEL_DAMPING = 0.8  # N m s/rad
-WHEEL_ZENITH = np.deg2rad(44.3)  # of the contact, seen from the ball's centre
+WHEEL_ZENITH = np.deg2rad(44.3)  # zenith angle of the contacts about the ball's centre
 WHEEL_YAWS = np.deg2rad([0.0, 120.0, 240.0])
 MAX_TORQUE = 10.0  # N m, one wheel
 
@@ -29,7 +32,7 @@ BASE_MASS = 3.4512  # kg
 BASE_INERTIA = np.array([0.03287, 0.03287, 0.02285])  # kg m^2, about its centre of mass
 HEAD_MASS = 0.067  # kg, one camera head
 HEADS = np.array([[0.17, -0.01, 0.09], [-0.17, -0.01, 0.09]])  # m, from the ball's centre
-BODY_COM_HEIGHT = 0.13  # m, of base, heads and wheels above the ball's centre
+BODY_COM_HEIGHT = 0.13  # m, centre of mass of base, heads and wheels above the ball's centre
 
 CONTACTS = np.stack(  # unit vectors from the ball's centre to the wheel contacts
     [
@@ -63,23 +66,25 @@ BASE_COM_HEIGHT = (
     BODY_COM_HEIGHT * BODY_MASS - 2 * HEAD_MASS * HEADS[0, 2] - 3 * WHEEL_MASS * _WHEELS_HEIGHT
 ) / BASE_MASS
 
-# The contacts give way by this much under the body's weight; starting there, no wheel
-# begins on the border between touching and not.
+# The contacts yield by this much under the body's weight. An episode starts there, so that no
+# wheel starts at the limit between contact and no contact.
 OMNIWHEEL_SINK = 0.0045  # m
+
+VIEW = View(body="base", distance=1.4)
 
 DRIVES = ("no_slip", "omniwheel")
 WHEEL_GEOMS = tuple(f"wheel_{i}" for i in range(3))
 
 
 def _wheel_inertia(axle: np.ndarray) -> np.ndarray:
-    """[3, 3] inertia of one wheel (taken as a cylinder) about its own centre."""
+    """[3, 3] inertia of one wheel (modelled as a cylinder) about its own centre."""
     spin = 0.5 * WHEEL_MASS * WHEEL_RADIUS**2
     across = WHEEL_MASS * (3 * WHEEL_RADIUS**2 + (2 * WHEEL_HALF_LENGTH) ** 2) / 12
     return across * np.eye(3) + (spin - across) * np.outer(axle, axle)
 
 
 def rigid_body(with_wheels: bool) -> tuple[float, np.ndarray, np.ndarray]:
-    """Mass, centre of mass and inertia about it of all that is fixed to the body."""
+    """Mass, centre of mass, and inertia about it, of all parts that are fixed to the body."""
     parts = [(BASE_MASS, np.array([0, 0, BASE_COM_HEIGHT]), np.diag(BASE_INERTIA))]
     parts += [(HEAD_MASS, head, np.zeros((3, 3))) for head in HEADS]
     if with_wheels:
@@ -90,51 +95,48 @@ def rigid_body(with_wheels: bool) -> tuple[float, np.ndarray, np.ndarray]:
     mass = sum(m for m, _, _ in parts)
     com = sum(m * c for m, c, _ in parts) / mass
     inertia = np.zeros((3, 3))
-    for m, c, own in parts:
+    for m, c, about_center in parts:
         r = c - com
-        inertia += own + m * (r @ r * np.eye(3) - np.outer(r, r))
+        inertia += about_center + m * (r @ r * np.eye(3) - np.outer(r, r))
     return mass, com, inertia
 
 
-def _text(values) -> str:
-    return " ".join(f"{v:.9g}" for v in np.ravel(values))
-
-
 def _full(i: np.ndarray) -> str:
-    return _text([i[0, 0], i[1, 1], i[2, 2], i[0, 1], i[0, 2], i[1, 2]])
+    """An inertia [3, 3] as the MJCF attribute `fullinertia`."""
+    return text([i[0, 0], i[1, 1], i[2, 2], i[0, 1], i[0, 2], i[1, 2]])
 
 
 def _body_inertial(with_wheels: bool) -> str:
     mass, com, inertia = rigid_body(with_wheels)
-    return f'<inertial pos="{_text(com)}" mass="{mass:.9g}" fullinertia="{_full(inertia)}"/>'
+    return f'<inertial pos="{text(com)}" mass="{mass:.9g}" fullinertia="{_full(inertia)}"/>'
 
 
 def _body_looks() -> str:
-    """What is seen of the body, and a lamp that follows it."""
+    """The drawn shapes of the body, and a light that follows it."""
     heads = "".join(
-        f'<geom type="box" pos="{_text(head)}" size=".018 .012 .012" rgba=".1 .1 .12 1"/>'
+        f'<geom type="box" pos="{text(head)}" size=".018 .012 .012" material="dark"/>'
         for head in HEADS
     )
     return f"""
-      <light mode="trackcom" pos="0 0 3" dir="0 0 -1" directional="true"/>
-      <geom type="cylinder" pos="0 0 .165" size=".11 .07" rgba=".93 .93 .95 1"/>
-      <geom type="cylinder" pos="0 0 .237" size=".06 .004" rgba=".15 .45 .85 1"/>
-      <geom type="box" pos="0 .112 .2" size=".02 .004 .012" rgba=".95 .5 .1 1"/>
-      <geom type="capsule" fromto="-.17 -.01 .1 .17 -.01 .1" size=".008" rgba=".3 .3 .33 1"/>
+      {LIGHT}
+      <geom type="cylinder" pos="0 0 .165" size=".11 .07" material="white"/>
+      <geom type="cylinder" pos="0 0 .237" size=".06 .004" material="blue"/>
+      <geom type="box" pos="0 .112 .2" size=".02 .004 .012" material="orange"/>
+      <geom type="capsule" fromto="-.17 -.01 .1 .17 -.01 .1" size=".008" material="steel"/>
       {heads}"""
 
 
-def _wheel_geom(i: int, at: np.ndarray) -> str:
-    ends = np.stack([at - AXLES[i] * WHEEL_HALF_LENGTH, at + AXLES[i] * WHEEL_HALF_LENGTH])
+def _wheel_geom(i: int, center: np.ndarray) -> str:
+    ends = np.stack([center - AXLES[i] * WHEEL_HALF_LENGTH, center + AXLES[i] * WHEEL_HALF_LENGTH])
     return (
-        f'<geom name="wheel_{i}" type="capsule" fromto="{_text(ends)}" '
-        f'size="{WHEEL_RADIUS}" rgba=".2 .2 .22 1"/>'
+        f'<geom name="wheel_{i}" type="capsule" fromto="{text(ends)}" '
+        f'size="{WHEEL_RADIUS}" material="dark"/>'
     )
 
 
 _BALL_GEOM = f'<geom name="ball" type="sphere" size="{BALL_RADIUS}" material="ball"/>'
 _BALL_INERTIAL = (
-    f'<inertial pos="0 0 0" mass="{BALL_MASS}" diaginertia="{_text([BALL_INERTIA] * 3)}"/>'
+    f'<inertial pos="0 0 0" mass="{BALL_MASS}" diaginertia="{text([BALL_INERTIA] * 3)}"/>'
 )
 _GROUND_PAIR = '<pair geom1="floor" geom2="ball" condim="3" friction="1 1 .005 .0001 .0001"/>'
 
@@ -155,7 +157,7 @@ def _no_slip() -> tuple[str, str, str]:
       </body>
     </body>"""
     motors = "".join(
-        f'<motor name="wheel_{i}" jointinparent="ball" gear="{_text(GEAR[i])} 0 0 0"/>'
+        f'<motor name="wheel_{i}" jointinparent="ball" gear="{text(GEAR[i])} 0 0 0"/>'
         for i in range(3)
     )
     return bodies, _GROUND_PAIR, motors
@@ -164,8 +166,8 @@ def _no_slip() -> tuple[str, str, str]:
 def _omniwheel() -> tuple[str, str, str]:
     wheels = "".join(
         f"""
-      <body name="wheel_{i}" pos="{_text(WHEEL_POSITIONS[i])}">
-        <joint name="wheel_{i}" type="hinge" axis="{_text(AXLES[i])}"
+      <body name="wheel_{i}" pos="{text(WHEEL_POSITIONS[i])}">
+        <joint name="wheel_{i}" type="hinge" axis="{text(AXLES[i])}"
                armature="{WHEEL_ARMATURE}" damping="{WHEEL_DAMPING}"/>
         <inertial pos="0 0 0" mass="{WHEEL_MASS}" fullinertia="{_full(_wheel_inertia(AXLES[i]))}"/>
         {_wheel_geom(i, np.zeros(3))}
@@ -211,22 +213,14 @@ def mjcf(drive: str, timestep: float) -> str:
     <geom contype="0" conaffinity="0"/>
     <motor ctrlrange="-{MAX_TORQUE} {MAX_TORQUE}" ctrllimited="true"/>
   </default>
-  <visual>
-    <headlight ambient=".35 .35 .35" diffuse=".6 .6 .6"/>
-    <global offwidth="1280" offheight="960"/>
-  </visual>
+  {SCENERY}
   <asset>
-    <texture name="sky" type="skybox" builtin="gradient" rgb1=".75 .85 .95" rgb2="1 1 1"
-             width="128" height="128"/>
     <texture name="ball" type="cube" builtin="checker" rgb1=".85 .3 .15" rgb2=".95 .85 .7"
              width="128" height="128"/>
-    <texture name="floor" type="2d" builtin="checker" rgb1=".82 .84 .86" rgb2=".7 .73 .76"
-             width="256" height="256"/>
     <material name="ball" texture="ball" texuniform="true" texrepeat="4 4"/>
-    <material name="floor" texture="floor" texuniform="true" texrepeat="2 2"/>
   </asset>
   <worldbody>
-    <geom name="floor" type="plane" size="0 0 1" material="floor"/>
+    {ground("floor")}
     {bodies}
   </worldbody>
   <contact>{pairs}</contact>

@@ -33,8 +33,8 @@ PPO = {
     "schedule": {"kind": "linear", "final": 0.05},
     "network": {"initial_std": 0.4},
 }
-# Few old steps (falls are soon of no interest), targets that follow fast, and little noise:
-# beyond the torque's rate limit an action changes nothing, and critics learn no slope.
+# A small replay (steps from early falls soon lose their use), fast target networks, and little
+# noise: actions beyond the torque's rate limit have no effect, so critics learn no gradient there.
 OFF_POLICY = {
     "learning_rate": 1e-3,
     "critic_learning_rate": 1e-3,
@@ -55,7 +55,7 @@ SAC = OFF_POLICY | {
 }
 TD3 = OFF_POLICY | {
     "exploration_noise": 0.12,
-    "exploration_noise_least": 0.02,
+    "exploration_noise_minimum": 0.02,
     "target_noise": 0.05,
     "target_noise_clip": 0.15,
 }
@@ -70,10 +70,11 @@ class Info:
 
     Attributes:
       step: int32, control steps so far.
-      commands: [C, 2] velocity commands (m/s, world frame), one a period.
-      last_action: [3].
-      settled: [2] sum of the speed along the command after `settle_time`, and its steps.
-      original_return: return so far in the original's scale.
+      commands: [C, 2] velocity commands (m/s, world frame), one for each period.
+      last_action: [3] wheel torques of the last control step (10 N m).
+      settled: [2] sum of the speeds along the command since `settle_time` (m/s), and the number
+        of control steps in this sum.
+      original_return: return so far, by the reward of the original task.
     """
 
     step: jax.Array
@@ -85,47 +86,67 @@ class Info:
 
 @dataclasses.dataclass(frozen=True)
 class Ballbot(Simulated):
-    """Settings of the task.
+    """A ballbot that drives at commanded velocities; the fields are the task's settings.
 
-    Observation [17], of what the robot itself can measure, in its own heading: gravity
-    direction 3 (body frame), angular velocity 3 (rad/s), velocity 3 (m/s), wheel speeds
-    3 (10 rad/s), last action 3, commanded velocity 2 (m/s). No position and no yaw: the
-    task looks the same in every direction.
+    Observation [17], all of which the robot itself can measure, in the frame of its heading:
+    gravity direction 3 (body frame), angular velocity 3 (rad/s), velocity 3 (m/s), wheel
+    speeds 3 (10 rad/s), last action 3, commanded velocity 2 (m/s). Position and yaw are left
+    out, because the task is the same in every direction.
 
     Action [3]: wheel torques as shares of 10 N m.
     """
 
     drive: Literal["no_slip", "omniwheel"] = option(
-        "no_slip", "wheel physics: exact rolling, or three wheels in contact"
+        "no_slip",
+        "physics of the wheels: they roll on the ball exactly (no_slip), or three "
+        "wheels touch it (omniwheel)",
     )
     goal: Literal["random", "original"] = option(
-        "random", "commands: random directions and speeds, or the original's +y at full speed"
+        "random",
+        "commanded velocities: random directions and speeds, or always +y at full speed"
+        " as in the original task",
     )
     max_speed: float = option(0.425, "largest commanded speed (m/s)", greater_than=0)
     command_period: float = option(
-        4.0, "seconds that a command holds", greater_than=0, minimum=1e-3, maximum=1e6
+        4.0,
+        "time after which a new velocity is commanded (s)",
+        greater_than=0,
+        minimum=1e-3,
+        maximum=1e6,
     )
-    episode_seconds: float = option(8.0, "time limit (s)", greater_than=0)
+    episode_seconds: float = option(8.0, "time limit of an episode (s)", greater_than=0)
     max_tilt: float = option(
-        20.0, "the episode is over beyond this tilt (deg)", greater_than=0, maximum=90
+        20.0, "an episode terminates when the tilt exceeds this (deg)", greater_than=0, maximum=90
     )
-    start_tilt: float = option(3.0, "largest tilt at the start (deg)", minimum=0, maximum=20)
+    start_tilt: float = option(
+        3.0, "largest tilt at the start of an episode (deg)", minimum=0, maximum=20
+    )
     torque_rate: float = option(
         100.0,
-        "largest change of a wheel's torque (N m/s); faster jumps make it slip",
+        "largest rate of change of a wheel's torque (N m/s); faster changes would make it slip",
         greater_than=0,
     )
-    timestep: float = option(0.005, "physics step (s)", greater_than=0, maximum=0.01)
-    substeps: int = option(4, "physics steps a control step", minimum=1)
-    settle_time: float = option(2.0, "speed along the goal is measured after this (s)", minimum=0)
-    tracking_weight: float = option(1.0, "reward for following the commanded velocity")
-    tracking_scale: float = option(
-        0.2, "velocity error that costs 63 % of it (m/s)", greater_than=0
+    timestep: float = option(0.005, "length of a physics step (s)", greater_than=0, maximum=0.01)
+    substeps: int = option(4, "number of physics steps in one control step", minimum=1)
+    settle_time: float = option(
+        2.0, "time in an episode after which the speed along the command is measured (s)", minimum=0
     )
-    upright_weight: float = option(0.5, "reward for each step upright")
-    tilt_weight: float = option(5.0, "penalty on 1 - cos(tilt)")
-    action_weight: float = option(0.0, "penalty on squared torque over 10 N m")
-    smooth_weight: float = option(1.5, "penalty on squared change of the wanted torque")
+    tracking_weight: float = option(
+        1.0, "weight of the reward for following the commanded velocity"
+    )
+    tracking_scale: float = option(
+        0.2, "velocity error at which the tracking reward has fallen by 63 % (m/s)", greater_than=0
+    )
+    upright_weight: float = option(
+        0.5, "reward for each control step in which the robot is upright"
+    )
+    tilt_weight: float = option(5.0, "weight of the penalty on 1 - cos(tilt)")
+    action_weight: float = option(
+        0.0, "weight of the penalty on squared torques, in units of 10 N m"
+    )
+    smooth_weight: float = option(
+        1.5, "weight of the penalty on squared changes of the torques that the policy asks for"
+    )
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "cpu": {
@@ -178,17 +199,17 @@ class Ballbot(Simulated):
 
     @property
     def success_criterion(self) -> str:
-        """What success means."""
+        """The condition of success, as text."""
         return f"upright to the end, never beyond {self.max_tilt:g} deg"
 
     @property
     def action_spec(self) -> ArraySpec:
         return ArraySpec((3,), -1.0, 1.0, tuple(f"wheel_{i}" for i in range(3)))
 
-    # -- the contract ---------------------------------------------------------------
+    # -- episodes -------------------------------------------------------------------
 
     def reset(self, key: jax.Array) -> State:
-        """At rest at the origin but for a small random tilt and turning; any yaw."""
+        """Starts at the origin with any yaw, a small random tilt and a small angular velocity."""
         key_pose, key_gyro, key_command = jax.random.split(key, 3)
         yaw, tilt, about = jax.random.uniform(key_pose, (3,))
         quat = _turn(2 * jnp.pi * yaw, jnp.deg2rad(self.start_tilt) * tilt, 2 * jnp.pi * about)
@@ -202,19 +223,19 @@ class Ballbot(Simulated):
             settled=jnp.zeros(2),
             original_return=jnp.zeros(()),
         )
-        judged = self._judge(physics, info, jnp.zeros(3), jnp.zeros(3))
-        return judged.replace(
-            reward=jnp.zeros(()), metrics=jax.tree.map(jnp.zeros_like, judged.metrics), info=info
+        state = self._judge(physics, info, jnp.zeros(3), jnp.zeros(3))
+        return state.replace(
+            reward=jnp.zeros(()), metrics=jax.tree.map(jnp.zeros_like, state.metrics), info=info
         )
 
     def step(self, state: State, action: jax.Array) -> State:
-        """One control step; `action` [3] is the wanted wheel torque over 10 N m."""
-        most = self.torque_rate * self.control_dt / m.MAX_TORQUE
+        """One control step; `action` [3]: the desired wheel torques (10 N m)."""
+        largest_change = self.torque_rate * self.control_dt / m.MAX_TORQUE
         last = state.info.last_action
-        wanted = jnp.clip(action, -1.0, 1.0) - last
-        action = last + jnp.clip(wanted, -most, most)
+        change = jnp.clip(action, -1.0, 1.0) - last
+        action = last + jnp.clip(change, -largest_change, largest_change)
         physics = self.physics.step(state.physics, m.MAX_TORQUE * action)
-        return self._judge(physics, state.info, action, wanted)
+        return self._judge(physics, state.info, action, change)
 
     def _commands(self, key: jax.Array) -> jax.Array:
         """[C, 2] commanded velocities of an episode (m/s, world frame)."""
@@ -251,7 +272,7 @@ class Ballbot(Simulated):
         }
         speed = velocity @ command / jnp.maximum(jnp.linalg.norm(command), 1e-6)
         settled = (before.step >= self.settle_time / self.control_dt).astype(jnp.float32)
-        original = 0.01 * speed - 0.0001 * effort + 0.02 * upright  # a step of 2 ms
+        original = 0.01 * speed - 0.0001 * effort + 0.02 * upright  # per original step of 2 ms
         info = Info(
             step=before.step + 1,
             commands=before.commands,
@@ -275,7 +296,7 @@ class Ballbot(Simulated):
         )
 
     def _observe(self, physics: PhysicsState, info: Info) -> jax.Array:
-        """[17] the observation."""
+        """Observation [17]."""
         quat, qvel = physics.qpos[3:7], physics.qvel
         return self.observe(
             gravity=gravity_in_body(quat),
@@ -307,7 +328,7 @@ class Ballbot(Simulated):
         }
 
     def _linear(self, gain: np.ndarray) -> Callable[[State], jax.Array]:
-        """Holds the commanded velocity; the position is left free (it has no reference)."""
+        """A controller that holds the commanded velocity; the position is not controlled."""
         gain = gain * np.array([0, 0, 1, 1, 1, 1, 1, 1, 1])
 
         def act(state: State) -> jax.Array:
@@ -321,7 +342,7 @@ class Ballbot(Simulated):
 
     def render(self, states: PhysicsState, stride: int) -> np.ndarray:
         """[F, H, W, 3] pictures of every `stride`-th of the physics states [T, ...]."""
-        return self.physics.render(states, stride=stride, track="base", distance=1.4)
+        return self.physics.render(states, m.VIEW, stride=stride)
 
 
 def _turn(yaw: jax.Array, tilt: jax.Array, about: jax.Array) -> jax.Array:

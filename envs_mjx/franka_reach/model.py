@@ -1,7 +1,7 @@
 """The Franka Panda's MuJoCo model, from its published kinematics, inertias and limits.
 
-Nothing can touch anything, so a world costs no collision detection. The hand is part of
-the last link; its fingers do not move.
+The model has no contacts, so a world needs no collision detection. The hand is part of the
+last link; its fingers do not move.
 
 Sources: Franka's kinematic parameters (Craig's convention); Gaz et al. 2019, "Dynamic
 identification of the Franka Emika Panda robot with retrieval of feasible parameters using
@@ -12,6 +12,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from envs_mjx.physics import View
+from envs_mjx.scenery import LIGHT, SCENERY, ground
+
 JOINTS = tuple(f"joint_{i}" for i in range(1, 8))
 HOME = np.array([0, -0.785, 0, -2.356, 0, 1.571, 0.785])  # rad
 LOW = np.array([-2.8973, -1.7628, -2.8973, -3.0718, -2.8973, -0.0175, -2.8973])  # rad
@@ -21,10 +24,12 @@ STIFFNESS = np.array([4500, 4500, 3500, 3500, 2000, 2000, 2000])  # N m/rad
 DAMPING = np.array([450, 450, 350, 350, 200, 200, 200])  # N m s/rad
 ARMATURE = 0.1  # kg m^2
 FLANGE = 0.107  # m, from the last joint
-GRIP = 0.1034  # m, from the flange to between the fingertips
+GRIP = 0.1034  # m, from the flange to the point between the fingertips
 
-# Of each link: position and rotation in the one before, mass (kg), centre of mass (m), and
-# inertia about it (kg m^2: xx yy zz xy xz yz).
+VIEW = View(target=(0.3, 0.0, 0.4), distance=1.7, azimuth=140.0)
+
+# For each link: position and rotation in the frame of the previous link, mass (kg), centre of
+# mass (m), and inertia about it (kg m^2: xx yy zz xy xz yz).
 _QUARTER, _BACK = "1 1 0 0", "1 -1 0 0"
 _LINKS = (
     (
@@ -77,8 +82,8 @@ _LINKS = (
         ".012516 .010027 .004815 -.000428 -.001196 -.000741",
     ),
 )
-# What is seen of each link; white shells, dark joints.
-_SHELL, _DARK = 'rgba=".93 .93 .95 1"', 'rgba=".2 .22 .25 1"'
+# The drawn shapes of each link: white shells, dark joints.
+_SHELL, _DARK = 'material="white"', 'material="dark"'
 _LOOKS = (
     f'<geom type="capsule" fromto="0 0 -.2 0 0 -.02" size=".06" {_SHELL}/>'
     f'<geom type="cylinder" fromto="0 -.07 0 0 .07 0" size=".058" {_DARK}/>',
@@ -101,12 +106,12 @@ _HAND = f"""
   <geom type="box" pos="0 0 .035" size=".03 .1 .03" {_SHELL}/>
   <geom type="box" pos="0 .02 .083" size=".01 .008 .025" {_DARK}/>
   <geom type="box" pos="0 -.02 .083" size=".01 .008 .025" {_DARK}/>
-  <site name="grip" pos="0 0 {GRIP}" size=".008" rgba=".95 .5 .1 1"/>
+  <site name="grip" pos="0 0 {GRIP}" size=".008" material="orange"/>
 </body>"""
 
 
 def _chain(index: int) -> str:
-    """The link with this index and all that hang on it."""
+    """The link with this index and all links after it, as nested bodies."""
     if index == len(_LINKS):
         return _HAND
     pos, quat, mass, com, inertia = _LINKS[index]
@@ -135,25 +140,14 @@ def mjcf(timestep: float) -> str:
   <option timestep="{timestep}" integrator="implicitfast" iterations="4" ls_iterations="6">
     <flag eulerdamp="disable"/>
   </option>
-  <visual>
-    <headlight ambient=".4 .4 .4" diffuse=".4 .4 .4"/>
-    <quality shadowsize="2048"/>
-    <global offwidth="1280" offheight="960"/>
-  </visual>
-  <asset>
-    <texture name="sky" type="skybox" builtin="gradient" rgb1=".8 .87 .95" rgb2="1 1 1"
-             width="64" height="64"/>
-    <texture name="floor" type="2d" builtin="checker" rgb1=".86 .88 .9" rgb2=".8 .82 .85"
-             width="64" height="64"/>
-    <material name="floor" texture="floor" texrepeat="8 8" reflectance=".05"/>
-  </asset>
+  {SCENERY}
   <default><geom contype="0" conaffinity="0"/></default>
   <worldbody>
-    <light pos=".5 -.8 2.2" dir="-.1 .3 -1" diffuse=".6 .6 .6"/>
-    <geom name="floor" type="plane" size="3 3 .1" material="floor"/>
+    {LIGHT}
+    {ground("floor")}
     <geom type="cylinder" fromto="0 0 0 0 0 .14" size=".075" {_SHELL}/>
     <body name="target" mocap="true" pos=".5 0 .35">
-      <geom type="sphere" size=".02" rgba=".1 .7 .3 .6"/>
+      <geom type="sphere" size=".02" material="goal"/>
     </body>
     {_chain(0)}
   </worldbody>

@@ -37,18 +37,29 @@ TARGET_HIGH = np.array([0.7, 0.3, 0.5])
 class Rewards:
     """Weights of the reward's terms; d is the distance to the target."""
 
-    distance: float = option(1.0, "1 - tanh(5 d / 1 m)")
-    progress: float = option(0.0, "how much nearer than a step before (m)")
-    velocity: float = option(-0.01, "sum of squared joint velocities (rad/s) while in reach")
-    action: float = option(-0.001, "sum of squared actions")
-    success: float = option(1.0, "within reach of the target")
+    distance: float = option(
+        1.0,
+        "weight of the reward for nearness: 1 - tanh(5 d), with d the distance from the target (m)",
+    )
+    progress: float = option(
+        0.0, "weight of the decrease of the distance from the target since the last step (m)"
+    )
+    velocity: float = option(
+        -0.01,
+        "weight of the sum of squared joint velocities (rad/s) while the target is "
+        "reached; negative: a penalty",
+    )
+    action: float = option(-0.001, "weight of the sum of squared actions; negative: a penalty")
+    success: float = option(
+        1.0, "weight of the reward for each control step in which the target is reached"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class Randomize:
-    """What differs from episode to episode in training and evaluation."""
+    """Ranges of the random changes of the model for each episode, in training and evaluation."""
 
-    gravity: Range = option(Range(-0.3, 0.3), "added to gravity's components (m/s^2)")
+    gravity: Range = option(Range(-0.3, 0.3), "number added to gravity's components (m/s^2)")
     damping: Range = option(Range(0.7, 1.3), "factor of each joint's damping")
     gains: Range = option(Range(0.9, 1.1), "factor of each servo's gains")
     mass: Range = option(Range(0.9, 1.1), "factor of each link's mass")
@@ -59,10 +70,10 @@ class Info:
     """The task's memory within an episode.
 
     Attributes:
-      target: [3] (m, world).
-      controls: [7] what the servos hold (rad).
-      distance: scalar, to the target (m).
-      held: scalar int32, steps within reach so far without a break.
+      target: [3] position of the target (m, world).
+      controls: [7] targets of the servos (rad).
+      distance: scalar, distance from the target (m).
+      held: scalar int32, consecutive control steps within `tolerance` up to now.
     """
 
     target: jax.Array
@@ -79,25 +90,39 @@ class FrankaReach(ArmTask):
     positions 7 (rad), position of the grip 3, target 3, target minus grip 3 (m, world).
 
     Action [7]: "delta": change of the joint targets as a share of `joint_step`; "absolute":
-    joint targets, -1 and 1 the joints' limits, approached by at most `joint_step` a step.
+    joint targets, where -1 and 1 are the joints' limits; the targets move by at most
+    `joint_step` in a control step.
 
     Success: the grip has been within `tolerance` for at least the last `hold_seconds`.
     """
 
-    action: Literal["delta", "absolute"] = option("delta", "what an action means for the joints")
-    joint_step: float = option(
-        0.04, "largest change of a joint's target a step (rad)", greater_than=0
+    action: Literal["delta", "absolute"] = option(
+        "delta",
+        "meaning of an action: a change of the joints' targets (delta), or the targets "
+        "themselves (absolute)",
     )
-    tolerance: float = option(0.02, "within reach is nearer than this (m)", greater_than=0)
-    hold_seconds: float = option(0.2, "for so long (s)", greater_than=0)
-    episode_seconds: float = option(2.0, "time limit (s)", greater_than=0)
-    start_noise: float = option(0.1, "largest offset of a joint from home at the start", minimum=0)
-    timestep: float = option(0.005, "physics step (s)", greater_than=0, maximum=0.01)
-    substeps: int = option(4, "physics steps a control step", minimum=1)
+    joint_step: float = option(
+        0.04, "largest change of a joint's target in one control step (rad)", greater_than=0
+    )
+    tolerance: float = option(
+        0.02, "the target counts as reached within this distance (m)", greater_than=0
+    )
+    hold_seconds: float = option(
+        0.2, "success is to be at the target for this time without a break (s)", greater_than=0
+    )
+    episode_seconds: float = option(2.0, "time limit of an episode (s)", greater_than=0)
+    start_noise: float = option(
+        0.1,
+        "largest offset of a joint from its home position at the start of an episode (rad)",
+        minimum=0,
+    )
+    timestep: float = option(0.005, "length of a physics step (s)", greater_than=0, maximum=0.01)
+    substeps: int = option(4, "number of physics steps in one control step", minimum=1)
     rewards: Rewards = option(Rewards(), "weights of the reward's terms")
     randomize: Randomize = option(Randomize(), "domain randomisation, drawn for each episode")
     curriculum: CurriculumConfig = option(
-        CurriculumConfig(start=(0.2,)), "share of the targets' box, from its centre"
+        CurriculumConfig(start=(0.2,)),
+        "share of the box that targets are drawn from, about its centre; 1: the whole box",
     )
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
@@ -131,18 +156,18 @@ class FrankaReach(ArmTask):
 
     @property
     def success_criterion(self) -> str:
-        """What success means."""
+        """The condition of success, as text."""
         return f"within {self.tolerance:g} m for the last {self.hold_seconds:g} s"
 
     @property
     def action_spec(self) -> ArraySpec:
         return ArraySpec((7,), -1.0, 1.0, m.JOINTS)
 
-    # -- the contract ---------------------------------------------------------------
+    # -- episodes -------------------------------------------------------------------
 
     @functools.cached_property
     def randomizations(self) -> tuple[Randomization, ...]:
-        """What varies between episodes."""
+        """The fields of the model that are changed at random for each episode."""
         r, every = self.randomize, slice(None)
         gains = (
             ("actuator_gainprm", (every, 0)),
@@ -157,8 +182,8 @@ class FrankaReach(ArmTask):
         )
 
     def reset(self, key: jax.Array, level: jax.Array | float = 1.0) -> State:
-        """Near home, at rest; the target anywhere in the box, or near its centre at a low
-        level of the curriculum."""
+        """Starts at rest near home. The target is anywhere in the box, but near its centre at a
+        low level of the curriculum."""
         key_pose, key_target, key_model = jax.random.split(key, 3)
         offset = self.start_noise * jax.random.uniform(key_pose, (7,), minval=-1.0)
         q = jnp.clip(m.HOME + offset, *self.arm.limits)
@@ -166,7 +191,7 @@ class FrankaReach(ArmTask):
         target = centre + level * half * jax.random.uniform(key_target, (3,), minval=-1.0)
         fields = draw(self.randomizations, self.physics.field, key_model)
         physics = self.physics.init(q).replace(
-            mocap_pos=target[None], model=self.physics.own_model(fields) or None
+            mocap_pos=target[None], model=self.physics.model_with(fields) or None
         )
         info = Info(
             target=target,
@@ -182,7 +207,7 @@ class FrankaReach(ArmTask):
         return self._judge(self.physics.step(state.physics, info.controls), info, action)
 
     def commanded(self, info: Info, action: jax.Array) -> Info:
-        """The memory with what the servos hold after an action [7]."""
+        """The memory with the servos' targets after an action [7]."""
         move = self.arm.moved if self.action == "delta" else self.arm.approached
         return info.replace(controls=move(info.controls, action))
 
@@ -234,7 +259,7 @@ class FrankaReach(ArmTask):
         """Moves the grip straight to the target, and the rest of the arm towards home."""
         data = self.physics.kinematics(state.physics)
         arm = self.arm.view(state.physics, data, state.info.controls)
-        # What the servos will still do by themselves is not asked for again.
+        # Motion that the servos' present targets still cause is subtracted.
         underway = arm.jacobian[:3] @ (arm.targets - arm.q)
         dq = damped_least_squares(
             arm.jacobian[:3],
@@ -249,11 +274,4 @@ class FrankaReach(ArmTask):
 
     def render(self, states: PhysicsState, stride: int) -> np.ndarray:
         """[F, H, W, 3] pictures of every `stride`-th of the physics states [T, ...]."""
-        return self.physics.render(
-            states,
-            stride=stride,
-            lookat=(0.3, 0.0, 0.4),
-            distance=1.7,
-            azimuth=140.0,
-            elevation=-15.0,
-        )
+        return self.physics.render(states, m.VIEW, stride=stride)

@@ -1,10 +1,10 @@
 """The MuJoCo model of a Kuka iiwa with a parallel gripper, a table and a cube.
 
 The arm's kinematics, masses, inertias and joint ranges are those of the iiwa description
-that PyBullet ships. The gripper is our own. Geoms that touch nothing are drawn; those that
-touch something are primitives in group 3, and the pairs that may touch are listed.
+that PyBullet ships. The gripper is our own design. The robot's drawn geoms touch nothing; its
+collision geoms are primitives in group 3. All pairs that may touch are listed.
 
-* `friction`: eight small spheres, four a pad, hold the cube by friction.
+* `friction`: eight small spheres, four on each pad, hold the cube by friction.
 * `magnet`: the pads pass through the cube, and the equality `magnet`, off at first, ties the
   cube's centre to the grip site.
 """
@@ -12,6 +12,9 @@ touch something are primitives in group 3, and the pairs that may touch are list
 from __future__ import annotations
 
 import numpy as np
+
+from envs_mjx.physics import View
+from envs_mjx.scenery import LIGHT, SCENERY, ground, text
 
 ARM_JOINTS = tuple(f"joint_{i}" for i in range(1, 8))
 FINGER_JOINTS = ("finger", "finger_2")
@@ -51,7 +54,7 @@ LINK_INERTIAS = (  # kg m^2, about the centre of mass, along the link's axes
     (0.001, 0.001, 0.001),
 )
 JOINT_DAMPING = 0.5  # N m s/rad
-ARMATURE = 0.1  # kg m^2, rotors seen at the joints
+ARMATURE = 0.1  # kg m^2, rotor inertia reflected to the joints
 SERVO_KP = 2000.0  # N m/rad; kp / kv is the inverse of the servo's time constant
 SERVO_KV = 83.0  # N m s/rad
 
@@ -71,7 +74,7 @@ CUBE_HALF = 0.025  # m
 CUBE_MASS = 0.1  # kg
 
 HOME = np.array([0.0, 0.0, 0.0, -1.57, 0.0, 1.57, 0.0])  # rad
-# Where cubes and targets are drawn (m); all within reach of a gripper that points down.
+# Ranges of the random positions of cubes and targets (m); a gripper that points down reaches all.
 X_RANGE = (0.45, 0.65)
 Y_RANGE = (-0.25, 0.25)
 TARGET_Z_RANGE = (CUBE_HALF, 0.3)
@@ -84,16 +87,9 @@ WATCHED = {
     "cube_table": (("table", "cube"),),
 }
 
-# The view of a free camera (m, deg).
-VIEW = {"lookat": (0.35, 0.0, 0.33), "distance": 1.5, "azimuth": 140.0, "elevation": -22.0}
+VIEW = View(target=(0.35, 0.0, 0.33), azimuth=140.0, elevation=-22.0)
 
-_WHITE, _GREY, _DARK = ".9 .91 .92 1", ".55 .57 .6 1", ".13 .13 .15 1"
-_ORANGE = ".96 .45 .06 1"
-_CONTACT = 'condim="3" solref=".01 1" solimp=".95 .99 .001"'
-
-
-def _text(values) -> str:
-    return " ".join(f"{v:.9g}" for v in np.ravel(values))
+_STIFF = 'solref=".01 1" solimp=".95 .99 .001"'
 
 
 def _quat(rpy) -> np.ndarray:
@@ -110,77 +106,80 @@ def _quat(rpy) -> np.ndarray:
 
 
 def _link_looks(i: int) -> str:
-    """What is seen of link `i`: a tube to the next joint, and a cap across its own axis."""
+    """The drawn shapes of link `i`: a tube to the next joint, and a cap across its own axis."""
     end = np.array(JOINT_ORIGINS[i + 1][0]) if i < 6 else np.array([0, 0, FLANGE])
     radius = (0.062, 0.06, 0.058, 0.056, 0.05, 0.046, 0.04)[i]
     if i == 6:
-        return f'<geom type="cylinder" fromto="0 0 0 {_text(end)}" size="{radius}" rgba="{_GREY}"/>'
-    tube = f'<geom type="capsule" fromto="0 0 0 {_text(end)}" size="{radius}" rgba="{_WHITE}"/>'
+        return f'<geom type="cylinder" fromto="0 0 0 {text(end)}" size="{radius}" material="grey"/>'
+    tube = f'<geom type="capsule" fromto="0 0 0 {text(end)}" size="{radius}" material="white"/>'
     if i % 2 == 0:  # turns about the tube's own axis
         height = 0.1 if i < 4 else 0.09
         return tube + (
             f'<geom type="cylinder" fromto="0 0 {height} 0 0 {height + 0.012}" '
-            f'size="{radius + 0.002}" rgba="{_ORANGE}"/>'
+            f'size="{radius + 0.002}" material="orange"/>'
         )
     length = radius + 0.022
     return tube + (
         f'<geom type="cylinder" fromto="0 0 {-length} 0 0 {length}" size="{0.8 * radius:.3g}" '
-        f'rgba="{_ORANGE}"/>'
+        f'material="orange"/>'
         f'<geom type="cylinder" fromto="0 0 {-length - 0.004} 0 0 {length + 0.004}" '
-        f'size="{0.55 * radius:.3g}" rgba="{_GREY}"/>'
+        f'size="{0.55 * radius:.3g}" material="grey"/>'
     )
 
 
-def _finger(side: str, joint: str, sign: int, least: float) -> str:
+def _finger(side: str, joint: str, sign: int, lowest: float) -> str:
     """A finger that opens along +y (sign 1) or -y (sign -1) of the hand."""
     turn = "" if sign > 0 else 'quat="0 0 0 1"'
     spheres = "".join(
         f'<geom name="{side}_pad_{i}" class="touch" type="sphere" '
-        f'pos="{_text([x * PAD_SPACING, PAD_RADIUS, z * PAD_SPACING])}" size="{PAD_RADIUS}"/>'
+        f'pos="{text([x * PAD_SPACING, PAD_RADIUS, z * PAD_SPACING])}" size="{PAD_RADIUS}"/>'
         for i, (x, z) in enumerate([(-1, -1), (1, -1), (-1, 1), (1, 1)])
     )
     return f"""
       <body name="{side}_finger" pos="0 0 {GRIP}" {turn} gravcomp="1">
-        <joint name="{joint}" type="slide" axis="0 1 0" range="{least} {FINGER_OPENING}"
+        <joint name="{joint}" type="slide" axis="0 1 0" range="{lowest} {FINGER_OPENING}"
                damping="{FINGER_DAMPING}" armature="{FINGER_ARMATURE}"/>
         <inertial pos="0 .015 -.03" mass="{FINGER_MASS}" diaginertia="8e-5 8e-5 2e-5"/>
-        <geom type="box" pos="0 .0046 0" size=".013 .004 .014" rgba=".3 .3 .32 1"/>
-        <geom type="box" pos="0 .0145 -.0335" size=".011 .006 .0475" rgba="{_DARK}"/>
-        <geom type="box" pos="0 .0185 -.073" size=".013 .014 .008" rgba="{_DARK}"/>
+        <geom type="box" pos="0 .0046 0" size=".013 .004 .014" material="steel"/>
+        <geom type="box" pos="0 .0145 -.0335" size=".011 .006 .0475" material="dark"/>
+        <geom type="box" pos="0 .0185 -.073" size=".013 .014 .008" material="dark"/>
         <geom name="{side}_tip" class="touch" type="sphere" pos="0 .012 .008" size=".007"/>
         {spheres}
       </body>"""
 
 
-def _arm(least: float) -> str:
-    """Bodies of the seven links and the gripper, one inside the other."""
+def _arm(lowest: float) -> str:
+    """The base, and the seven links and the gripper as nested bodies."""
     inner = f"""
     <site name="flange" pos="0 0 {FLANGE}"/>
     <body name="hand" pos="0 0 {FLANGE}" gravcomp="1">
       <inertial pos="0 0 .035" mass="{HAND_MASS}" diaginertia="6e-4 4e-4 6e-4"/>
-      <geom type="cylinder" fromto="0 0 0 0 0 .02" size=".038" rgba="{_GREY}"/>
-      <geom type="box" pos="0 0 .043" size=".026 .062 .025" rgba="{_DARK}"/>
-      <geom type="box" pos="0 0 .055" size=".0265 .0625 .003" rgba="{_ORANGE}"/>
+      <geom type="cylinder" fromto="0 0 0 0 0 .02" size=".038" material="grey"/>
+      <geom type="box" pos="0 0 .043" size=".026 .062 .025" material="dark"/>
+      <geom type="box" pos="0 0 .055" size=".0265 .0625 .003" material="orange"/>
       <geom name="hand" class="touch" type="capsule" fromto="0 -.045 .048 0 .045 .048"
             size=".022"/>
       <geom name="palm" class="touch" type="sphere" pos="0 0 .045" size=".026"/>
       <site name="grip" pos="0 0 {GRIP}"/>
-      {_finger("left", "finger", 1, least)}
-      {_finger("right", "finger_2", -1, least)}
+      {_finger("left", "finger", 1, lowest)}
+      {_finger("right", "finger_2", -1, lowest)}
     </body>"""
     for i in reversed(range(7)):
         offset, rpy = JOINT_ORIGINS[i]
         limit = JOINT_LIMITS[i]
         inner = f"""
-    <body name="link_{i + 1}" pos="{_text(offset)}" quat="{_text(_quat(rpy))}" gravcomp="1">
+    <body name="link_{i + 1}" pos="{text(offset)}" quat="{text(_quat(rpy))}" gravcomp="1">
       <joint name="joint_{i + 1}" axis="0 0 1" range="{-limit:.9g} {limit:.9g}"
              damping="{JOINT_DAMPING}" armature="{ARMATURE}"/>
-      <inertial pos="{_text(LINK_COMS[i])}" mass="{LINK_MASSES[i]}"
-                diaginertia="{_text(LINK_INERTIAS[i])}"/>
+      <inertial pos="{text(LINK_COMS[i])}" mass="{LINK_MASSES[i]}"
+                diaginertia="{text(LINK_INERTIAS[i])}"/>
       {_link_looks(i)}
       {inner}
     </body>"""
-    return inner
+    return f"""
+    <geom type="cylinder" fromto="0 0 0 0 0 .02" size=".11" material="dark"/>
+    <geom type="cylinder" fromto="0 0 .02 0 0 .15" size=".075" material="grey"/>
+    {inner}"""
 
 
 def _pairs(grasp: str) -> str:
@@ -191,8 +190,41 @@ def _pairs(grasp: str) -> str:
     if grasp == "friction":
         pairs += [(geom, "cube", grips) for side in PAD_GEOMS for geom in side]
     return "".join(
-        f'<pair geom1="{one}" geom2="{two}" {_CONTACT} {friction}/>' for one, two, friction in pairs
+        f'<pair geom1="{first}" geom2="{second}" condim="3" {_STIFF} {friction}/>'
+        for first, second, friction in pairs
     )
+
+
+def _equalities(grasp: str) -> str:
+    """The fingers move as one; `magnet` ties the cube to the grip while it is active."""
+    fingers = f'<joint name="fingers" joint1="finger" joint2="finger_2" {_STIFF}/>'
+    magnet = f'<connect name="magnet" site1="grip" site2="cube" active="false" {_STIFF}/>'
+    return fingers + magnet if grasp == "magnet" else fingers
+
+
+def _actuators(lowest: float) -> str:
+    servos = "".join(
+        f'<position name="{name}" joint="{name}" kp="{SERVO_KP}" kv="{SERVO_KV}" '
+        f'ctrlrange="{-limit:.9g} {limit:.9g}" forcerange="{-torque} {torque}"/>'
+        for name, limit, torque in zip(ARM_JOINTS, JOINT_LIMITS, TORQUE_LIMITS, strict=True)
+    )
+    return (
+        f'{servos}<position name="gripper" joint="finger" kp="{FINGER_KP}" kv="{FINGER_KV}" '
+        f'ctrlrange="{lowest} {FINGER_OPENING}"/>'
+    )
+
+
+_OBJECTS = f"""
+    <body name="cube" pos=".5 0 {CUBE_HALF}">
+      <freejoint name="cube"/>
+      <inertial pos="0 0 0" mass="{CUBE_MASS}"
+                diaginertia="{text([CUBE_MASS * CUBE_HALF**2 * 2 / 3] * 3)}"/>
+      <geom name="cube" type="box" size="{text([CUBE_HALF] * 3)}" material="cube"/>
+      <site name="cube"/>
+    </body>
+    <body name="target" mocap="true" pos=".5 .2 {CUBE_HALF}">
+      <geom type="box" size="{text([CUBE_HALF + 0.002] * 3)}" material="goal"/>
+    </body>"""
 
 
 def mjcf(timestep: float = 0.005, grasp: str = "friction") -> str:
@@ -203,20 +235,9 @@ def mjcf(timestep: float = 0.005, grasp: str = "friction") -> str:
       grasp: "friction" or "magnet".
     """
     if grasp not in GRASPS:
-        raise ValueError(f"grasp is {grasp!r}, not one of {GRASPS}")
-    # Without contact the fingers would close inside the cube; they stop at its faces.
-    least = 0.0 if grasp == "friction" else CUBE_HALF - 0.0005
-    magnet = (
-        '<connect name="magnet" site1="grip" site2="cube" active="false" solref=".01 1" '
-        'solimp=".95 .99 .001"/>'
-        if grasp == "magnet"
-        else ""
-    )
-    servos = "".join(
-        f'<position name="{name}" joint="{name}" kp="{SERVO_KP}" kv="{SERVO_KV}" '
-        f'ctrlrange="{-limit:.9g} {limit:.9g}" forcerange="{-torque} {torque}"/>'
-        for name, limit, torque in zip(ARM_JOINTS, JOINT_LIMITS, TORQUE_LIMITS, strict=True)
-    )
+        raise ValueError(f"grasp: got {grasp!r}, must be one of {GRASPS}")
+    # Fingers that do not touch the cube are stopped at its faces by their joints' range.
+    lowest = 0.0 if grasp == "friction" else CUBE_HALF - 0.0005
     return f"""
 <mujoco model="kuka_pick_place_{grasp}">
   <compiler angle="radian"/>
@@ -231,51 +252,22 @@ def mjcf(timestep: float = 0.005, grasp: str = "friction") -> str:
     <geom contype="0" conaffinity="0" mass="0"/>
     <site group="4"/>
     <default class="touch">
-      <geom group="3" rgba=".2 .8 .3 .5"/>
+      <geom group="3" material="contact"/>
     </default>
   </default>
-  <visual>
-    <headlight ambient=".35 .35 .35" diffuse=".45 .45 .45"/>
-    <global offwidth="1280" offheight="960"/>
-    <quality shadowsize="2048"/>
-  </visual>
+  {SCENERY}
   <asset>
-    <texture name="sky" type="skybox" builtin="gradient" rgb1=".75 .85 .95" rgb2="1 1 1"
-             width="128" height="128"/>
-    <texture name="table" type="2d" builtin="checker" rgb1=".8 .78 .74" rgb2=".76 .74 .7"
-             width="256" height="256"/>
     <texture name="cube" type="cube" builtin="flat" mark="edge" rgb1=".15 .4 .85"
              rgb2=".15 .4 .85" markrgb=".9 .93 1" width="64" height="64"/>
-    <material name="table" texture="table" texuniform="true" texrepeat="5 5"/>
     <material name="cube" texture="cube"/>
   </asset>
   <worldbody>
-    <light pos="1.2 -1 2.2" dir="-.45 .45 -1" diffuse=".5 .5 .5"/>
-    <light pos="0 1 2.5" dir=".2 -.4 -1" diffuse=".25 .25 .25" castshadow="false"/>
-    <geom name="table" type="plane" size="0 0 1" material="table"/>
-    <geom type="cylinder" fromto="0 0 0 0 0 .02" size=".11" rgba="{_DARK}"/>
-    <geom type="cylinder" fromto="0 0 .02 0 0 .15" size=".075" rgba="{_GREY}"/>
-    {_arm(least)}
-    <body name="cube" pos=".5 0 {CUBE_HALF}">
-      <freejoint name="cube"/>
-      <inertial pos="0 0 0" mass="{CUBE_MASS}"
-                diaginertia="{_text([CUBE_MASS * CUBE_HALF**2 * 2 / 3] * 3)}"/>
-      <geom name="cube" type="box" size="{_text([CUBE_HALF] * 3)}" material="cube"/>
-      <site name="cube"/>
-    </body>
-    <body name="target" mocap="true" pos=".5 .2 {CUBE_HALF}">
-      <geom type="box" size="{_text([CUBE_HALF + 0.002] * 3)}" rgba=".15 .8 .3 .35"/>
-    </body>
+    {LIGHT}
+    {ground("table")}
+    {_arm(lowest)}
+    {_OBJECTS}
   </worldbody>
   <contact>{_pairs(grasp)}</contact>
-  <equality>
-    <joint name="fingers" joint1="finger" joint2="finger_2" solref=".01 1"
-           solimp=".95 .99 .001"/>
-    {magnet}
-  </equality>
-  <actuator>
-    {servos}
-    <position name="gripper" joint="finger" kp="{FINGER_KP}" kv="{FINGER_KV}"
-              ctrlrange="{least} {FINGER_OPENING}"/>
-  </actuator>
+  <equality>{_equalities(grasp)}</equality>
+  <actuator>{_actuators(lowest)}</actuator>
 </mujoco>"""

@@ -21,8 +21,9 @@ from jaxrl.envs.rewards import weighted
 from jaxrl.errors import UserError
 from jaxrl.options import option
 
-# Simulation costs most, so many updates a sample. The scripted controller shows what to do in
-# the states that the policy visits; it fails under much noise, so there is little.
+# Simulation takes most of the time, so each sample is used for many updates. The policy imitates
+# the scripted controller in the states that it visits. The controller fails under strong noise
+# of the actions, so the noise is small.
 PPO = {
     "num_steps": 20,
     "learning_rate": 1e-3,
@@ -41,22 +42,40 @@ PPO = {
     },
 }
 
-# Distances (m) at which the fine copies of the two offsets saturate: a grasp is a matter of
-# millimetres, the table one of decimetres.
+# Distances (m) at which the fine copies of the two offsets saturate: a grasp needs millimetres,
+# positions on the table span decimetres.
 FINE_GRASP, FINE_PLACE = 0.015, 0.03
 
 
 @dataclasses.dataclass(frozen=True)
 class Rewards:
-    """Weights of the reward's terms, from far to near."""
+    """Weights of the reward's terms, in the order in which a good episode earns them."""
 
-    reach: float = option(1.0, "1 - tanh(5 distance of grip and cube / 1 m)")
-    grasp: float = option(1.0, "the cube is between both pads, and they press on it")
-    lift: float = option(1.0, "height above the table over 5 cm, at most 1, while grasped")
-    place: float = option(4.0, "1 - tanh(5 distance of cube and target / 1 m), while grasped")
-    success: float = option(4.0, "the cube is at the target")
-    action: float = option(-0.001, "sum of squared actions")
-    velocity: float = option(-0.002, "sum of squared joint velocities (rad/s)")
+    reach: float = option(
+        1.0,
+        "weight of the reward for reaching: 1 - tanh(5 d), with d the distance of the "
+        "grip from the cube (m)",
+    )
+    grasp: float = option(
+        1.0, "weight of the reward for each control step in which both pads press on the cube"
+    )
+    lift: float = option(
+        1.0,
+        "weight of the reward for lifting: height above the table / 5 cm, at most 1, "
+        "while the cube is grasped",
+    )
+    place: float = option(
+        4.0,
+        "weight of the reward for placing: 1 - tanh(5 d), with d the distance of the "
+        "cube from its target (m), while it is grasped",
+    )
+    success: float = option(
+        4.0, "weight of the reward for each control step in which the cube is at its target"
+    )
+    action: float = option(-0.001, "weight of the sum of squared actions; negative: a penalty")
+    velocity: float = option(
+        -0.002, "weight of the sum of squared joint velocities (rad/s); negative: a penalty"
+    )
 
 
 @struct.dataclass
@@ -64,8 +83,8 @@ class Info:
     """The task's memory within an episode.
 
     Attributes:
-      controls: [8] what the servos hold: joints (rad) and finger (m).
-      target: [3] where the cube shall be (m).
+      controls: [8] targets of the servos: joints (rad) and finger (m).
+      target: [3] target position of the cube (m).
       lifted: scalar, 1 once the cube was grasped and 3 cm above the table.
     """
 
@@ -82,38 +101,50 @@ class KukaPickPlace(ArmTask):
     Observation [55]: joint positions 7 (rad), velocities 7 (rad/s), joint targets minus
     positions 7 (rad), finger opening 1 (m), grasped 1, position of the grip 3 (m), its closing
     and pointing axes 6, position 3 (m) and velocity 3 (m/s) of the cube, cosine and sine of
-    four times the angle between its faces and the fingers 2, target 3 (m), cube minus grip in
-    the grip's frame 3 (m) and once more, tanh of it over 15 mm, 3; target minus cube 3 (m), and
-    tanh of it over 3 cm, 3.
+    four times the angle between its faces and the fingers 2, target 3 (m), offset x = cube
+    minus grip in the grip's frame 3 (m), tanh(x / 15 mm) 3, offset y = target minus cube 3 (m),
+    tanh(y / 3 cm) 3.
 
     Action [8]: changes of the joint targets as shares of `joint_step`; opening of the
     gripper, -1 closed and 1 open.
 
-    Success: at the end the cube is within `tolerance` of the target.
+    Success: at the end of the episode the cube is within `tolerance` of the target.
     """
 
     grasp: Literal["friction", "magnet"] = option(
-        "friction", "the pads hold the cube by friction; or it is tied to the closing gripper"
+        "friction",
+        "how the gripper holds the cube: by the friction of its pads, or by a magnet "
+        "that ties it to the closing gripper",
     )
-    magnet_radius: float = option(0.02, "distance at which the magnet ties (m)", greater_than=0)
+    magnet_radius: float = option(
+        0.02,
+        "distance of the cube from the grip within which the magnet holds it (m)",
+        greater_than=0,
+    )
     joint_step: float = option(
-        0.04, "largest change of a joint's target a step (rad)", greater_than=0
+        0.04, "largest change of a joint's target in one control step (rad)", greater_than=0
     )
-    tolerance: float = option(0.02, "at the target is nearer than this (m)", greater_than=0)
+    tolerance: float = option(
+        0.02, "the cube counts as placed within this distance from its target (m)", greater_than=0
+    )
     grasped_starts: float = option(
         0.3,
-        "share of episodes that start with the cube in the gripper, at level 0",
+        "share of episodes that start with the cube in the gripper, at curriculum level 0",
         minimum=0,
         maximum=1,
     )
-    episode_seconds: float = option(4.0, "time limit (s)", greater_than=0)
-    start_noise: float = option(0.1, "largest offset of a joint from home at the start", minimum=0)
-    timestep: float = option(0.005, "physics step (s)", greater_than=0, maximum=0.01)
-    substeps: int = option(4, "physics steps a control step", minimum=1)
+    episode_seconds: float = option(4.0, "time limit of an episode (s)", greater_than=0)
+    start_noise: float = option(
+        0.1,
+        "largest offset of a joint from its home position at the start of an episode (rad)",
+        minimum=0,
+    )
+    timestep: float = option(0.005, "length of a physics step (s)", greater_than=0, maximum=0.01)
+    substeps: int = option(4, "number of physics steps in one control step", minimum=1)
     rewards: Rewards = option(Rewards(), "weights of the reward's terms")
     curriculum: CurriculumConfig = option(
         CurriculumConfig(start=(0.0,), raise_at=0.5, step=0.2),
-        "0: some starts with the cube in the gripper; 1: none",
+        "0: some episodes start with the cube in the gripper, 1: none",
     )
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
@@ -170,7 +201,7 @@ class KukaPickPlace(ArmTask):
         if self.grasp != "magnet":
             raise UserError(
                 "--on: in PyBullet the cube is held by the magnet; add --set env.grasp=magnet, or "
-                "judge a policy that was trained so"
+                "evaluate a policy that was trained with env.grasp=magnet"
             )
         from envs_mjx.kuka_pick_place.bullet import BulletWorlds
 
@@ -182,18 +213,18 @@ class KukaPickPlace(ArmTask):
 
     @property
     def success_criterion(self) -> str:
-        """What success means."""
+        """The condition of success, as text."""
         return f"at the end the cube is within {self.tolerance:g} m of the target"
 
     @property
     def action_spec(self) -> ArraySpec:
         return ArraySpec((8,), -1.0, 1.0, (*m.ARM_JOINTS, "gripper"))
 
-    # -- the contract ---------------------------------------------------------------
+    # -- episodes -------------------------------------------------------------------
 
     def reset(self, key: jax.Array, level: jax.Array | float = 1.0) -> State:
-        """At rest; cube and target anywhere. At a low level of the curriculum some episodes
-        start with the cube in the gripper."""
+        """Starts at rest, with cube and target anywhere. At a low level of the curriculum some
+        episodes start with the cube in the gripper."""
         key_place, key_yaw, key_pose, key_start, key_which = jax.random.split(key, 5)
         cube, target = self._places(key_place)
         half_yaw = jnp.pi * jax.random.uniform(key_yaw)
@@ -217,18 +248,18 @@ class KukaPickPlace(ArmTask):
         return self.at_start(self._judge(physics, info, jnp.zeros(8)))
 
     def _places(self, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Random positions [3] of the cube, on the table, and the target, far enough apart."""
+        """Random positions [3] of the cube, on the table, and of the target, far enough apart."""
         key_cube, key_target, key_height = jax.random.split(key, 3)
         low, high = (jnp.array(ends) for ends in zip(m.X_RANGE, m.Y_RANGE, strict=True))
         cube = jax.random.uniform(key_cube, (2,), minval=low, maxval=high)
-        # The first of some draws that is far enough; the chance that none is: 0.3 %.
+        # The first of eight draws that is far enough; the chance that none of them is: 0.3 %.
         targets = jax.random.uniform(key_target, (8, 2), minval=low, maxval=high)
         far = jnp.linalg.norm(targets - cube, axis=1) >= m.MIN_DISTANCE
         target = targets[jnp.argmax(far)]
         # Half of the targets lie on the table.
-        least, most = m.TARGET_Z_RANGE
-        height = jax.random.uniform(key_height, minval=2 * least - most, maxval=most)
-        return jnp.append(cube, m.CUBE_HALF), jnp.append(target, jnp.maximum(height, least))
+        lowest, highest = m.TARGET_Z_RANGE
+        height = jax.random.uniform(key_height, minval=2 * lowest - highest, maxval=highest)
+        return jnp.append(cube, m.CUBE_HALF), jnp.append(target, jnp.maximum(height, lowest))
 
     def step(self, state: State, action: jax.Array) -> State:
         """One control step; `action` [8] moves the joint targets and sets the gripper."""
@@ -239,15 +270,15 @@ class KukaPickPlace(ArmTask):
         return self._judge(self.physics.step(before, info.controls), info, action)
 
     def commanded(self, info: Info, action: jax.Array) -> Info:
-        """The memory with what the servos hold after an action [8]."""
-        least = self.physics.joint_range("finger")[0]
+        """The memory with the servos' targets after an action [8]."""
+        lowest = self.physics.joint_range("finger")[0]
         closed = (1.0 - jnp.clip(action[7], -1.0, 1.0)) / 2.0
-        opening = m.FINGER_OPENING - closed * (m.FINGER_OPENING - least)
+        opening = m.FINGER_OPENING - closed * (m.FINGER_OPENING - lowest)
         joints = self.arm.moved(info.controls[:7], action[:7])
         return info.replace(controls=jnp.append(joints, opening))
 
     def _magnet(self, physics: PhysicsState, gripper: jax.Array) -> jax.Array:
-        """Scalar bool: the cube is tied to the grip in the coming step."""
+        """Scalar bool: the cube is tied to the grip in the next step."""
         grip, _ = self.physics.site_pose(self.physics.kinematics(physics), "grip")
         near = jnp.linalg.norm(grip - physics.qpos[self._cube][:3]) < self.magnet_radius
         return (gripper < 0) & (near | physics.eq_active[self._tie])
@@ -291,7 +322,6 @@ class KukaPickPlace(ArmTask):
         placed = (distance < self.tolerance).astype(jnp.float32)
         lifted = jnp.maximum(before.lifted, grasped * (height > 0.03))
         info = before.replace(lifted=lifted)
-        velocity = physics.qvel[self.arm.dofs]
         reward, shares = weighted(
             {
                 "reach": 1.0 - jnp.tanh(5.0 * jnp.linalg.norm(to_cube)),
@@ -300,32 +330,13 @@ class KukaPickPlace(ArmTask):
                 "place": grasped * (1.0 - jnp.tanh(5.0 * distance)),
                 "success": placed,
                 "action": jnp.sum(jnp.square(action)),
-                "velocity": jnp.sum(jnp.square(velocity)),
+                "velocity": jnp.sum(jnp.square(physics.qvel[self.arm.dofs])),
             },
             self.rewards,
         )
-        turn = cube_yaw(cube_axes) - jnp.arctan2(grip_axes[1, 1], grip_axes[0, 1])
-        q, in_grip = physics.qpos[self.arm.qpos], grip_axes.T @ to_cube
-        obs = self.observe(
-            q=q,
-            qdot=velocity,
-            error=info.controls[:7] - q,
-            finger=physics.qpos[self._fingers[0]],
-            grasped=grasped,
-            grip=grip,
-            grip_axes=grip_axes[:, 1:].T,
-            cube=cube,
-            cube_velocity=physics.qvel[self.physics.qvel_slice("cube")][:3],
-            faces=jnp.stack([jnp.cos(4 * turn), jnp.sin(4 * turn)]),
-            target=info.target,
-            to_cube=in_grip,
-            to_cube_fine=jnp.tanh(in_grip / FINE_GRASP),
-            to_target=to_target,
-            to_target_fine=jnp.tanh(to_target / FINE_PLACE),
-        )
         return State(
             physics=physics,
-            obs=obs,
+            obs=self._observe(physics, info, (grip, grip_axes), (cube, cube_axes), grasped),
             reward=reward,
             terminated=jnp.zeros((), bool),
             metrics=shares
@@ -336,6 +347,37 @@ class KukaPickPlace(ArmTask):
                 "final/lifted": lifted,
             },
             info=info,
+        )
+
+    def _observe(
+        self,
+        physics: PhysicsState,
+        info: Info,
+        grip: tuple[jax.Array, jax.Array],
+        cube: tuple[jax.Array, jax.Array],
+        grasped: jax.Array,
+    ) -> jax.Array:
+        """The observation; `grip` and `cube` are positions [3] and rotations [3, 3]."""
+        (place, axes), (cube_place, cube_axes) = grip, cube
+        q, to_target = physics.qpos[self.arm.qpos], info.target - cube_place
+        in_grip = axes.T @ (cube_place - place)
+        turn = cube_yaw(cube_axes) - jnp.arctan2(axes[1, 1], axes[0, 1])
+        return self.observe(
+            q=q,
+            qdot=physics.qvel[self.arm.dofs],
+            error=info.controls[:7] - q,
+            finger=physics.qpos[self._fingers[0]],
+            grasped=grasped,
+            grip=place,
+            grip_axes=axes[:, 1:].T,
+            cube=cube_place,
+            cube_velocity=physics.qvel[self.physics.qvel_slice("cube")][:3],
+            faces=jnp.stack([jnp.cos(4 * turn), jnp.sin(4 * turn)]),
+            target=info.target,
+            to_cube=in_grip,
+            to_cube_fine=jnp.tanh(in_grip / FINE_GRASP),
+            to_target=to_target,
+            to_target_fine=jnp.tanh(to_target / FINE_PLACE),
         )
 
     def _grasped(self, physics: PhysicsState) -> jax.Array:
@@ -369,4 +411,4 @@ class KukaPickPlace(ArmTask):
 
     def render(self, states: PhysicsState, stride: int) -> np.ndarray:
         """[F, H, W, 3] pictures of every `stride`-th of the physics states [T, ...]."""
-        return self.physics.render(states, stride=stride, **m.VIEW)
+        return self.physics.render(states, m.VIEW, stride=stride)

@@ -1,4 +1,4 @@
-"""The same model in C MuJoCo."""
+"""Steps the model of a `Physics` in C MuJoCo."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class CPhysics:
-    """`num_worlds` worlds of the same model in C MuJoCo (float64).
+    """`num_worlds` worlds of a model in C MuJoCo (float64).
 
     Plain models run on a thread pool (`mujoco.batch`); models with rolling geoms are
     stepped stage by stage, since their contact frames are turned between two stages.
@@ -33,8 +33,8 @@ class CPhysics:
     def reset(
         self, qpos: np.ndarray, qvel: np.ndarray, eq_active: np.ndarray | None = None
     ) -> None:
-        """Sets the state: qpos [num_worlds, nq], qvel [num_worlds, nv] and, of plain models,
-        which equality constraints hold [num_worlds, neq]."""
+        """Sets the state: qpos [num_worlds, nq], qvel [num_worlds, nv] and, for plain models,
+        which equality constraints are active [num_worlds, neq]."""
         if self.physics.rolling_geoms:
             for world, q, v in zip(self._worlds, qpos, qvel, strict=True):
                 mujoco.mj_resetData(self.physics.model, world)
@@ -63,7 +63,7 @@ class CPhysics:
 
 
 def _c_step(physics: Physics, data: mujoco.MjData) -> None:
-    """One physics step in C with the contact frames of rolling geoms turned."""
+    """One physics step in C MuJoCo that turns the contact frames of rolling geoms."""
     model = physics.model
     mujoco.mj_kinematics(model, data)
     mujoco.mj_comPos(model, data)

@@ -1,4 +1,4 @@
-"""A model that is stepped outside of JAX, to judge policies in."""
+"""Physics that is stepped outside of JAX, to evaluate policies."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ from jaxrl.errors import UserError
 
 
 class HostPhysics(Physics):
-    """The same model as another `Physics`, stepped outside of JAX: by C MuJoCo, or by whatever
-    `advance` is. A compiled program that steps it calls back to the host, so it is for judging
-    policies and not for training them. Worlds with a model of their own are not supported.
+    """The model of another `Physics`, stepped outside of JAX by C MuJoCo or by `advance`.
+
+    A compiled program that steps it calls back to the host; so it is meant for evaluating
+    policies, not for training them. All worlds must have the same model.
 
     Args:
-      physics: the model, its substeps and what it watches.
+      physics: the physics to take the model, the substeps and the watched pairs from.
       advance: (qpos [N, nq], qvel [N, nv], ctrl [N, nu], eq_active [N, neq]) -> qpos, qvel
-        and the watched forces [N, K] after a control step; none: C MuJoCo.
+        and the watched forces [N, K] after a control step; None: C MuJoCo.
     """
 
     def __init__(self, physics: Physics, advance: Any = None):
@@ -35,7 +36,7 @@ class HostPhysics(Physics):
         self._advance = advance or self._advance_in_c
         self._worlds: dict[int, CPhysics] = {}
 
-    def own_model(self, fields: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    def model_with(self, fields: dict[str, jax.Array]) -> dict[str, jax.Array]:
         if fields:
             raise UserError(
                 "--on: this task's worlds differ in their models; switch its randomisation off "
@@ -58,12 +59,12 @@ class HostPhysics(Physics):
         return state.replace(qpos=qpos, qvel=qvel, touch=None if state.touch is None else touch)
 
     def _on_host(self, *arrays: jax.Array) -> tuple[np.ndarray, ...]:
-        """The step of one world or of many, with as many axes as came."""
+        """A control step of one or many worlds; results have the same batch axes as `arrays`."""
         batch = arrays[0].shape[:-1]
         count = math.prod(batch)
         rows = [np.asarray(x, np.float64).reshape(count, x.shape[-1]) for x in arrays]
-        made = self._advance(*rows)
-        return tuple(np.asarray(x, np.float32).reshape(*batch, x.shape[-1]) for x in made)
+        results = self._advance(*rows)
+        return tuple(np.asarray(x, np.float32).reshape(*batch, x.shape[-1]) for x in results)
 
     def _advance_in_c(
         self, qpos: np.ndarray, qvel: np.ndarray, ctrl: np.ndarray, eq_active: np.ndarray

@@ -28,18 +28,18 @@ class Physics(NamedModel):
 
     Args:
       xml: the model as an MJCF string.
-      substeps: physics steps a control step.
+      substeps: number of physics steps in a control step.
       rolling_geoms: names of geoms (capsules or cylinders, axis z) whose contacts
         have different friction along and across their axis, as an omniwheel has.
         MuJoCo lays a contact's two friction directions along arbitrary axes; for
         these geoms the first is turned to the rim's direction (axis x normal), the
         second to the axis. Declare their contact pairs with friction
         "rim axis ...".
-      watch: pairs of geoms whose contact forces `PhysicsState.touch` tells; all of the
+      watch: pairs of geoms whose contact forces `PhysicsState.touch` contains; all of the
         model's contacts then need condim 3 and the pyramidal cone.
 
     Raises:
-      ValueError: the model does not compile, or has other contacts.
+      ValueError: the model does not compile, or `watch` needs other contacts than it has.
     """
 
     def __init__(
@@ -72,12 +72,12 @@ class Physics(NamedModel):
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Degrees of freedom, and rows that MJX keeps for contacts and for constraints."""
-        inside = self._blank._impl
+        """Number of degrees of freedom, and of the contacts and constraint rows in MJX's arrays."""
+        impl = self._blank._impl
         return {
             "dof": self.model.nv,
-            "contacts": len(inside.contact.dist),
-            "constraint_rows": len(inside.efc_J),
+            "contacts": len(impl.contact.dist),
+            "constraint_rows": len(impl.efc_J),
         }
 
     # -- stepping -----------------------------------------------------------------
@@ -86,8 +86,8 @@ class Physics(NamedModel):
         """A world at rest or with the given velocities.
 
         Args:
-          qpos: [nq].
-          qvel: [nv], zero when left out.
+          qpos: [nq] generalised positions.
+          qvel: [nv] generalised velocities; None: zero.
         """
         model, blank = self.model, self._blank
         return PhysicsState(
@@ -112,7 +112,7 @@ class Physics(NamedModel):
         def substep(state: PhysicsState, _) -> tuple[PhysicsState, None]:
             with tuned_mjx(self.model):
                 data = _step(self, self._model(state), self._data(state, ctrl))
-            return self._lean(state, data), None
+            return self._updated(state, data), None
 
         return jax.lax.scan(substep, state, length=self.substeps)[0]
 
@@ -128,46 +128,46 @@ class Physics(NamedModel):
         """Position [3] (m) and rotation [3, 3] to the world of a site.
 
         Args:
-          data: from `kinematics`.
-          name: of the site.
+          data: result of `kinematics`.
+          name: name of the site.
         """
         index = self.model.site(name).id
         return data.site_xpos[index], data.site_xmat[index].reshape(3, 3)
 
     def body_pose(self, data: mjx.Data, name: str) -> tuple[jax.Array, jax.Array]:
-        """Position [3] (m) and rotation [3, 3] to the world of a body; as `site_pose`."""
+        """Position [3] (m) and rotation [3, 3] to the world of a body; arguments as `site_pose`."""
         index = self.body_id(name)
         return data.xpos[index], data.xmat[index].reshape(3, 3)
 
     def site_jacobian(self, data: mjx.Data, name: str) -> jax.Array:
-        """[6, nv] velocity (m/s) and angular velocity (rad/s), in the world frame, of a site
-        for a unit of each of `qvel`; arguments as `site_pose`."""
+        """[6, nv] Jacobian of a site in the world frame: its velocity (m/s) and angular velocity
+        (rad/s) for a unit of each component of `qvel`; arguments as `site_pose`."""
         body = int(self.model.site(name).bodyid[0])
         return self._jacobian(data, self.site_pose(data, name)[0], body)
 
     def _jacobian(self, data: mjx.Data, point: jax.Array, body: int) -> jax.Array:
-        """[6, nv] of a point [3] that moves with a body."""
+        """[6, nv] Jacobian of a point [3] that moves with a body."""
         angular, linear = data.cdof[:, :3], data.cdof[:, 3:]
         arm = point - data.subtree_com[self.model.body_rootid[body]]
         jacobian = jnp.concatenate([linear + jnp.cross(angular, arm), angular], axis=1)
         moves = self._subtree[self.model.dof_bodyid, body]
         return (jacobian * moves[:, None]).T
 
-    # -- worlds that differ ---------------------------------------------------------
+    # -- worlds with different models -----------------------------------------------
 
     def field(self, name: str) -> jax.Array:
         """The nominal value of a field of the MJX model, such as "opt.gravity"."""
         return functools.reduce(getattr, name.split("."), self.mjx_model)
 
-    def own_model(self, fields: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    def model_with(self, fields: dict[str, jax.Array]) -> dict[str, jax.Array]:
         """`PhysicsState.model` for a world with other values of some fields.
 
-        What MuJoCo's compiler derives from masses, inertias, armatures and lengths is
-        derived again (`mj_setConst`): subtree masses, and the inverse weights that scale
-        constraint forces.
+        The constants that MuJoCo's compiler derives from masses, inertias, armatures and lengths
+        are computed again, as in `mj_setConst`: subtree masses, and the inverse weights that
+        scale constraint forces.
 
         Args:
-          fields: new values by name, shaped as the nominal ones.
+          fields: new values by name, in the shapes of the nominal ones.
         """
         if not fields.keys() & _MOVE_CONSTANTS:
             return fields
@@ -186,7 +186,7 @@ class Physics(NamedModel):
         linear, angular = jnp.split(
             jnp.einsum("bci,ij,bcj->bc", jacobians, inverse, jacobians), 2, axis=1
         )
-        # Bodies that cannot move have weight 0; the compiler leaves them so.
+        # Bodies that cannot move have weight 0, as from the compiler.
         fixed = jnp.asarray(self.model.body_weldid == 0)
         body = jnp.where(fixed[:, None], 0.0, jnp.stack([linear.mean(1), angular.mean(1)], 1))
         # A ball joint's three dofs, and the two halves of a free joint's six, share a mean.
@@ -206,7 +206,7 @@ class Physics(NamedModel):
 
     @functools.cached_property
     def _subtree(self) -> np.ndarray:
-        """[nbody, nbody] 1 where the second body hangs on the first, or is it."""
+        """[nbody, nbody] 1 where the second body is in the subtree of the first, else 0."""
         below = np.eye(self.model.nbody, dtype=np.float32)
         for body in reversed(range(1, self.model.nbody)):
             below[self.model.body_parentid[body]] += below[body]
@@ -216,21 +216,21 @@ class Physics(NamedModel):
         return self.mjx_model.tree_replace(state.model) if state.model else self.mjx_model
 
     def _data(self, state: PhysicsState, ctrl: jax.Array | None = None) -> mjx.Data:
-        known = self._carried(state)
+        fields = self._carried(state)
         if ctrl is not None:
-            known["ctrl"] = ctrl
-        return self._blank.replace(**known)
+            fields["ctrl"] = ctrl
+        return self._blank.replace(**fields)
 
     def _carried(self, state: PhysicsState) -> dict[str, jax.Array]:
-        """The fields of a state that MJX's `Data` has too."""
+        """The fields of a state that MJX's `Data` also has."""
         return {
             name: value
             for name, value in vars(state).items()
             if value is not None and name not in ("model", "touch")
         }
 
-    def _lean(self, state: PhysicsState, data: mjx.Data) -> PhysicsState:
-        """The fields of `data` that `state` carries."""
+    def _updated(self, state: PhysicsState, data: mjx.Data) -> PhysicsState:
+        """`state` with new values of its fields from `data`."""
         carried = {name: getattr(data, name) for name in self._carried(state)}
         if state.touch is not None:
             carried["touch"] = self._touch(data)
@@ -247,7 +247,7 @@ class Physics(NamedModel):
         return jnp.where(same, force, 0.0).sum(1)
 
 
-# Fields that the compiler derives constants from.
+# Fields from which the compiler derives constants.
 _MOVE_CONSTANTS = {
     "body_mass",
     "body_inertia",
@@ -260,7 +260,7 @@ _MOVE_CONSTANTS = {
 
 
 def _step(physics: Physics, model: mjx.Model, data: mjx.Data) -> mjx.Data:
-    """One physics step; MJX's own where nothing happens between its stages."""
+    """One physics step; it is MJX's own step unless the model has rolling geoms."""
     if not physics.rolling_geoms:
         return mjx.step(model, data)
     data = mjx.kinematics(model, data)
@@ -279,7 +279,7 @@ def _step(physics: Physics, model: mjx.Model, data: mjx.Data) -> mjx.Data:
 
 
 def _turn_contact_frames(physics: Physics, data: mjx.Data) -> mjx.Data:
-    """Turns the contacts of rolling geoms: rows normal, rim, axis."""
+    """Turns the contact frames of rolling geoms; their rows are then normal, rim and axis."""
     contact = data._impl.contact
     rolls = np.zeros(physics.model.ngeom, bool)
     rolls[list(physics.rolling_geoms)] = True

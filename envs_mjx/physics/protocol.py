@@ -1,4 +1,4 @@
-"""What a task may ask of physics, whatever engine is behind it."""
+"""The interface through which tasks use physics, independent of the engine."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
+from envs_mjx.physics.model import View
 from envs_mjx.physics.state import PhysicsState
 
 
@@ -14,7 +15,7 @@ class Physics(Protocol):
     """A model of one world; batch with `jax.vmap`.
 
     Attributes:
-      substeps: physics steps a control step.
+      substeps: number of physics steps in a control step.
       nq, nv: sizes of `qpos` and `qvel`.
       rest: [nq] the reference pose.
     """
@@ -24,19 +25,19 @@ class Physics(Protocol):
     nv: int
     rest: np.ndarray
 
-    # Places by name.
+    # Indices by name.
 
     def qpos_slice(self, joint: str) -> slice:
-        """Where the joint's coordinates lie in `qpos`."""
+        """Indices of the joint's coordinates in `qpos`."""
 
     def qvel_slice(self, joint: str) -> slice:
-        """Where the joint's velocities lie in `qvel`."""
+        """Indices of the joint's velocities in `qvel`."""
 
     def joint_range(self, joint: str) -> tuple[float, float]:
-        """Least and largest position of a hinge (rad) or a slide (m)."""
+        """Lowest and highest position of a hinge (rad) or a slide (m)."""
 
     def equality_id(self, name: str) -> int:
-        """Where an equality constraint lies in `PhysicsState.eq_active`."""
+        """Index of an equality constraint in `PhysicsState.eq_active`."""
 
     # Steps. Forces at watched contacts are in `PhysicsState.touch`.
 
@@ -49,7 +50,7 @@ class Physics(Protocol):
     # Poses and Jacobians.
 
     def kinematics(self, state: PhysicsState) -> Any:
-        """What the three below read."""
+        """Poses of all bodies: the `data` argument of the next three methods."""
 
     def site_pose(self, data: Any, name: str) -> tuple[jax.Array, jax.Array]:
         """Position [3] (m) and rotation [3, 3] to the world of a site."""
@@ -58,20 +59,20 @@ class Physics(Protocol):
         """Position [3] (m) and rotation [3, 3] to the world of a body."""
 
     def site_jacobian(self, data: Any, name: str) -> jax.Array:
-        """[6, nv] linear and angular velocity of a site for a unit of each of `qvel`."""
+        """[6, nv] linear and angular velocity of a site per unit of each component of `qvel`."""
 
     def pose_in_c(self, qpos: np.ndarray, site: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Position, rotation and Jacobian of a site in one configuration, in float64."""
 
-    # Worlds that differ.
+    # Worlds with different models.
 
     def field(self, name: str) -> jax.Array:
-        """The nominal value of a number of the model, such as "opt.gravity"."""
+        """The nominal value of a field of the model, such as "opt.gravity"."""
 
-    def own_model(self, fields: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    def model_with(self, fields: dict[str, jax.Array]) -> dict[str, jax.Array]:
         """`PhysicsState.model` for a world with other values of some fields."""
 
     # Pictures.
 
-    def render(self, states: PhysicsState, *, stride: int = 1, **camera: Any) -> np.ndarray:
+    def render(self, states: PhysicsState, view: View, *, stride: int = 1) -> np.ndarray:
         """[F, H, W, 3] uint8 pictures of every `stride`-th of the states, leaves [T, ...]."""

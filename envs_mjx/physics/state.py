@@ -1,4 +1,4 @@
-"""What a simulated world is from one physics step to the next."""
+"""The state of a simulated world between physics steps."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from flax import struct
 
 @struct.dataclass
 class PhysicsState:
-    """What the next physics step needs, for one world (batch with `jax.vmap`).
+    """The state of one world that the next physics step needs (batch with `jax.vmap`).
 
-    A field that the model does not use is None.
+    Fields that the model does not use are None.
 
     Attributes:
       qpos: [nq] generalised positions (m, rad, unit quaternions w-first).
       qvel: [nv] generalised velocities (m/s, rad/s).
-      qacc_warmstart: [nv] last accelerations, where the constraint solver starts.
+      qacc_warmstart: [nv] last accelerations, from which the constraint solver starts.
       act: [na] actuator activations.
       mocap_pos: [nmocap, 3] positions of mocap bodies (m).
       mocap_quat: [nmocap, 4] their orientations.
-      eq_active: [neq] bool, which equality constraints hold; only of models that have
-        one which is off at the start.
-      model: fields of the MJX model that this world has its own values of (by name, such
-        as "body_mass"), made with `Physics.own_model`.
+      eq_active: [neq] bool, which equality constraints are active; only of models with
+        a constraint that is inactive at the start.
+      model: this world's own values of fields of the MJX model (by name, such as
+        "body_mass"), from `Physics.model_with`.
       touch: [K] normal forces (N) at the watched pairs of geoms in the last physics step.
     """
 

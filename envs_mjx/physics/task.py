@@ -1,4 +1,4 @@
-"""What tasks on a `Physics` share."""
+"""The base class of simulated tasks."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from jaxrl.errors import UserError
 
 
 class Simulated(Task):
-    """What tasks on a `Physics` share: they can be played in other simulators."""
+    """Base class of tasks with a `Physics`; such a task can be played in other simulators."""
 
     physics: Physics
     simulators: ClassVar[tuple[str, ...]] = ("mjx", "mujoco")
 
     def on(self, simulator: str) -> Task:
-        """The same task in "mjx", "mujoco" (C) or what else it knows, to judge policies in."""
+        """The same task in another of its `simulators`, such as "mujoco" (C), for evaluation."""
         if simulator not in self.simulators:
             raise UserError(
                 f"--on: got {simulator!r}, this task can be played in {', '.join(self.simulators)}"
@@ -26,7 +26,7 @@ class Simulated(Task):
         if simulator == "mjx":
             return self
         task = dataclasses.replace(self)
-        vars(task)["physics"] = self.physics_on(simulator)  # in place of the cached one
+        vars(task)["physics"] = self.physics_on(simulator)  # replaces the cached property
         return task
 
     def physics_on(self, simulator: str) -> Physics:

@@ -1,18 +1,18 @@
-"""How MJX is compiled.
+"""Tuning of how MJX is compiled.
 
-MJX is called as it is; a few of its helpers are replaced while a step is traced, by
-functions with the same values:
-* On a CPU, XLA fuses across the levels of a kinematic tree and computes every level's
-  ancestors again: a six-joint arm steps a hundred times slower than it need. A barrier
-  behind each tree scan keeps the levels apart. Shallow trees do not need it, and on a
-  GPU it would only split kernels.
-* Small Cholesky factors as plain arithmetic instead of library calls: on a GPU they
-  fuse with their neighbours, on a CPU they vectorise over the worlds.
-* On a GPU, where each trip of a loop costs launches and each trip of a loop that ends on
-  what it computes a wait for the host: the bounded loops of the solver and of its line
-  search, unrolled.
-* On a GPU, where XLA begins a new kernel at each reduction: sums, dot products and norms
-  of few components, as plain arithmetic.
+MJX itself is unchanged. While a step is traced, a few of its helpers are replaced by
+functions that return the same values:
+* On a CPU, XLA fuses across the levels of a kinematic tree and computes the ancestors of
+  every level again: a six-joint arm steps a hundred times slower than necessary. A barrier
+  after each level keeps the levels apart. Shallow trees do not need it, and on a GPU it
+  would only split kernels.
+* Small Cholesky factorisations become plain arithmetic instead of library calls: on a GPU
+  they fuse with neighbouring operations, on a CPU they vectorise over the worlds.
+* On a GPU, each trip of a loop costs kernel launches, and a loop with a computed end also
+  waits for the host at each trip. The bounded loops of the solver and of its line search
+  are therefore unrolled.
+* On a GPU, XLA begins a new kernel at each reduction. Sums, dot products, norms and argmins
+  of few components therefore become plain arithmetic.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from mujoco.mjx._src import solver as _mjx_solver
 
 from jaxrl import platform
 
-# Largest matrix whose Cholesky factor is written out as plain arithmetic.
+# Size of the largest matrix whose Cholesky factor is written out as plain arithmetic.
 WRITTEN_OUT_CHOLESKY_MAX = 12
-# Longest sum that is written out as additions on a GPU.
+# Length of the longest sum that is written out as additions on a GPU.
 WRITTEN_OUT_SUM_MAX = 16
-# Most solver iterations that are unrolled on a GPU.
+# Largest number of solver iterations that is unrolled on a GPU.
 UNROLLED_ITERATIONS_MAX = 5
 # Kinematic trees at least this deep are compiled with barriers on a CPU.
 BARRIER_MIN_DEPTH = 3
@@ -46,7 +46,7 @@ _patch_lock = threading.RLock()
 
 
 def _patches(model: mujoco.MjModel) -> list[tuple[Any, str, Any]]:
-    """(owner, name, replacement) of what is replaced while a step is traced."""
+    """(owner, name, replacement) of each function that is replaced while a step is traced."""
     linalg = jax.scipy.linalg
     patches = [
         (linalg, "cho_factor", _small_cho_factor(linalg.cho_factor)),
@@ -64,6 +64,7 @@ def _patches(model: mujoco.MjModel) -> list[tuple[Any, str, Any]]:
 
 @contextlib.contextmanager
 def tuned_mjx(model: mujoco.MjModel):
+    """Context in which MJX's helpers are replaced; a model's steps are traced in it."""
     with _patch_lock:
         patches = _patches(model)
         originals = [(owner, name, getattr(owner, name)) for owner, name, _ in patches]
@@ -98,7 +99,7 @@ def _tree_depth(model: mujoco.MjModel) -> int:
 
 
 def _with_barrier(scan):
-    """MJX's tree scan with a barrier behind each level and behind the whole."""
+    """MJX's tree scan with a barrier after each level and after the whole scan."""
     barrier = jax.lax.optimization_barrier
 
     @functools.wraps(scan)
@@ -117,8 +118,8 @@ def _small_cho_factor(library):
         u = [[jnp.zeros(())] * n for _ in range(n)]
         for i in range(n):
             for j in range(i, n):
-                rest = a[i, j] - sum(u[k][i] * u[k][j] for k in range(i))
-                u[i][j] = jnp.sqrt(rest) if i == j else rest / u[i][i]
+                remainder = a[i, j] - sum(u[k][i] * u[k][j] for k in range(i))
+                u[i][j] = jnp.sqrt(remainder) if i == j else remainder / u[i][i]
         return jnp.stack([jnp.stack(row) for row in u]), False
 
     return cho_factor
@@ -142,11 +143,11 @@ def _small_cho_solve(library):
 
 
 def _unrolled_while(cond_fun, body_fun, init_val, max_iter):
-    value, go_on = init_val, cond_fun(init_val)
+    value, running = init_val, cond_fun(init_val)
     for _ in range(max_iter):
         new = body_fun(value)
-        value = jax.tree.map(lambda a, b, keep=go_on: jnp.where(keep, b, a), value, new)
-        go_on = go_on & cond_fun(value)
+        value = jax.tree.map(lambda a, b, keep=running: jnp.where(keep, b, a), value, new)
+        running = running & cond_fun(value)
     return value
 
 
@@ -161,8 +162,10 @@ def _unrolled_solver(library, iterations: int):
 
 def _small_sum(library):
     def total(a, axis=None, **kwargs):
-        few = isinstance(a, jax.Array) and a.ndim and jnp.issubdtype(a.dtype, jnp.floating)
-        if kwargs or not few or not (axis is None or isinstance(axis, int)):
+        is_float_array = (
+            isinstance(a, jax.Array) and a.ndim and jnp.issubdtype(a.dtype, jnp.floating)
+        )
+        if kwargs or not is_float_array or not (axis is None or isinstance(axis, int)):
             return library(a, axis, **kwargs)
         rows = a.ravel() if axis is None else jnp.moveaxis(a, axis, 0)
         if not 0 < len(rows) <= WRITTEN_OUT_SUM_MAX:
@@ -186,11 +189,11 @@ def _small_argmin(library):
     def argmin(a, axis=None, **kwargs):
         if kwargs or axis is not None or jnp.ndim(a) != 1 or len(a) > WRITTEN_OUT_SUM_MAX:
             return library(a, axis, **kwargs)
-        best, least = jnp.zeros((), jnp.int32), a[0]
+        index, smallest = jnp.zeros((), jnp.int32), a[0]
         for i in range(1, len(a)):
-            best = jnp.where(a[i] < least, i, best)
-            least = jnp.minimum(a[i], least)
-        return best
+            index = jnp.where(a[i] < smallest, i, index)
+            smallest = jnp.minimum(a[i], smallest)
+        return index
 
     return argmin
 
@@ -199,9 +202,9 @@ def _small_norm(library):
     def norm(x: jax.Array, axis: int | None = None):
         if x.ndim != 1 or not 0 < len(x) <= WRITTEN_OUT_SUM_MAX:
             return library(x, axis)
-        # MJX takes |x| <= 1e-8 in every component for zero.
-        most = functools.reduce(jnp.maximum, [jnp.abs(x[i]) for i in range(len(x))])
-        is_zero = most <= 1e-8
+        # MJX treats a vector as zero if |x| <= 1e-8 in every component.
+        largest = functools.reduce(jnp.maximum, [jnp.abs(x[i]) for i in range(len(x))])
+        is_zero = largest <= 1e-8
         square = jnp.sum(jnp.square(jnp.where(is_zero, 1.0, x)))
         return jnp.where(is_zero, 0.0, jnp.sqrt(square))
 

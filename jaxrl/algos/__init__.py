@@ -1,7 +1,7 @@
 """Learning algorithms.
 
-An installed package adds one with the entry-point group `jaxrl.algorithms`: a subclass of
-`Algorithm` whose settings, a subclass of `AlgorithmConfig`, are its `Config`.
+An installed package can add an algorithm through the entry-point group `jaxrl.algorithms`: a
+subclass of `Algorithm` with its settings class, a subclass of `AlgorithmConfig`, as `Config`.
 """
 
 from jaxrl.algos.base import Algorithm, AlgorithmConfig

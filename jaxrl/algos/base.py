@@ -1,4 +1,4 @@
-"""What every algorithm has: settings, policy, normaliser, optimiser, worlds."""
+"""Base class of all algorithms: settings, policy, normaliser, optimiser and worlds."""
 
 from __future__ import annotations
 
@@ -24,25 +24,36 @@ from jaxrl.rl.rollout import Rollout
 if TYPE_CHECKING:
     from jaxrl.runtime import Worlds
 
-# A step size below which no float32 parameter moves.
-LEAST_RATE = 1e-12
+# Smallest learning rate: a smaller one changes hardly any float32 parameter.
+MIN_RATE = 1e-12
 
 
 @dataclasses.dataclass(frozen=True)
 class ScheduleConfig:
-    """Factor of the learning rate over the run."""
+    """Learning-rate schedule: a factor of the learning rate that changes over the run."""
 
     kind: Literal["constant", "linear", "piecewise", "cosine"] = option(
-        "constant", "shape of the schedule"
+        "constant", "how the learning rate changes over the run"
     )
-    final: float = option(0.0, "factor at the end (linear, cosine)", minimum=0)
+    final: float = option(
+        0.0,
+        "learning rate at the end of the run, as a factor of the initial one (linear and cosine)",
+        minimum=0,
+    )
     boundaries: tuple[float, ...] = option(
-        (), "shares of the run where piecewise changes", minimum=0, maximum=1
+        (),
+        "shares of the run (0 to 1) after which a piecewise schedule changes the learning rate",
+        minimum=0,
+        maximum=1,
     )
-    factors: tuple[float, ...] = option((), "factor after each boundary", minimum=0)
+    factors: tuple[float, ...] = option(
+        (),
+        "factors of the initial learning rate, one for the time after each boundary",
+        minimum=0,
+    )
 
     def check(self, path: str) -> None:
-        """Raises UserError where a piecewise schedule is not one."""
+        """Raises UserError if boundaries, factors or the final factor do not fit the kind."""
         ordered = list(self.boundaries) == sorted(set(self.boundaries))
         if self.kind == "piecewise" and not (
             self.boundaries and ordered and len(self.boundaries) == len(self.factors)
@@ -55,12 +66,12 @@ class ScheduleConfig:
         for name in ("final", "boundaries", "factors"):
             if getattr(self, name) and name not in used:
                 raise UserError(
-                    f"{path}.{name}: has no effect with {path}.kind {self.kind} (it has: "
-                    f"{', '.join(used) or 'nothing more to set'})"
+                    f"{path}.{name}: has no effect with {path}.kind {self.kind} (settings of this "
+                    f"kind: {', '.join(used) or 'none'})"
                 )
 
     def factor(self, progress: jax.Array) -> jax.Array:
-        """The factor at `progress` in [0, 1]."""
+        """Returns the factor at `progress`, the share of the run that is done, in [0, 1]."""
         return schedules.factor(
             self.kind,
             progress,
@@ -75,31 +86,43 @@ class AlgorithmConfig:
     """Settings that all algorithms have."""
 
     learning_rate: float = option(
-        3e-4, "Adam's step size at the start", greater_than=0, minimum=LEAST_RATE, traced=True
+        3e-4,
+        "learning rate of the optimiser (Adam) at the start of the run",
+        greater_than=0,
+        minimum=MIN_RATE,
+        traced=True,
     )
     schedule: ScheduleConfig = option(ScheduleConfig(), "learning-rate schedule")
-    num_steps: int = option(32, "control steps a world in one iteration", minimum=1)
-    gamma: float = option(0.99, "discount", minimum=0, maximum=1, traced=True)
-    max_grad_norm: float = option(0.5, "gradient norm clip", greater_than=0, traced=True)
-    weight_decay: float = option(0.0, "AdamW's decoupled weight decay", minimum=0, traced=True)
-    normalize_observation: bool = option(True, "running mean and std of observations")
-    normalize_reward: bool = option(False, "divide rewards by the std of the return")
+    num_steps: int = option(32, "control steps of each world in one iteration", minimum=1)
+    gamma: float = option(
+        0.99, "discount factor of future rewards", minimum=0, maximum=1, traced=True
+    )
+    max_grad_norm: float = option(
+        0.5, "largest norm of a gradient; larger ones are scaled down", greater_than=0, traced=True
+    )
+    weight_decay: float = option(0.0, "decoupled weight decay, as in AdamW", minimum=0, traced=True)
+    normalize_observation: bool = option(
+        True, "normalise observations by their running mean and standard deviation"
+    )
+    normalize_reward: bool = option(
+        False, "divide rewards by the running standard deviation of the discounted return"
+    )
     network: NetworkConfig = option(NetworkConfig(), "policy and value networks")
 
 
 class TrainState(struct.PyTreeNode):
-    """Everything that training is, in one tree; saved whole.
+    """Complete state of training, as one tree of arrays that checkpoints save.
 
     Attributes:
-      policy: what acting needs; saved apart.
-      learner: what the updates need besides, such as optimiser states.
-      replay: past steps, where the algorithm keeps any.
-      return_scale: for rewards over the std of the return.
+      policy: network parameters and observation statistics; a separate item of a checkpoint.
+      learner: other data that the updates need, such as optimiser states.
+      replay: replay of past steps; None if the algorithm has none.
+      return_scale: statistics of the return, by which rewards are divided.
       envs: the worlds.
-      memory: of the policy in each world, leaves [N, ...]; empty where it has none.
+      memory: the policy's memory in each world, leaves [N, ...]; empty if it has no memory.
       hyper: the algorithm's traced settings by name.
       key: PRNG key.
-      iteration: int32.
+      iteration: int32, number of finished iterations.
     """
 
     policy: PolicyState
@@ -114,19 +137,19 @@ class TrainState(struct.PyTreeNode):
 
 
 class Algorithm:
-    """A learning algorithm on the worlds of a task.
+    """Base class of algorithms that learn on the worlds of a task.
 
-    It acts and learns; the task's runtime steps the worlds in between. A subclass gives
-    `learns_every`, `draws`, `act`, `learn` and `_init`.
+    The algorithm chooses actions and computes updates; the task's runtime steps the worlds. A
+    subclass defines `learns_every`, `draws`, `act`, `learn`, `init_params` and `_init`.
 
     Args:
       config: settings.
       task: the task.
-      worlds: of the task, N of them.
+      worlds: the task's N worlds.
       total_iterations: length of the run, for the learning-rate schedule.
 
     Raises:
-      UserError: settings that do not fit together.
+      UserError: settings do not fit together, or do not fit the task.
     """
 
     name: ClassVar[str]
@@ -151,23 +174,23 @@ class Algorithm:
         self._check()
 
     def _check(self) -> None:
-        """Raises UserError where settings do not fit together, or the task."""
+        """Raises UserError if settings do not fit together, or do not fit the task."""
         self.config.schedule.check(f"{self.name}.schedule")
 
     # -- training -----------------------------------------------------------------
 
     def hyperparameters(self, config: Any = None) -> dict[str, jax.Array]:
-        """The traced settings of a configuration (its own, if none) as scalars."""
+        """Returns the traced settings of `config` (None: the algorithm's own) as scalars."""
         config = config or self.config
         values = vars(config)
         return {name: jnp.asarray(values[name], jnp.float32) for name in traced(type(config))}
 
     def init(self, key: jax.Array, hyper: dict[str, jax.Array] | None = None) -> TrainState:
-        """A new run from one key.
+        """Returns the training state at the start of a run.
 
         Args:
           key: PRNG key.
-          hyper: other numbers than the configured ones.
+          hyper: values of the traced settings; None: the configured values.
         """
         key, key_net, key_envs = jax.random.split(key, 3)
         envs = self.worlds.init(key_envs)
@@ -187,52 +210,59 @@ class Algorithm:
         )
 
     def shared(self, axes: TrainState) -> TrainState:
-        """Member axes of a population's state: None for what is the same for all members."""
+        """Replaces the member axis by None where all members of a population share an array.
+
+        Args:
+          axes: a training state with the member axis in place of each array.
+        """
         return axes.replace(iteration=None)
 
-    # -- what an algorithm gives ---------------------------------------------------------
+    # -- methods that a subclass defines --------------------------------------------------
 
     @property
     def learns_every(self) -> int:
-        """T: control steps of all worlds that `learn` takes at once."""
+        """T: number of control steps of all worlds in the rollout that `learn` gets."""
         raise NotImplementedError
 
     def draws(self, key: jax.Array, steps: int) -> Any:
-        """The random numbers that `act` needs in so many control steps, leaves [steps, ...]."""
+        """Returns the random numbers of `act` for `steps` control steps, leaves [steps, ...]."""
         raise NotImplementedError
 
     def act(self, state: TrainState, draw: Any) -> tuple[jax.Array, Any, Any]:
-        """How to act while training.
+        """Chooses actions in training.
 
         Args:
-          state: with the observations to act on in `state.envs.obs`, and the memory.
-          draw: one step of `draws`.
+          state: training state with the current observations in `state.envs.obs`, and the memory.
+          draw: random numbers of one control step, from `draws`.
 
         Returns:
-          actions [N, A]; what `learn` will need to know of them; the memory after them.
+          actions [N, A]; data about the actions that `learn` needs; the memory after them.
         """
         raise NotImplementedError
 
     def learn(
         self, state: TrainState, rollout: Rollout, key: jax.Array
     ) -> tuple[TrainState, dict[str, jax.Array]]:
-        """The updates after `learns_every` control steps, and scalars to log; those that were
-        not computed are NaN."""
+        """Makes the updates after `learns_every` control steps.
+
+        Returns:
+          the new training state; scalars to log, NaN where a scalar was not computed.
+        """
         raise NotImplementedError
 
     @classmethod
     def init_params(cls, policy: Policy, key: jax.Array) -> Any:
-        """Parameters of the policy's network, as this algorithm trains them."""
+        """Returns new parameters of the policy's network, with the heads that it trains."""
         raise NotImplementedError
 
     def _init(self, key: jax.Array, hyper: dict[str, jax.Array]) -> tuple[Any, Any, Any]:
-        """Policy parameters, learner and replay."""
+        """Returns the initial policy parameters, learner and replay."""
         raise NotImplementedError
 
-    # -- what they share -----------------------------------------------------------------
+    # -- shared methods ------------------------------------------------------------------
 
     def rate(self, state: TrainState) -> jax.Array:
-        """Factor of the schedule now."""
+        """Current factor of the learning-rate schedule."""
         return self.config.schedule.factor(self.progress(state))
 
     def progress(self, state: TrainState) -> jax.Array:
@@ -240,8 +270,8 @@ class Algorithm:
         return state.iteration / jnp.float32(max(self.total_iterations, 1))
 
     def interrupt(self, state: TrainState) -> TrainState:
-        """The state where all episodes under way were cut short, as at a time limit, since the
-        worlds themselves are gone."""
+        """Returns the state with all running episodes ended, as at a time limit. A resumed run
+        needs it if the worlds themselves could not be saved."""
         scale = state.return_scale
         return state.replace(
             return_scale=scale.replace(running=jnp.zeros_like(scale.running)),
@@ -250,15 +280,15 @@ class Algorithm:
 
     @property
     def refill_steps(self) -> int:
-        """Control steps that are played before learning goes on, where a resumed run has lost
-        its replay."""
+        """Number of control steps that a run resumed without its replay plays before the first
+        update."""
         return 0
 
     def memory_needs(self, shapes: TrainState) -> Iterator[tuple[str, tuple[int, str]]]:
-        """(part of training, (least bytes it takes on the device, settings it grows with)).
+        """Yields (part of training, (minimum bytes on the device, settings that determine them)).
 
         Args:
-          shapes: of the training state.
+          shapes: the training state as shapes.
         """
         yield (
             "networks",
@@ -273,7 +303,7 @@ class Algorithm:
         )
 
     def _optimizer(self, hyper: dict[str, jax.Array]) -> optax.GradientTransformation:
-        """AdamW but for the step size, which `_descend` applies."""
+        """Gradient clipping and AdamW, without the learning rate, which `_descend` applies."""
         return optax.chain(
             optax.clip_by_global_norm(hyper["max_grad_norm"]),
             optax.scale_by_adam(eps=self.adam_epsilon),
@@ -289,24 +319,24 @@ class Algorithm:
         hyper: dict[str, jax.Array],
         rate: jax.Array,
     ) -> tuple[Any, optax.OptState]:
-        """One step of the optimiser."""
+        """Makes one step of the optimiser, with learning rate `rate`; frozen parameters stay."""
         updates, opt_state = self._optimizer(hyper).update(gradient, opt_state, params)
         return jax.tree_util.tree_map_with_path(
             lambda path, p, u: p if self._is_frozen(path) else p - rate * u, params, updates
         ), opt_state
 
     def _is_frozen(self, path: tuple[Any, ...]) -> bool:
-        """Whether the configuration keeps this parameter as it is."""
-        names = _names(path)
-        return any(_lies_in(names, part) for part in self._frozen)
+        """Whether the parameter lies in a frozen part (setting `network.frozen`)."""
+        name = _parameter_name(path)
+        return any(_lies_in(name, part) for part in self._frozen)
 
     def _check_frozen(self, params: Any) -> None:
-        """Refuses names of frozen parts that no parameter has.
+        """Raises UserError if a name in `network.frozen` matches no parameter.
 
         Args:
-          params: of all networks.
+          params: parameters of all networks.
         """
-        paths = [_names(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+        paths = [_parameter_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
         for part in self._frozen:
             if not any(_lies_in(path, part) for path in paths):
                 known = dict.fromkeys(path.rpartition("/")[0] or path for path in paths)
@@ -316,17 +346,17 @@ class Algorithm:
                 )
 
 
-def _names(path: tuple[Any, ...]) -> str:
-    """A parameter's name, such as "policy_trunk/Dense_0/kernel"."""
+def _parameter_name(path: tuple[Any, ...]) -> str:
+    """Returns a parameter's name, such as "policy_trunk/Dense_0/kernel"."""
     keys = [str(entry.key) for entry in path if isinstance(entry, jax.tree_util.DictKey)]
     return "/".join(key for key in keys if key != "params")
 
 
 def _lies_in(name: str, part: str) -> bool:
-    """Whether a parameter of this name is the part of the networks, or lies in it."""
+    """Whether the parameter `name` is the part `part` of the networks, or lies in it."""
     return name == part or name.startswith(f"{part}/")
 
 
 def shuffled(key: jax.Array, count: int) -> jax.Array:
-    """[count] the numbers below `count` in random order: one sort of random words."""
+    """Returns the numbers 0 to count - 1 in random order, [count] (one sort of random bits)."""
     return jnp.argsort(jax.random.bits(key, (count,)))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-# One set for each algorithm, after published recipes: PPO with rewards over the std of the return
-# and a rate that falls to 0 (Andrychowicz et al. 2021, "What matters in on-policy reinforcement
-# learning"), SAC and TD3 with the rates of Stable-Baselines3's zoo and targets that follow faster.
-# docs/algorithms.md has what they learn, and what was worse.
+# One set of settings for each algorithm, after published ones. PPO divides rewards by the standard
+# deviation of the return and lowers the learning rate to 0 (Andrychowicz et al. 2021, "What matters
+# in on-policy reinforcement learning"); SAC and TD3 have the learning rates of Stable-Baselines3's
+# zoo and target networks that follow faster. docs/algorithms.md has the results, and settings that
+# were worse.
 PPO: dict[str, Any] = {
     "num_steps": 32,
     "num_epochs": 8,
@@ -30,7 +31,7 @@ OFF_POLICY: dict[str, Any] = {
 }
 SAC = OFF_POLICY | {"temperature_learning_rate": 1e-3}
 TD3 = OFF_POLICY
-# Many worlds and large batches, so that a device is busy; never run on a GPU.
+# Many worlds and large batches, to keep a GPU busy. These settings were never tested on a GPU.
 MANY = {"buffer_size": 1_000_000, "batch_size": 2048, "gradient_steps": 16}
 
 GENERIC: dict[str, dict[str, dict[str, Any]]] = {

@@ -1,4 +1,4 @@
-"""What SAC and TD3 share: step, store, sample, and learn critics, all in one program."""
+"""Base class of SAC and TD3: stores steps in a replay, samples from it and learns critics."""
 
 from __future__ import annotations
 
@@ -40,58 +40,75 @@ NETWORK = NetworkConfig(
 
 @dataclasses.dataclass(frozen=True)
 class OffPolicyConfig(AlgorithmConfig):
-    """Settings of SAC and TD3 alike."""
+    """Settings that SAC and TD3 share."""
 
-    num_steps: int = option(16, "control steps a world in one iteration", minimum=1)
-    max_grad_norm: float = option(10.0, "gradient norm clip", greater_than=0, traced=True)
+    num_steps: int = option(16, "control steps of each world in one iteration", minimum=1)
+    max_grad_norm: float = option(
+        10.0, "largest norm of a gradient; larger ones are scaled down", greater_than=0, traced=True
+    )
     network: NetworkConfig = option(NETWORK, "policy and critic networks")
     critic_learning_rate: float = option(
         3e-4,
-        "Adam's step size for the critics",
+        "learning rate of the critics",
         greater_than=0,
-        minimum=base.LEAST_RATE,
+        minimum=base.MIN_RATE,
         traced=True,
     )
-    batch_size: int = option(256, "samples of an update", minimum=1)
+    batch_size: int = option(256, "number of samples in the batch of one update", minimum=1)
     gradient_steps: int = option(
         1,
-        "updates after each control step of all worlds; divided by num_envs, the "
-        "update-to-data ratio",
+        "number of updates after each control step of all worlds; divided by num_envs, "
+        "it is the update-to-data ratio",
         minimum=1,
     )
-    buffer_size: int = option(1_000_000, "control steps kept for replay", minimum=1, maximum=10**15)
+    buffer_size: int = option(
+        1_000_000, "number of control steps that the replay buffer holds", minimum=1, maximum=10**15
+    )
     storage: tuple[str, ...] = option(
-        (), "types observations are kept in: one for all, or KEY=TYPE (float32, bfloat16, uint8..)"
+        (),
+        "number type in which the replay buffer stores observations: one for all parts,"
+        " or PART=TYPE for each (float32, bfloat16, uint8, ...)",
     )
     learning_starts: int = option(
         5_000, "control steps with random actions before the first update", minimum=0
     )
-    n_step: int = option(1, "rewards summed before the critic stands for the rest", minimum=1)
+    n_step: int = option(
+        1,
+        "number of rewards in an n-step target; later rewards are estimated by the critic",
+        minimum=1,
+    )
     tau: float = option(
         0.005,
-        "share of the critics that moves into their targets",
+        "share of the critics' parameters that each update mixes into the target critics",
         greater_than=0,
         maximum=1,
         traced=True,
     )
-    policy_delay: int = option(1, "updates of the critics for one of the policy", minimum=1)
-    num_critics: int = option(2, "critics; the least of them counts", minimum=1, maximum=1000)
+    policy_delay: int = option(
+        1, "number of updates of the critics for each update of the policy", minimum=1
+    )
+    num_critics: int = option(
+        2, "number of critics; the smallest of their estimates is used", minimum=1, maximum=1000
+    )
     num_atoms: int = option(
-        1, "atoms of a distributional critic (C51); 1: a plain one", minimum=1, maximum=10_000
+        1,
+        "number of atoms of a distributional critic (C51); 1: an ordinary critic",
+        minimum=1,
+        maximum=10_000,
     )
     value_range: tuple[float, ...] = option(
-        (-10.0, 10.0), "least and greatest return of a distributional critic"
+        (-10.0, 10.0), "smallest and largest return that a distributional critic represents"
     )
 
 
 class Learner(struct.PyTreeNode):
-    """What updates change besides the policy's parameters.
+    """Data that the updates change, apart from the policy's parameters.
 
     Attributes:
-      critic, target: parameters of the critics, and their slow copies.
+      critic, target: parameters of the critics, and of the target critics (slow copies).
       policy_opt, critic_opt: optimiser states.
-      extra: what only this algorithm has.
-      updates: int32.
+      extra: data that only the subclass uses.
+      updates: int32, number of updates of the critics.
     """
 
     critic: Any
@@ -103,9 +120,9 @@ class Learner(struct.PyTreeNode):
 
 
 class OffPolicy(Algorithm):
-    """Actor-critic learning from replay; arguments as `Algorithm`.
+    """Actor-critic algorithm that learns from a replay; arguments as for `Algorithm`.
 
-    A subclass gives the methods at the end.
+    A subclass defines the methods at the end.
     """
 
     def __init__(self, config: Any, task: Task, worlds: Worlds, total_iterations: int):
@@ -117,7 +134,7 @@ class OffPolicy(Algorithm):
             self.num_envs,
             obs,
             policy.action_size,
-            episode_length=worlds.least_episode,
+            episode_length=worlds.min_episode_length,
             n_step=c.n_step,
             storage=self._storage(obs),
         )
@@ -127,22 +144,25 @@ class OffPolicy(Algorithm):
         self.critics = critic_ensemble(
             c.network, c.num_critics, self.value.outputs, policy.parts, policy.encoders
         )
-        # Rows of the replay (one a control step of all worlds) before the first update.
+        # Rows in the replay (control steps of all worlds) before the first update.
         self.start_rows = max(math.ceil(c.learning_starts / self.num_envs), c.n_step + 1)
 
     def _check(self) -> None:
         super()._check()
         c, name = self.config, self.name
         if self.task.action_spec.discrete:
-            raise UserError(f"algo: {name} needs continuous actions; ppo takes discrete ones")
+            raise UserError(f"algo: {name} needs continuous actions; use ppo for discrete ones")
         if self.policy.has_memory:
-            raise UserError(f"{name}.network.memory: only ppo learns with a memory")
+            raise UserError(f"{name}.network.memory: only ppo supports it; set it to none")
         if c.network.shared_trunk:
-            raise UserError(f"{name}.network.shared_trunk: critics see actions, policies do not")
-        least = self.num_envs * max(c.n_step + 2, math.ceil(c.learning_starts / self.num_envs))
-        if c.buffer_size < least:
             raise UserError(
-                f"{name}.buffer_size: got {c.buffer_size}, must be at least {least} (room for "
+                f"{name}.network.shared_trunk: not possible, because critics also take the action; "
+                "set it to false"
+            )
+        smallest = self.num_envs * max(c.n_step + 2, math.ceil(c.learning_starts / self.num_envs))
+        if c.buffer_size < smallest:
+            raise UserError(
+                f"{name}.buffer_size: got {c.buffer_size}, must be at least {smallest} (room for "
                 f"learning_starts, and {c.n_step + 2} control steps of {self.num_envs} worlds)"
             )
         if len(c.value_range) != 2 or c.value_range[0] >= c.value_range[1]:
@@ -151,7 +171,7 @@ class OffPolicy(Algorithm):
             )
 
     def _storage(self, obs: Any) -> Any:
-        """Tree of type names as `obs`."""
+        """Returns the name of each leaf's storage type, as a tree with the structure of `obs`."""
         kinds = dict(item.partition("=")[::2] for item in self.config.storage if "=" in item)
         others = [item for item in self.config.storage if "=" not in item]
         known = sorted(obs) if isinstance(obs, dict) else []
@@ -161,8 +181,8 @@ class OffPolicy(Algorithm):
         if wrong or len(others) > 1:
             raise UserError(
                 f"{self.name}.storage: got {list(self.config.storage)}, expected one of "
-                f"{', '.join(STORAGE)}, or KEY=TYPE for keys of the observation (it has: "
-                f"{', '.join(known) or 'no keys, it is one array'})"
+                f"{', '.join(STORAGE)}, or PART=TYPE for parts of the observation (its parts: "
+                f"{', '.join(known) or 'none, it is one array'})"
             )
 
         def kind(path, leaf):
@@ -235,7 +255,7 @@ class OffPolicy(Algorithm):
     def act(self, state: TrainState, draw: jax.Array) -> tuple[jax.Array, Any, Any]:
         shape = (self.num_envs, self.policy.action_size)
         action = jax.lax.cond(
-            state.learner.updates == 0,  # still warming up
+            state.learner.updates == 0,  # before the first update
             lambda: jax.random.uniform(draw, shape, minval=-1.0, maxval=1.0),
             lambda: self._explore(state, state.envs.obs, draw),
         )
@@ -244,7 +264,7 @@ class OffPolicy(Algorithm):
     def learn(
         self, state: TrainState, rollout: Rollout, key: jax.Array
     ) -> tuple[TrainState, dict[str, jax.Array]]:
-        """Keeps a step of all worlds, and learns from samples of those that are kept."""
+        """Stores one control step of all worlds, and learns from samples of the replay."""
         key_sample, key_learn = jax.random.split(key)
         statistics = self.policy.seen(state.policy, rollout.obs)
         scale = state.return_scale
@@ -263,9 +283,9 @@ class OffPolicy(Algorithm):
     def _learn(
         self, state: TrainState, ready: jax.Array, key_sample: jax.Array, key_learn: jax.Array
     ) -> tuple[tuple[Any, Learner], dict[str, jax.Array]]:
-        """`gradient_steps` updates, each on a fresh sample; none until `ready`.
+        """Makes `gradient_steps` updates, each on a new batch; none while `ready` is false.
 
-        What an update did not compute is NaN among the metrics, and in no mean.
+        Metrics that an update did not compute are NaN, and the means leave them out.
         """
         c = self.config
 
@@ -292,7 +312,7 @@ class OffPolicy(Algorithm):
     def _update(
         self, state: TrainState, carry: tuple[Any, Learner], batch: Transitions, key: jax.Array
     ) -> tuple[tuple[Any, Learner], dict[str, jax.Array]]:
-        """One step of the critics, and in its turn of the policy, on a batch."""
+        """Updates the critics on a batch, and the policy in every `policy_delay`-th call."""
         learner, hyper, rate = carry[1], state.hyper, self.rate(state)
         key_next, key_policy = jax.random.split(key)
         target = self._critic_target(state, carry, batch, key_next)
@@ -320,63 +340,69 @@ class OffPolicy(Algorithm):
                 hyper=hyper,
                 rate=rate * hyper["learning_rate"],
             )
-            extra, more = self._update_extra(learner.extra, params, metrics, hyper=hyper, rate=rate)
-            return (params, learner.replace(policy_opt=policy_opt, extra=extra)), metrics | more
+            extra, extra_metrics = self._update_extra(
+                learner.extra, params, metrics, hyper=hyper, rate=rate
+            )
+            learner = learner.replace(policy_opt=policy_opt, extra=extra)
+            return (params, learner), metrics | extra_metrics
 
-        turn = learner.updates % self.config.policy_delay == 0
+        is_policy_turn = learner.updates % self.config.policy_delay == 0
         if self.config.policy_delay == 1:
-            (params, learner), more = policy_step((carry[0], learner))
+            carry, policy_metrics = policy_step((carry[0], learner))
         else:
-            (params, learner), more = update_if(turn, policy_step, (carry[0], learner))
-        tau = jnp.where(turn, hyper["tau"], 0.0) if self.delayed_targets else hyper["tau"]
+            carry, policy_metrics = update_if(is_policy_turn, policy_step, (carry[0], learner))
+        params, learner = carry
+        tau = hyper["tau"]
+        if self.delayed_targets:
+            tau = jnp.where(is_policy_turn, tau, 0.0)
         target = soft_update(learner.critic, learner.target, tau)
-        return (params, learner.replace(target=target)), metrics | more
+        return (params, learner.replace(target=target)), metrics | policy_metrics
 
     # -- losses -------------------------------------------------------------------------
 
     def _heads(self, critic: Any, policy: PolicyState, obs: Any, action: jax.Array) -> jax.Array:
-        """[K, B, Z] what all critics say."""
+        """Returns the outputs of all critics, [K, B, Z]."""
         heads: Any = self.critics.apply(critic, self.policy.normalized(policy, obs), action)
         return heads
 
     def _critic_target(
         self, state: TrainState, carry: tuple[Any, Learner], batch: Transitions, key: jax.Array
     ) -> jax.Array:
-        """[B, Z] what the critics should say: r + discount (q' + bonus), q' the least of
-        the target critics' (Fujimoto et al. 2018, "Addressing function approximation error
-        in actor-critic methods", eq. 10)."""
+        """Returns the critics' targets [B, Z]: r + discount (q' + bonus), where q' is the
+        smallest value of the target critics (Fujimoto et al. 2018, "Addressing function
+        approximation error in actor-critic methods", eq. 10)."""
         params, learner = carry
         policy = state.policy.replace(params=params)
         action, bonus = self._next_action(policy, learner, state.hyper, batch.next_obs, key)
         heads = self._heads(learner.target, policy, batch.next_obs, action)
-        least = self.value.mean(heads).argmin(0)
-        head = jnp.take_along_axis(heads, least[None, :, None], axis=0)[0]
+        smallest = self.value.mean(heads).argmin(0)
+        head = jnp.take_along_axis(heads, smallest[None, :, None], axis=0)[0]
         return self.value.target(head, batch.reward + batch.discount * bonus, batch.discount)
 
     def _critic_loss(
         self, critic: Any, state: TrainState, batch: Transitions, target: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Scalar: mean over the batch, sum over the critics."""
+        """Returns the scalar loss (mean over the batch, sum over the critics), and metrics."""
         heads = self._heads(critic, state.policy, batch.obs, batch.action)
         loss = self.value.loss(heads, target).mean(1).sum()
         return loss, {columns.CRITIC_LOSS: loss, columns.Q_VALUE: self.value.mean(heads).mean()}
 
-    def _least_value(
+    def _minimum_value(
         self, learner: Learner, policy: PolicyState, obs: Any, action: jax.Array
     ) -> jax.Array:
-        """[B] the least of the critics' values."""
+        """Returns the smallest of the critics' values, [B]."""
         return self.value.mean(self._heads(learner.critic, policy, obs, action)).min(0)
 
-    # -- what an algorithm adds -----------------------------------------------------------
+    # -- methods that a subclass defines --------------------------------------------------
 
-    delayed_targets: ClassVar[bool] = False  # targets move only with the policy
+    delayed_targets: ClassVar[bool] = False  # whether targets change only with the policy
 
     def _init_extra(self, params: Any, hyper: dict[str, jax.Array]) -> Any:
-        """`Learner.extra` at the start."""
+        """Returns the initial `Learner.extra`."""
         raise NotImplementedError
 
     def _explore(self, state: TrainState, obs: Any, key: jax.Array) -> jax.Array:
-        """[N, A] actions in training."""
+        """Returns the actions of training, with exploration, [N, A]."""
         raise NotImplementedError
 
     def _next_action(
@@ -387,13 +413,13 @@ class OffPolicy(Algorithm):
         obs: Any,
         key: jax.Array,
     ) -> tuple[jax.Array, jax.Array]:
-        """[B, A] actions the targets assume, and [B] what is added to their value."""
+        """Returns the next actions in the targets [B, A], and the bonus on their values [B]."""
         raise NotImplementedError
 
     def _policy_loss(
         self, params: Any, state: TrainState, learner: Learner, batch: Transitions, key: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Scalar loss of the policy, and what to log."""
+        """Returns the scalar loss of the policy, and metrics to log."""
         raise NotImplementedError
 
     def _update_extra(
@@ -405,24 +431,25 @@ class OffPolicy(Algorithm):
         hyper: dict[str, jax.Array],
         rate: jax.Array,
     ) -> tuple[Any, dict[str, jax.Array]]:
-        """`Learner.extra` after a policy step, and what to log."""
+        """Returns `Learner.extra` after an update of the policy, and metrics to log."""
         raise NotImplementedError
 
 
 def soft_update(fast: Any, slow: Any, tau: jax.Array) -> Any:
-    """Slow copies of parameters, moved by the share tau."""
+    """Moves the slow copy of the parameters towards the fast ones, by the share `tau`."""
     return optax.incremental_update(fast, slow, tau)
 
 
 def update_if(
     flag: jax.Array, update: Callable[[Any], tuple[Any, dict[str, jax.Array]]], carry: Any
 ) -> tuple[Any, dict[str, jax.Array]]:
-    """`update(carry)` where the flag is set; else the carry as it is, and metrics that are NaN.
+    """Returns `update(carry)` if the flag is set; otherwise the carry unchanged and NaN metrics.
 
-    A loop of one round or none, which changes the carry in place; a conditional would copy it.
+    It is a loop of one round or none, because a loop changes the carry in place; a conditional
+    would copy it.
     """
     metrics = jax.eval_shape(update, carry)[1]
     unknown = jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), metrics)
     return jax.lax.fori_loop(
-        0, flag.astype(jnp.int32), lambda _, both: update(both[0]), (carry, unknown)
+        0, flag.astype(jnp.int32), lambda _, pair: update(pair[0]), (carry, unknown)
     )

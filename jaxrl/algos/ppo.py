@@ -1,4 +1,4 @@
-"""Proximal policy optimisation, fused with the simulation.
+"""Proximal policy optimisation (PPO).
 
 Source: Schulman et al. 2017, "Proximal policy optimization algorithms".
 """
@@ -29,41 +29,68 @@ from jaxrl.rl.rollout import Rollout
 
 @dataclasses.dataclass(frozen=True)
 class ExpertConfig:
-    """A scripted controller that shows the policy what it would do in the states that the
-    policy visits, for a part of the run."""
+    """Imitation of a scripted controller (the expert): for a part of the run, the policy also
+    learns the expert's actions in the states that the policy visits."""
 
-    name: str | None = option(None, "one of the task's baselines; none: reward alone teaches")
-    coef: float = option(1.0, "weight of the squared distance to its actions", greater_than=0)
-    until: float = option(0.5, "share of the run where the weight has fallen to 0", greater_than=0)
+    name: str | None = option(
+        None,
+        "a baseline of the task whose actions the policy also learns to imitate; none: "
+        "the policy learns from rewards alone",
+    )
+    coef: float = option(
+        1.0,
+        "weight of the squared distance to the expert's actions, at the start of the run",
+        greater_than=0,
+    )
+    until: float = option(
+        0.5,
+        "share of the run (0 to 1) after which the expert's weight has fallen to 0",
+        greater_than=0,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class PPOConfig(AlgorithmConfig):
     """Settings of PPO."""
 
-    num_epochs: int = option(4, "passes over the collected data", minimum=1, maximum=10_000)
-    num_minibatches: int = option(4, "minibatches a pass", minimum=1)
+    num_epochs: int = option(
+        4, "number of passes over the collected data in each iteration", minimum=1, maximum=10_000
+    )
+    num_minibatches: int = option(4, "number of minibatches in each pass over the data", minimum=1)
     gae_lambda: float = option(
-        0.95, "trace decay of the advantages", minimum=0, maximum=1, traced=True
+        0.95, "lambda of generalised advantage estimation (GAE)", minimum=0, maximum=1, traced=True
     )
-    clip_range: float = option(0.2, "policy ratio clip", greater_than=0, traced=True)
-    value_clip_range: float | None = option(None, "value clip; none: no clipping", greater_than=0)
-    value_coef: float = option(0.5, "weight of the value loss", minimum=0, traced=True)
-    entropy_coef: float = option(0.0, "weight of the entropy bonus", minimum=0, traced=True)
+    clip_range: float = option(
+        0.2, "clip range of PPO's probability ratio", greater_than=0, traced=True
+    )
+    value_clip_range: float | None = option(
+        None, "clip range of the value loss; none: it is not clipped", greater_than=0
+    )
+    value_coef: float = option(
+        0.5, "weight of the value loss in the total loss", minimum=0, traced=True
+    )
+    entropy_coef: float = option(
+        0.0, "weight of the entropy bonus in the total loss", minimum=0, traced=True
+    )
     target_kl: float | None = option(
-        None, "no more updates in an iteration once the KL passes 1.5 times this", greater_than=0
+        None,
+        "an iteration makes no more updates when the approximate KL divergence exceeds "
+        "1.5 times this; none: no limit",
+        greater_than=0,
     )
-    normalize_advantage: bool = option(True, "scale advantages to mean 0, std 1 a minibatch")
+    normalize_advantage: bool = option(
+        True, "normalise the advantages of each minibatch to mean 0 and standard deviation 1"
+    )
     expert: ExpertConfig = option(ExpertConfig(), "learn from a scripted controller too")
 
 
 class Acted(struct.PyTreeNode):
-    """What PPO notes of its actions; leaves [N, ...].
+    """Data about the actions in training; leaves [N, ...].
 
     Attributes:
-      raw: [N, A] samples of the Gaussian.
-      log_prob: [N].
-      expert: [N, A] what the expert would do; None without one.
+      raw: [N, A] raw samples of the action distribution.
+      log_prob: [N] their log-probabilities.
+      expert: [N, A] actions of the expert; None without an expert.
     """
 
     raw: jax.Array
@@ -72,10 +99,10 @@ class Acted(struct.PyTreeNode):
 
 
 class Batch(struct.PyTreeNode):
-    """What the updates learn from; leaves [T, N, ...], then [B, ...].
+    """Data for the updates; leaves [T, N, ...], or [B, ...] in a minibatch without memory.
 
     Attributes:
-      reset: an episode began before the step; None unless the policy has a memory.
+      reset: whether an episode began before the step; None if the policy has no memory.
     """
 
     obs: Any
@@ -87,7 +114,7 @@ class Batch(struct.PyTreeNode):
 
 
 class PPO(Algorithm):
-    """PPO on the worlds of a task; arguments as `Algorithm`."""
+    """PPO on the worlds of a task; arguments as for `Algorithm`."""
 
     name = "ppo"
     Config = PPOConfig
@@ -96,14 +123,17 @@ class PPO(Algorithm):
     def _check(self) -> None:
         super()._check()
         c, network = self.config, self.config.network
-        # A policy with a memory learns from whole worlds, in the order of their steps.
-        count, what = self.batch_size, f"num_envs x ppo.num_steps = {self.num_envs} x {c.num_steps}"
+        # With a memory, a minibatch holds all steps of some worlds, in their order.
+        count, described = (
+            self.batch_size,
+            f"num_envs x ppo.num_steps = {self.num_envs} x {c.num_steps}",
+        )
         if self.policy.has_memory:
-            count, what = self.num_envs, "with a memory, num_envs"
+            count, described = self.num_envs, "with a memory, num_envs"
         if count % c.num_minibatches:
             samples = f"{count} worlds" if self.policy.has_memory else f"{count} samples"
             raise UserError(
-                f"ppo.num_minibatches: {what} = {samples} do not divide into "
+                f"ppo.num_minibatches: {described} = {samples} cannot be split evenly into "
                 f"{c.num_minibatches} minibatches"
             )
         if network.shared_trunk and network.policy_keys != network.value_keys:
@@ -111,7 +141,7 @@ class PPO(Algorithm):
                 "ppo.network.shared_trunk: needs policy_keys and value_keys to be the same"
             )
         if c.expert.name is not None and self.task.action_spec.discrete:
-            raise UserError("ppo.expert.name: needs continuous actions")
+            raise UserError("ppo.expert.name: needs continuous actions; set it to none")
         experts = self.task.baselines()
         if c.expert.name is not None and c.expert.name not in experts:
             raise UserError(
@@ -132,7 +162,7 @@ class PPO(Algorithm):
         yield from super().memory_needs(shapes)
         c, action = self.config, 4 * self.policy.action_size
         obs = platform.tree_bytes(shapes.envs.obs) // self.num_envs
-        rollout = self.batch_size * (2 * obs + 3 * action + 24)  # collected, and packed once more
+        rollout = self.batch_size * (2 * obs + 3 * action + 24)  # collected data, and a packed copy
         passes = 32 * c.num_epochs * c.num_minibatches
         yield "rollout", (rollout + passes, "num_envs, ppo.num_steps, ppo.num_epochs")
 
@@ -149,23 +179,23 @@ class PPO(Algorithm):
         gaussian, memory = self.policy.gaussian(state.policy, state.envs.obs, state.memory)
         distribution = self.policy.distribution
         raw = distribution.sample(gaussian, draw)
-        acted = Acted(raw, distribution.log_prob(gaussian, raw), self._advice(state))
+        acted = Acted(raw, distribution.log_prob(gaussian, raw), self._expert_action(state))
         return distribution.action(raw), acted, memory
 
     def _expert_coef(self, state: TrainState) -> jax.Array:
-        """Weight of the expert's advice now."""
+        """Current weight of the distance to the expert's actions."""
         c = self.config.expert
         return c.coef * jnp.maximum(1.0 - self.progress(state) / c.until, 0.0)
 
-    def _advice(self, state: TrainState) -> jax.Array | None:
-        """[N, A] what the expert would do, zero once its weight is; None without one."""
+    def _expert_action(self, state: TrainState) -> jax.Array | None:
+        """Returns the expert's actions [N, A], zeros if their weight is 0; None without expert."""
         if self._expert is None:
             return None
-        nothing = jnp.zeros((self.num_envs, self.policy.action_size))
+        zeros = jnp.zeros((self.num_envs, self.policy.action_size))
         return jax.lax.cond(
             self._expert_coef(state) > 0,
             jax.vmap(self._expert),
-            lambda _: nothing,
+            lambda _: zeros,
             state.envs.worlds,
         )
 
@@ -174,11 +204,11 @@ class PPO(Algorithm):
     def learn(
         self, state: TrainState, rollout: Rollout, key: jax.Array
     ) -> tuple[TrainState, dict[str, jax.Array]]:
-        """Learns from a rollout, and moves the statistics of observations and returns."""
+        """Learns from a rollout, and updates the statistics of observations and returns."""
         return_scale, reward = self._scale_reward(state, rollout)
         batch, memory = self._batch(state, rollout.replace(reward=reward))
         params, opt_state, metrics = self._learn(state, batch, rollout.memory, key)
-        # Acting and learning used the same statistics; now they may move.
+        # Updated only now, so that acting and learning use the same statistics.
         statistics = self.policy.seen(state.policy, rollout.obs)
         state = state.replace(
             policy=PolicyState(params=params, normalizer=statistics),
@@ -189,7 +219,8 @@ class PPO(Algorithm):
         return state, metrics
 
     def _scale_reward(self, state: TrainState, rollout: Rollout) -> tuple[ReturnScale, jax.Array]:
-        """[T, N] rewards over the std of the discounted return (if so configured)."""
+        """Returns the statistics of returns, and the rewards [T, N]. With `normalize_reward` the
+        statistics are updated, and rewards divided by the standard deviation of the return."""
         if not self.config.normalize_reward:
             return state.return_scale, rollout.reward
         done = rollout.terminated | rollout.truncated
@@ -197,7 +228,7 @@ class PPO(Algorithm):
         return scale, scale(rollout.reward)
 
     def _batch(self, state: TrainState, rollout: Rollout) -> tuple[Batch, Any]:
-        """Values, advantages and returns, leaves still [T, N, ...]; and the memory after them."""
+        """Returns the batch of a rollout, leaves [T, N, ...], and the memory after the rollout."""
         if self.policy.has_memory:
             value, next_value, reset, memory = self._values_in_order(state, rollout)
         else:
@@ -223,51 +254,52 @@ class PPO(Algorithm):
         return batch, memory
 
     def _values(self, state: TrainState, rollout: Rollout) -> tuple[jax.Array, jax.Array]:
-        """[T, N] values of the observations acted on, and of what followed."""
-        seen = jax.tree.map(
+        """Returns values [T, N] of the observations acted on, and of those that followed."""
+        observations = jax.tree.map(
             lambda a, b, c: jnp.concatenate([a, b[None], c]),
             rollout.obs,
             rollout.last_obs,
             rollout.limit_obs,
         )
-        values, _ = self.policy.values(state.policy, seen)  # [T + 1 + S, N]
+        values, _ = self.policy.values(state.policy, observations)  # [T + 1 + S, N]
         t = self.config.num_steps
-        return values[:t], _at_limits(rollout, values[1 : t + 1], values[t + 1 :])
+        return values[:t], _next_values(rollout, values[1 : t + 1], values[t + 1 :])
 
     def _values_in_order(
         self, state: TrainState, rollout: Rollout
     ) -> tuple[jax.Array, jax.Array, jax.Array, Any]:
-        """As `_values`, of a policy with a memory; also [T, N] where it is forgotten, and the
-        memory after the last step."""
+        """As `_values`, for a policy with a memory; also returns [T, N] bool, steps before which
+        the memory is reset, and the memory after the last step."""
         owner = "policy" if self.config.network.shared_trunk else "value"
         done = rollout.terminated | rollout.truncated
-        # What was kept in memory before the first step has been forgotten already.
+        # Before the first step, the memory has been reset already where an episode ended.
         reset = jnp.concatenate([jnp.zeros_like(done[:1]), done[:-1]])
         value, states = self.policy.values(state.policy, rollout.obs, rollout.memory, reset)
         after = jnp.where(done[-1][:, None], 0.0, states[-1])  # [N, H]
 
-        def step(obs, kept):
-            """[N] values of observations seen with a memory [N, H]."""
+        def value_of(obs, step_memory):
+            """Returns values [N] of observations [N, ...], given the memory [N, H]."""
             obs = jax.tree.map(lambda x: x[None], obs)
             values, _ = self.policy.values(
-                state.policy, obs, rollout.memory | {owner: kept}, jnp.zeros_like(done[:1])
+                state.policy, obs, rollout.memory | {owner: step_memory}, jnp.zeros_like(done[:1])
             )
             return values[0]
 
-        last = step(rollout.last_obs, after)
+        last = value_of(rollout.last_obs, after)
         slots = jax.tree.leaves(rollout.limit_obs)[0].shape[0]
-        nth = jnp.where(rollout.truncated, jnp.cumsum(rollout.truncated, axis=0) - 1, -1)
-        when = (nth == jnp.arange(slots)[:, None, None]).argmax(1)  # [S, N]
-        kept = states[when, jnp.arange(self.num_envs)]
-        at_limits = jax.vmap(step)(rollout.limit_obs, kept)
-        following = _at_limits(rollout, jnp.concatenate([value[1:], last[None]]), at_limits)
+        # The slot in `limit_obs` of each step at a time limit, and the step of each slot.
+        slot = jnp.where(rollout.truncated, jnp.cumsum(rollout.truncated, axis=0) - 1, -1)
+        step_index = (slot == jnp.arange(slots)[:, None, None]).argmax(1)  # [S, N]
+        limit_memory = states[step_index, jnp.arange(self.num_envs)]
+        at_limits = jax.vmap(value_of)(rollout.limit_obs, limit_memory)
+        following = _next_values(rollout, jnp.concatenate([value[1:], last[None]]), at_limits)
         memory = state.memory if owner == "policy" else state.memory | {owner: after}
         return value, following, reset, memory
 
     def _learn(
         self, state: TrainState, batch: Batch, memory: Any, key: jax.Array
     ) -> tuple[Any, optax.OptState, dict[str, jax.Array]]:
-        """`num_epochs` passes of minibatches over the shuffled samples, or over the worlds."""
+        """Makes `num_epochs` passes of minibatches over the shuffled samples (or worlds)."""
         c = self.config
         explained = 1.0 - (batch.returns - batch.value).var() / (batch.returns.var() + 1e-8)
         count, take = self._minibatches(batch, memory)
@@ -284,10 +316,10 @@ class PPO(Algorithm):
             rows = take(order)
             if c.target_kl is None:
                 return self._update(state, carry, rows, rate, key)
-            params, opt_state, stopped, last = carry
+            params, opt_state, stopped, last_metrics = carry
             carry, metrics = jax.lax.cond(
                 stopped,
-                lambda: ((params, opt_state), last),
+                lambda: ((params, opt_state), last_metrics),
                 lambda: self._update(state, (params, opt_state), rows, rate, key),
             )
             stopped |= metrics[columns.KL] > 1.5 * c.target_kl
@@ -306,9 +338,12 @@ class PPO(Algorithm):
     def _minibatches(
         self, batch: Batch, memory: Any
     ) -> tuple[int, Callable[[jax.Array], tuple[Batch, Any]]]:
-        """How many samples or worlds there are, and what takes some of them by their numbers:
-        rows [B, ...], or of a policy with a memory sequences [T, B, ...] and the memory [B, ...]
-        before them."""
+        """Returns the number of samples (with a memory: of worlds), and a function that selects
+        a minibatch by their indices [B].
+
+        A minibatch is (rows [B, ...], ()), or with a memory (sequences [T, B, ...], the memory
+        [B, ...] before them).
+        """
         if self.policy.has_memory:
             return self.num_envs, lambda order: (
                 jax.tree.map(lambda x: x[:, order], batch),
@@ -330,7 +365,7 @@ class PPO(Algorithm):
         rate: jax.Array,
         key: jax.Array,
     ) -> tuple[tuple[Any, optax.OptState], dict[str, jax.Array]]:
-        """One gradient step on a minibatch."""
+        """Makes one gradient step on a minibatch."""
         params, opt_state = carry
         gradient, metrics = jax.grad(self._loss, has_aux=True)(params, state, rows, key)
         carry = self._descend(params, opt_state, gradient, hyper=state.hyper, rate=rate)
@@ -339,7 +374,7 @@ class PPO(Algorithm):
     def _loss(
         self, params: Any, state: TrainState, rows: tuple[Batch, Any], key: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Scalar loss of a minibatch and the memory before it, and what to log of it."""
+        """Returns the scalar loss of a minibatch, and metrics to log."""
         c, hyper, distribution = self.config, state.hyper, self.policy.distribution
         policy = state.policy.replace(params=params)
         batch, memory = rows
@@ -356,8 +391,8 @@ class PPO(Algorithm):
         clipped = jnp.abs(jnp.expm1(log_ratio)) > hyper["clip_range"]
         metrics = {}
         if self._expert is not None:
-            away = distribution.action(gaussian.mean) - batch.acted.expert
-            distance = jnp.square(away).sum(-1).mean()
+            difference = distribution.action(gaussian.mean) - batch.acted.expert
+            distance = jnp.square(difference).sum(-1).mean()
             coef = self._expert_coef(state)
             loss = loss + coef * distance
             metrics = {columns.EXPERT_LOSS: jnp.where(coef > 0, distance, jnp.nan)}
@@ -372,15 +407,15 @@ class PPO(Algorithm):
         }
 
 
-def _at_limits(rollout: Rollout, following: jax.Array, at_limits: jax.Array) -> jax.Array:
-    """[T, N] values of what followed each step.
+def _next_values(rollout: Rollout, following: jax.Array, at_limits: jax.Array) -> jax.Array:
+    """Returns the values [T, N] of the observations that each step's action led to.
 
     Args:
-      rollout: the steps.
+      rollout: the control steps.
       following: [T, N] values of the observations that were acted on next.
       at_limits: [S, N] values of the final observations at time limits.
     """
-    # Which of the world's time limits each step is, if it is one.
+    # Index of each step among its world's time limits; only used where it is a time limit.
     slot = jnp.maximum(jnp.cumsum(rollout.truncated, axis=0) - 1, 0)
-    limited = jnp.take_along_axis(at_limits, slot, axis=0)
-    return jnp.where(rollout.truncated, limited, following)
+    limit_values = jnp.take_along_axis(at_limits, slot, axis=0)
+    return jnp.where(rollout.truncated, limit_values, following)

@@ -1,4 +1,4 @@
-"""Soft actor-critic, fused with the simulation.
+"""Soft actor-critic (SAC).
 
 Source: Haarnoja et al. 2018, "Soft actor-critic algorithms and applications".
 """
@@ -35,27 +35,33 @@ class SACConfig(OffPolicyConfig):
     )
     initial_temperature: float = option(
         0.1,
-        "weight of the entropy at the start (a resumed run has its own)",
+        "weight of the entropy at the start of the run; a resumed run continues with the "
+        "weight that it had reached",
         greater_than=0,
         traced=True,
     )
     temperature_learning_rate: float = option(
-        3e-4, "Adam's step size for the temperature; 0: it stays", minimum=0, traced=True
+        3e-4,
+        "learning rate of the entropy's weight; 0: the weight does not change",
+        minimum=0,
+        traced=True,
     )
     target_entropy: float = option(
-        -1.0, "entropy the temperature holds, for each component of the action (nats)", traced=True
+        -1.0,
+        "target value of the policy's entropy, for each component of the action (nats)",
+        traced=True,
     )
 
 
 class Temperature(struct.PyTreeNode):
-    """Logarithm of the entropy's weight, and its optimiser's state."""
+    """Logarithm of the entropy's weight, and the state of its optimiser."""
 
     log: jax.Array
     opt_state: optax.OptState
 
 
 class SAC(OffPolicy):
-    """SAC on `num_envs` copies of a task; arguments as `Algorithm`."""
+    """Soft actor-critic on the worlds of a task; arguments as for `Algorithm`."""
 
     name = "sac"
     Config = SACConfig
@@ -63,11 +69,14 @@ class SAC(OffPolicy):
     def _check(self) -> None:
         super()._check()
         if self.config.network.distribution != "tanh_normal":
-            raise UserError("sac.network.distribution: SAC needs tanh_normal")
-        if 0 < self.config.temperature_learning_rate < base.LEAST_RATE:
+            raise UserError(
+                f"sac.network.distribution: got {self.config.network.distribution}, must be "
+                "tanh_normal"
+            )
+        if 0 < self.config.temperature_learning_rate < base.MIN_RATE:
             raise UserError(
                 f"sac.temperature_learning_rate: got {self.config.temperature_learning_rate}, must "
-                f"be 0 or at least {base.LEAST_RATE}"
+                f"be 0 or at least {base.MIN_RATE}"
             )
 
     def _init_extra(self, params: Any, hyper: dict[str, jax.Array]) -> Temperature:
@@ -75,7 +84,7 @@ class SAC(OffPolicy):
         return Temperature(log=log, opt_state=optax.scale_by_adam().init(log))
 
     def _sample(self, policy: PolicyState, obs: Any, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """[B, A] sampled actions and [B] their log-probabilities."""
+        """Returns sampled actions [B, A] and their log-probabilities [B]."""
         gaussian, _ = self.policy.gaussian(policy, obs)
         distribution = self.policy.distribution
         raw = distribution.sample(gaussian, jax.random.normal(key, gaussian.mean.shape))
@@ -100,7 +109,7 @@ class SAC(OffPolicy):
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         policy = state.policy.replace(params=params)
         action, log_prob = self._sample(policy, batch.obs, key)
-        value = self._least_value(learner, policy, batch.obs, action)
+        value = self._minimum_value(learner, policy, batch.obs, action)
         loss = losses.soft_policy_loss(log_prob, value, jnp.exp(learner.extra.log)).mean()
         return loss, {columns.ACTOR_LOSS: loss, columns.ENTROPY: -log_prob.mean()}
 
@@ -113,9 +122,9 @@ class SAC(OffPolicy):
         hyper: dict[str, jax.Array],
         rate: jax.Array,
     ) -> tuple[Temperature, dict[str, jax.Array]]:
-        wanted = hyper["target_entropy"] * self.policy.action_size
+        target = hyper["target_entropy"] * self.policy.action_size
         loss, gradient = jax.value_and_grad(losses.temperature_loss)(
-            extra.log, metrics[columns.ENTROPY], wanted
+            extra.log, metrics[columns.ENTROPY], target
         )
         update, opt_state = optax.scale_by_adam().update(gradient, extra.opt_state)
         log = extra.log - rate * hyper["temperature_learning_rate"] * update

@@ -1,7 +1,7 @@
-"""Twin delayed deterministic policy gradient, fused with the simulation.
+"""Twin delayed deterministic policy gradient (TD3).
 
 Source: Fujimoto et al. 2018, "Addressing function approximation error in actor-critic
-methods"; the scaling options after Seo et al. 2025, "FastTD3".
+methods"; the options for many worlds follow Seo et al. 2025, "FastTD3".
 """
 
 from __future__ import annotations
@@ -25,23 +25,41 @@ from jaxrl.rl.replay import Transitions
 class TD3Config(OffPolicyConfig):
     """Settings of TD3."""
 
-    policy_delay: int = option(2, "updates of the critics for one of the policy", minimum=1)
-    exploration_noise: float = option(
-        0.4, "std of the noise in the world with the most", minimum=0, traced=True
+    policy_delay: int = option(
+        2, "number of updates of the critics for each update of the policy", minimum=1
     )
-    exploration_noise_least: float = option(
-        0.05, "and in the one with the least", minimum=0, traced=True
+    exploration_noise: float = option(
+        0.4,
+        "standard deviation of the exploration noise in the world with the most noise; "
+        "the other worlds have evenly spaced values below it",
+        minimum=0,
+        traced=True,
+    )
+    exploration_noise_minimum: float = option(
+        0.05,
+        "standard deviation of the exploration noise in the world with the least noise",
+        minimum=0,
+        traced=True,
+        formerly="exploration_noise_least",
     )
     target_noise: float = option(
-        0.2, "std of the noise on the targets' actions", minimum=0, traced=True
+        0.2,
+        "standard deviation of the noise on actions in the critics' targets",
+        minimum=0,
+        traced=True,
     )
-    target_noise_clip: float = option(0.5, "bound of that noise", minimum=0, traced=True)
+    target_noise_clip: float = option(
+        0.5,
+        "largest absolute value of the noise on actions in the critics' targets",
+        minimum=0,
+        traced=True,
+    )
 
 
 class TD3(OffPolicy):
-    """TD3 on `num_envs` copies of a task; arguments as `Algorithm`.
+    """TD3 on the worlds of a task; arguments as for `Algorithm`.
 
-    `Learner.extra` is the slow copy of the policy's parameters.
+    `Learner.extra` holds the parameters of the target policy, a slow copy of the policy's.
     """
 
     name = "td3"
@@ -51,21 +69,21 @@ class TD3(OffPolicy):
     def _check(self) -> None:
         super()._check()
         c = self.config
-        if c.exploration_noise_least > c.exploration_noise:
+        if c.exploration_noise_minimum > c.exploration_noise:
             raise UserError(
-                f"td3.exploration_noise_least: got {c.exploration_noise_least}, must be at most "
-                f"exploration_noise, {c.exploration_noise}"
+                f"td3.exploration_noise_minimum: got {c.exploration_noise_minimum}, must be at "
+                f"most exploration_noise, {c.exploration_noise}"
             )
 
     def _init_extra(self, params: Any, hyper: dict[str, jax.Array]) -> Any:
         return jax.tree.map(jnp.copy, params)
 
     def _explore(self, state: TrainState, obs: Any, key: jax.Array) -> jax.Array:
-        """Noise of another size in each world, evenly from least to most."""
+        """Returns actions with noise; its size grows evenly from the first world to the last."""
         hyper = state.hyper
         share = (jnp.arange(self.num_envs) + 0.5)[:, None] / self.num_envs
-        std = hyper["exploration_noise_least"] + share * (
-            hyper["exploration_noise"] - hyper["exploration_noise_least"]
+        std = hyper["exploration_noise_minimum"] + share * (
+            hyper["exploration_noise"] - hyper["exploration_noise_minimum"]
         )
         action, _ = self.policy(state.policy, obs)
         return jnp.clip(action + std * jax.random.normal(key, action.shape), -1.0, 1.0)
@@ -86,10 +104,10 @@ class TD3(OffPolicy):
     def _policy_loss(
         self, params: Any, state: TrainState, learner: Learner, batch: Transitions, key: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        # The least of the critics, as for SAC, where the paper takes the first.
+        # The smallest value of all critics, as in SAC; the paper uses the first critic alone.
         policy = state.policy.replace(params=params)
         action, _ = self.policy(policy, batch.obs)
-        loss = -self._least_value(learner, policy, batch.obs, action).mean()
+        loss = -self._minimum_value(learner, policy, batch.obs, action).mean()
         return loss, {columns.ACTOR_LOSS: loss}
 
     def _update_extra(

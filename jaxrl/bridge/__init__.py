@@ -1,2 +1,2 @@
-"""Environments written for other libraries, as tasks. Each library has one module here, and
-is imported only when one of its environments is asked for."""
+"""Environments of other libraries as tasks (`brax`, `gym_in`), and tasks as Gymnasium environments
+(`gym_out`). Brax and MuJoCo Playground are imported only when one of their environments is used."""

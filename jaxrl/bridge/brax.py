@@ -1,10 +1,10 @@
 """Environments of Brax and of MuJoCo Playground as tasks: `brax:ant`,
 `playground:CartpoleBalance`.
 
-They are used as they are, without the wrappers of their own trainers: `done` is termination
-and nothing else, the time limit and fresh starts are the vectoriser's, and no action is
-repeated. Of Playground, the `dm_control_suite` environments need nothing more; the others
-fetch robot models with git when they are first made.
+The environments are used without the wrappers of their own trainers: `done` means termination
+only, the vectoriser applies the time limit and makes new starts, and no action is repeated.
+Playground's `dm_control_suite` environments need no download; the others fetch robot models with
+git when they are first made.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from jaxrl.envs.task import ArraySpec, State, Task
 from jaxrl.errors import UserError, no_opengl
 from jaxrl.options import option
 
-# Of Brax 0.14: one has no physics; the other's drag calls a JAX function with an argument
-# that it no longer takes.
+# Environments of Brax 0.14 that cannot be used: "fast" has no physics; the drag model of "swimmer"
+# calls a JAX function with an argument that JAX no longer accepts.
 UNUSABLE = ("fast", "swimmer")
 
 OFF_POLICY = {
@@ -52,7 +52,7 @@ INVERTED_PENDULUM = {
     "sac": {"num_envs": 4, "total_timesteps": 20_000, "sac": OFF_POLICY} | RARE,
     "td3": {"num_envs": 4, "total_timesteps": 20_000, "td3": OFF_POLICY} | RARE,
 }
-# By environment; what is not here trains with the algorithms' own defaults.
+# Presets by environment; all other environments train with the algorithms' defaults.
 PRESETS = {"inverted_pendulum": {"cpu": INVERTED_PENDULUM, "gpu": INVERTED_PENDULUM}}
 
 
@@ -66,8 +66,12 @@ def brax_class(name: str) -> type:
     known = [n for n in _import("brax.envs", f"brax:{name}")._envs if n not in UNUSABLE]
     if name not in known:
         raise unknown("task", f"brax:{name}", [f"brax:{n}" for n in known])
-    own = {"name": name, "presets": PRESETS.get(name, {}), "__doc__": f"Brax's {name}."}
-    return type(f"Brax_{name}", (BraxTask,), own)
+    namespace = {
+        "name": name,
+        "presets": PRESETS.get(name, {}),
+        "__doc__": f"The environment {name} of Brax.",
+    }
+    return type(f"Brax_{name}", (BraxTask,), namespace)
 
 
 @functools.cache
@@ -81,12 +85,16 @@ def playground_class(name: str) -> type:
     if name not in registry.ALL_ENVS:
         raise unknown("task", f"playground:{name}", [f"playground:{n}" for n in registry.ALL_ENVS])
     limit = registry.get_default_config(name).episode_length
-    field = ("episode_length", int, option(limit, "time limit in control steps", minimum=1))
+    field = (
+        "episode_length",
+        int,
+        option(limit, "time limit of an episode (control steps)", minimum=1),
+    )
     return dataclasses.make_dataclass(
         f"Playground_{name}",
         [field],
         bases=(PlaygroundTask,),
-        namespace={"name": name, "__doc__": f"MuJoCo Playground's {name}."},
+        namespace={"name": name, "__doc__": f"The environment {name} of MuJoCo Playground."},
         frozen=True,
     )
 
@@ -105,12 +113,12 @@ def _import(module: str, task: str) -> types.ModuleType:
 class BridgedTask(Task):
     """A task made of an environment with Brax's interface.
 
-    Metrics that Brax calls "reward_x" are "reward/x" here. `physics` is what the environment
-    simulates with; all else that it keeps in its own state is in `info`.
+    Metrics that Brax calls "reward_x" are "reward/x" here. `State.physics` is the state of the
+    simulator; `State.info` holds all other fields of the environment's own state.
 
     Attributes:
-      name: of the environment.
-      part: field of the environment's state that holds the physics.
+      name: name of the environment.
+      part: field of the environment's own state that holds the state of the simulator.
     """
 
     name: ClassVar[str]
@@ -118,9 +126,9 @@ class BridgedTask(Task):
 
     @functools.cached_property
     def env(self) -> Any:
-        """The environment, made once. Its constants are made outside of any tracing."""
+        """The environment, made once. Its constants are made outside of any JAX tracing."""
         with jax.ensure_compile_time_eval(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that Brax's physics is no longer developed
+            warnings.simplefilter("ignore")  # "Brax's physics is no longer developed"
             return self._make()
 
     def _make(self) -> Any:
@@ -138,22 +146,22 @@ class BridgedTask(Task):
     @property
     def control_dt(self) -> float:
         with jax.ensure_compile_time_eval():
-            return round(float(self.env.dt), 6)  # Brax has it in float32
+            return round(float(self.env.dt), 6)  # float32 in Brax
 
     def reset(self, key: jax.Array) -> State:
-        """The environment's own start; it is given the key as the two words it expects."""
+        """A start of the environment, which expects the key as its two raw words."""
         state = self._state(self.env.reset(jax.random.key_data(key)))
         return jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(x)), state)
 
     def step(self, state: State, action: jax.Array) -> State:
-        """One step of the environment; structure and types stay those of `reset`."""
+        """One step of the environment; structure and types are the same as after `reset`."""
         before = state.info.replace(
             **{self.part: state.physics},
             obs=state.obs,
             reward=state.reward,
             done=state.terminated.astype(jnp.float32),
         )
-        # Some environments write into the dictionaries of the state that they are given.
+        # The copy is needed: some environments write into the dictionaries of their argument.
         after = self.env.step(jax.tree.map(lambda x: x, before), action)
         after = after.replace(
             info={name: after.info.get(name, old) for name, old in before.info.items()},
@@ -161,27 +169,28 @@ class BridgedTask(Task):
         )
         return jax.tree.map(lambda x, old: jnp.asarray(x, old.dtype), self._state(after), state)
 
-    def _state(self, own: Any) -> State:
+    def _state(self, env_state: Any) -> State:
+        """The `State` of a task, made of the environment's own state."""
         metrics = {
             name.replace("reward_", "reward/", 1) if name.startswith("reward_") else name: x
-            for name, x in own.metrics.items()
+            for name, x in env_state.metrics.items()
         }
         return State(
-            physics=getattr(own, self.part),
-            obs=own.obs,
-            reward=jnp.asarray(own.reward, jnp.float32),
-            terminated=jnp.asarray(own.done, bool),
+            physics=getattr(env_state, self.part),
+            obs=env_state.obs,
+            reward=jnp.asarray(env_state.reward, jnp.float32),
+            terminated=jnp.asarray(env_state.done, bool),
             metrics={name: jnp.asarray(x, jnp.float32) for name, x in metrics.items()},
-            info=own.replace(**{self.part: None}, obs=None, reward=None, done=None),
+            info=env_state.replace(**{self.part: None}, obs=None, reward=None, done=None),
         )
 
     def render(self, states: Any, stride: int) -> np.ndarray:
-        """[F, 480, 640, 3] pictures of every `stride`-th of the physics states [T, ...]."""
+        """Pictures [F, 480, 640, 3] of every `stride`-th of the physics states [T, ...]."""
         count = len(jax.tree.leaves(states)[0])
         chosen = [jax.tree.map(lambda x, t=t: x[t], states) for t in range(0, count, stride)]
         try:
             return np.stack(self._draw(chosen, height=480, width=640))
-        except Exception as error:  # each OpenGL binding fails in its own way
+        except Exception as error:  # each OpenGL binding raises its own exceptions
             raise no_opengl(error) from error
 
     def _draw(self, states: list[Any], **size: int) -> list[np.ndarray]:
@@ -189,7 +198,7 @@ class BridgedTask(Task):
 
 
 def _camera(model: Any) -> str | None:
-    """Name of the model's first camera, which follows the robot where it moves away."""
+    """Name of the model's first camera, which follows a moving robot; None: no named camera."""
     return (model.ncam and model.camera(0).name) or None
 
 
@@ -198,9 +207,9 @@ class BraxTask(BridgedTask):
     """Settings of a Brax environment."""
 
     backend: Literal["generalized", "positional", "spring", "mjx"] = option(
-        "generalized", "Brax's physics"
+        "generalized", "Brax's physics pipeline"
     )
-    episode_length: int = option(1000, "time limit in control steps", minimum=1)
+    episode_length: int = option(1000, "time limit of an episode (control steps)", minimum=1)
 
     part: ClassVar[str] = "pipeline_state"
 
@@ -214,8 +223,8 @@ class BraxTask(BridgedTask):
 
 
 class PlaygroundTask(BridgedTask):
-    """A MuJoCo Playground environment, on MJX's JAX physics. Its time limit is its own
-    configuration's unless set."""
+    """A MuJoCo Playground environment, with MJX's JAX physics. The default of `episode_length` is
+    the value in the environment's own configuration."""
 
     part: ClassVar[str] = "data"
 
@@ -230,7 +239,7 @@ class PlaygroundTask(BridgedTask):
         except (CalledProcessError, OSError) as error:
             raise UserError(
                 f"env.name: playground:{self.name} fetches robot models with git when it is "
-                f"first made, which failed: {error}"
+                f"first made, but this failed: {error}"
             ) from error
 
     def _draw(self, states: list[Any], **size: int) -> list[np.ndarray]:

@@ -1,6 +1,6 @@
 """Gymnasium environments as tasks: `gym:Pendulum-v1`, or a class, `gym:package.module:Class`.
 
-Such a task cannot be compiled: its runtime is that of `jaxrl.runtime.host`.
+Such a task cannot be compiled: it uses the runtime of `jaxrl.runtime.host`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from jaxrl.options import merge, option
 from jaxrl.runtime.host import HostRuntime
 
 # Fewer worlds and longer iterations than the defaults of compiled tasks: each world is one more
-# simulator on the host, and what a control step costs beside it does not shrink with their number.
+# simulator on the host, and the other costs of a control step do not shrink with more worlds.
 HOST = {
     "ppo": {"num_envs": 16, "total_timesteps": 1_000_000, "ppo": {"num_steps": 128}},
     "sac": {"num_envs": 4, "sac": {"num_steps": 250, "gradient_steps": 2}},
@@ -41,84 +41,95 @@ def gym_class(name: str) -> type:
 
 @dataclasses.dataclass(frozen=True)
 class GymTask(Task):
-    """A Gymnasium environment. Observations are flattened to float32; actions of a Box are
-    scaled to its bounds.
+    """A Gymnasium environment. Observations are flattened to float32; actions in [-1, 1] are
+    scaled to the bounds of a Box.
 
     Raises:
-      UserError: it cannot be made, or has spaces that no policy here fits.
+      UserError: the environment cannot be made, or no policy supports its spaces.
     """
 
     id: ClassVar[str]
-    kwargs: dict[str, Any] = option({}, "keyword arguments of the environment")
-    success: str | None = option(None, "key of `info` that tells success; none: it has no success")
+    kwargs: dict[str, Any] = option({}, "keyword arguments for making the environment")
+    success: str | None = option(
+        None,
+        "key of `info` whose value at the end of an episode is its success (true or false); "
+        "none: the task has no success",
+    )
     metrics: tuple[str, ...] = option(
-        (), "keys of `info` whose values at the end of an episode are reported"
+        (), "keys of `info` whose values at the end of an episode are logged"
     )
     episode_seconds: float | None = option(
-        None, "time limit (s) if it is less than the environment's own", greater_than=0
+        None,
+        "time limit of an episode (s), if it is shorter than the environment's own; "
+        "none: the environment's own",
+        greater_than=0,
     )
     processes: int | None = option(
         None,
-        "most processes that step the worlds; 0: they step in the training's own, and what kills "
-        "it ends the training; none: one a core, or 0 where steps are too short to be worth it, or "
-        "one a world where worlds in one process disturb each other",
+        "largest number of processes that step the worlds; 0: the worlds step in the training "
+        "process, and a crash of a world ends the training; none: one process for each core, "
+        "but 0 if steps are too short for processes to help, and one process for each world "
+        "if worlds in one process disturb each other",
         minimum=0,
     )
     step_timeout: float | None = option(
         60.0,
-        "most seconds of a world's step (five times as long to be made or reset); after that the "
-        "worlds are started again; none: no limit",
+        "time limit of a world's step (s), and five times that to make or reset the world; "
+        "after that the worlds are restarted; none: no limit",
         greater_than=0,
     )
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {"cpu": PRESETS, "gpu": PRESETS}
 
     def __post_init__(self) -> None:
-        _ = self._probe  # complaints first
+        _ = self._probe  # raises errors early
 
     @functools.cached_property
     def _probe(self) -> dict[str, Any]:
-        """What one environment says of itself."""
-        known_by = (*self._known_by, self.processes == 0)
-        if known_by not in _probes:
+        """The result of `Examiner.describe`: spaces, time limit, control step, success."""
+        cache_key = (*self._cache_key, self.processes == 0)
+        if cache_key not in _probes:
             try:
-                _probes[known_by] = self._ask("describe")
+                _probes[cache_key] = self._examine("describe")
             except Unusable as error:
                 raise UserError(f"env.name: gym:{self.id}: {line(error)}") from error
             except Lost as error:
-                raise UserError(f"env.name: gym:{self.id}: {error} when it was tried") from error
-        return _probes[known_by]
+                raise UserError(
+                    f"env.name: gym:{self.id}: {error} while the environment was tried out"
+                ) from error
+        return _probes[cache_key]
 
     @property
-    def _known_by(self) -> tuple[str, str]:
+    def _cache_key(self) -> tuple[str, str]:
         return self.id, json.dumps(self.kwargs, default=repr)
 
-    def _ask(self, method: str) -> Any:
-        """What `Examiner` answers, in a process of its own, or here where all is to be here."""
+    def _examine(self, method: str) -> Any:
+        """The result of a method of `Examiner`. It runs in a separate process, or in this one if
+        the worlds step in this one (`processes` is 0)."""
         make = functools.partial(Examiner, self.id, dict(self.kwargs))
-        place = Here if self.processes == 0 else Processes
-        with contextlib.closing(place([make], self.step_timeout)) as there:
-            there.send(method, [()])
-            return there.answers()[0]
+        runner = Here if self.processes == 0 else Processes
+        with contextlib.closing(runner([make], self.step_timeout)) as examiner:
+            examiner.send(method, [()])
+            return examiner.answers()[0]
 
     @functools.cached_property
     def trial(self) -> tuple[float, bool]:
-        """`Examiner.trial`, once; of what fails, that steps take for ever."""
-        if self._known_by not in _trials:
+        """The result of `Examiner.trial`, cached; if it fails, (inf, True)."""
+        if self._cache_key not in _trials:
             try:
-                _trials[self._known_by] = self._ask("trial")
-            except (Unusable, Lost):  # it is told when training starts
-                _trials[self._known_by] = math.inf, True
-        return _trials[self._known_by]
+                _trials[self._cache_key] = self._examine("trial")
+            except (Unusable, Lost):  # the error is reported when training starts
+                _trials[self._cache_key] = math.inf, True
+        return _trials[self._cache_key]
 
     @property
     def control_dt(self) -> float:
-        """Seconds of a step, from the environment's frame rate (0.02 if it tells none)."""
+        """Seconds of a control step, from the environment's frame rate (0.02 without one)."""
         return self._probe["control_dt"]
 
     @property
     def episode_length(self) -> int | None:
-        """Steps of an episode at most; None: it ends when the environment says so."""
+        """Time limit in control steps; None: only the environment itself ends episodes."""
         if self.episode_seconds is not None:
             return max(round(self.episode_seconds / self.control_dt), 1)
         return self._probe["limit"]
@@ -136,7 +147,7 @@ class GymTask(Task):
 
     @property
     def success_criterion(self) -> str | None:
-        """What success means; None if there is none."""
+        """Description of success; None: the task has no success."""
         return self.success and (self._probe["criterion"] or f"info[{self.success!r}] at the end")
 
     def runtime(self, wrap: WrapConfig | None = None) -> HostRuntime:
@@ -144,16 +155,22 @@ class GymTask(Task):
 
     @property
     def can_render(self) -> bool:
-        """Perhaps: only the environment itself knows."""
+        """Always true: only the environment itself knows whether it can render."""
         return True
 
 
 def _spec(space: gymnasium.Space) -> ArraySpec | dict[str, ArraySpec]:
     if isinstance(space, gymnasium.spaces.Dict):
-        return {key: ArraySpec(part.shape or ()) for key, part in space.items()}
-    return ArraySpec(space.shape or ())
+        return {key: _array_spec(part) for key, part in space.items()}
+    return _array_spec(space)
 
 
-# What is known of environments, by their names and arguments.
+def _array_spec(space: Any) -> ArraySpec:
+    if space.dtype == np.uint8:
+        return ArraySpec(space.shape, 0, 255, dtype="uint8")
+    return ArraySpec(space.shape)
+
+
+# Cached results of `_probe` and `trial`, by the environment's name and arguments.
 _probes: dict[tuple[Any, ...], dict[str, Any]] = {}
 _trials: dict[tuple[str, str], tuple[float, bool]] = {}

@@ -2,7 +2,7 @@
 `gymnasium.make_vec("jaxrl/Ballbot-v0", num_envs=1024)` for many in one compiled program.
 
 Keyword arguments are the task's settings: `gymnasium.make("jaxrl/Ballbot-v0", max_speed=0.3)`.
-NumPy goes in and comes out; worlds of one task share their compiled program.
+Arguments and results are NumPy arrays; environments of one task share their compiled program.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ GROUP = "jaxrl.envs"
 
 
 def register_all() -> None:
-    """Makes every installed task known to Gymnasium as `jaxrl/<Name>-v0`."""
+    """Registers every installed task with Gymnasium as `jaxrl/<Name>-v0`."""
     for entry in metadata.entry_points(group=GROUP):
         gymnasium.register(
             gym_id(entry.name),
@@ -32,7 +32,7 @@ def register_all() -> None:
 
 
 def gym_id(task: str) -> str:
-    """ "franka_reach" -> "jaxrl/FrankaReach-v0"."""
+    """The Gymnasium id of a task: "franka_reach" -> "jaxrl/FrankaReach-v0"."""
     return f"jaxrl/{''.join(word.capitalize() for word in task.split('_'))}-v0"
 
 
@@ -42,16 +42,18 @@ def space(spec: Any) -> gymnasium.Space:
         return gymnasium.spaces.Dict({name: space(part) for name, part in spec.items()})
     if spec.discrete:
         return gymnasium.spaces.Discrete(spec.shape[0])
+    if spec.dtype == "uint8":
+        return gymnasium.spaces.Box(0, 255, spec.shape, np.uint8)
     return gymnasium.spaces.Box(spec.low, spec.high, spec.shape, np.float32)
 
 
 def key_of(seed: int) -> Any:
-    """A PRNG key that all bits of a seed, however large, take part in."""
+    """A PRNG key made from all bits of a seed of any size."""
     import jax
 
-    key, rest = jax.random.key(seed % 2**32), seed >> 32
-    while rest:
-        key, rest = jax.random.fold_in(key, rest % 2**32), rest >> 32
+    key, high_bits = jax.random.key(seed % 2**32), seed >> 32
+    while high_bits:
+        key, high_bits = jax.random.fold_in(key, high_bits % 2**32), high_bits >> 32
     return key
 
 
@@ -68,7 +70,7 @@ def _single(env: Any) -> tuple[Any, Any]:
         finite = all_finite(jax.tree.map(lambda x: x[None], (new.physics, new.obs, new.reward)), 1)[
             0
         ]
-        # A world that diverged ends with what was last seen of it.
+        # A world that diverged terminates with its last finite observation.
         out = (
             jax.tree.map(lambda a, b: jnp.where(finite, a, b), new.obs, state.obs),
             jnp.where(finite, new.reward, 0.0),
@@ -84,16 +86,16 @@ def _single(env: Any) -> tuple[Any, Any]:
 class GymEnv(gymnasium.Env):
     """One world of a task.
 
-    `info` has the task's metrics of the step, `is_success` where the task has success, and
-    `nonfinite` where the simulation diverged (which terminates).
+    `info` has the task's metrics of the step; `is_success`, if the task has success; and
+    `nonfinite`: whether the simulation diverged (which terminates the episode).
 
     Args:
       task: name of the task.
-      render_mode: "rgb_array", "human" (a window; extra `window`) or None.
-      settings: of the task.
+      render_mode: "rgb_array", "human" (a window; needs the extra `window`) or None.
+      settings: settings of the task.
 
     Raises:
-      UserError: an unknown task or setting.
+      UserError: the task or a setting is unknown.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array", "human"]}
@@ -115,7 +117,7 @@ class GymEnv(gymnasium.Env):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        """A fresh random start; a seed makes this and all later ones repeatable."""
+        """A new random start; a seed makes this and all later starts repeatable."""
         import jax
 
         super().reset(seed=seed)
@@ -128,7 +130,7 @@ class GymEnv(gymnasium.Env):
         return _numpy(self._state.obs), {}
 
     def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """One control step; the time limit truncates."""
+        """One control step; an episode is truncated at the time limit."""
         if self._state is None:
             raise gymnasium.error.ResetNeeded("call reset() before step()")
         action = np.asarray(action, self.action_space.dtype)
@@ -147,7 +149,7 @@ class GymEnv(gymnasium.Env):
         return obs, float(reward), terminated, truncated, info
 
     def render(self) -> np.ndarray | None:
-        """[H, W, 3] uint8 for "rgb_array"; for "human" it is shown."""
+        """Returns a picture [H, W, 3] uint8 for "rgb_array"; shows it in a window for "human"."""
         if self.render_mode is None or self._state is None:
             return None
         frame = _picture(self.task, self._state.physics)
@@ -166,18 +168,18 @@ class GymEnv(gymnasium.Env):
 class GymVectorEnv(VectorEnv):
     """Many worlds of a task, stepped in one compiled program.
 
-    At an episode's end `infos` has under `statistics` its return, length, and the task's
-    statistics, and `is_success`; with same-step resets also `final_obs` and `final_info`.
+    When an episode ends, `infos` has `statistics` (its return, its length and the task's
+    statistics) and `is_success`; with same-step resets also `final_obs` and `final_info`.
 
     Args:
       task: name of the task.
       num_envs: number of worlds.
       render_mode: "rgb_array" or None.
-      autoreset_mode: as Gymnasium's: "NextStep", "SameStep" or "Disabled".
-      settings: of the task.
+      autoreset_mode: a mode of Gymnasium: "NextStep", "SameStep" or "Disabled".
+      settings: settings of the task.
 
     Raises:
-      UserError: an unknown task or setting.
+      UserError: the task or a setting is unknown.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"]}
@@ -205,16 +207,16 @@ class GymVectorEnv(VectorEnv):
         self.single_action_space = space(self.task.action_spec)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
-        self._init, self._step, self._renew, self._statistics = _many(self.task, num_envs)
+        self._init, self._step, self._renew, self._statistics = _make_worlds(self.task, num_envs)
         self._key: Any = None
         self._state: Any = None
-        self._obs: Any = None  # what was returned last
-        self._over = np.zeros(num_envs, bool)
+        self._obs: Any = None  # the observations that were returned last
+        self._ended = np.zeros(num_envs, bool)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        """Fresh random starts of all worlds, or of those in `options["reset_mask"]`."""
+        """New random starts of all worlds, or of those in `options["reset_mask"]`."""
         import jax
 
         if seed is not None:
@@ -230,24 +232,24 @@ class GymVectorEnv(VectorEnv):
         else:
             self._state = self._renew(self._state, start, mask)
         obs = _numpy(self._state.obs)
-        self._obs = obs if mask.all() else _where(mask, obs, self._obs)
-        self._over = self._over & ~mask
+        self._obs = obs if mask.all() else _choose(mask, obs, self._obs)
+        self._ended = self._ended & ~mask
         return self._obs, {}
 
     def step(
         self, actions: np.ndarray
     ) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """One control step of all worlds; actions [N, A], or [N] indices."""
+        """One control step of all worlds; actions [N, A], or indices [N]."""
         if self._state is None:
             raise gymnasium.error.ResetNeeded("call reset() before step()")
-        if self.autoreset_mode == AutoresetMode.DISABLED and self._over.any():
+        if self.autoreset_mode == AutoresetMode.DISABLED and self._ended.any():
             raise gymnasium.error.ResetNeeded(
-                f"worlds {np.flatnonzero(self._over).tolist()} have ended: reset them with "
-                'options={"reset_mask": ...}'
+                f"the episodes of worlds {np.flatnonzero(self._ended).tolist()} have ended: call "
+                'reset(options={"reset_mask": ...}) for them'
             )
-        waits = self._over  # of next-step resets: these worlds start anew instead of stepping
+        skipped = self._ended  # next-step resets: these worlds show their start, and do not step
         actions = np.asarray(actions, self.action_space.dtype)
-        self._state, step = self._step(self._state, actions, waits)
+        self._state, step = self._step(self._state, actions, skipped)
         obs, step = _numpy(self._state.obs), _numpy(step)
         done = step.terminated | step.truncated
         infos = self._infos(step, done)
@@ -260,8 +262,8 @@ class GymVectorEnv(VectorEnv):
                     "_final_info": done,
                 }
         else:
-            obs = _where(done, step.final_obs, obs)
-            self._obs, self._over = obs, done
+            obs = _choose(done, step.final_obs, obs)
+            self._obs, self._ended = obs, done
         rewards = step.reward.astype(np.float64)
         return obs, rewards, step.terminated, step.truncated, infos
 
@@ -291,9 +293,9 @@ class GymVectorEnv(VectorEnv):
 
 
 @functools.cache
-def _many(env: Any, num_envs: int) -> tuple[Any, Any, Any, tuple[str, ...]]:
-    """Compiled start, step and new start of `num_envs` worlds of a task, and the names of
-    their episodes' statistics."""
+def _make_worlds(env: Any, num_envs: int) -> tuple[Any, Any, Any, tuple[str, ...]]:
+    """Compiled functions that start, step and reset `num_envs` worlds of a task, and the names of
+    the statistics of an episode."""
     import jax
     import jax.numpy as jnp
 
@@ -302,18 +304,18 @@ def _many(env: Any, num_envs: int) -> tuple[Any, Any, Any, tuple[str, ...]]:
     vector = Vector(env, num_envs)
 
     def keep(mask, old, new):
-        """`new`, but worlds in the mask [N] stay as they were."""
+        """`new`, except that worlds in the mask [N] stay as in `old`."""
         per_world = ("worlds", "steps", "full_episode", "totals")
-        kept = {name: select(mask, getattr(old, name), getattr(new, name)) for name in per_world}
-        return new.replace(**kept)
+        fields = {name: select(mask, getattr(old, name), getattr(new, name)) for name in per_world}
+        return new.replace(**fields)
 
     def init(key):
         return vector.init(key, stagger=False)
 
-    def step(envs, action, waits):
+    def step(envs, action, skipped):
         new, step = vector.step(envs, action)
-        quiet = jax.tree.map(jnp.zeros_like, step).replace(final_obs=envs.obs)
-        return keep(waits, envs, new), select(waits, quiet, step)
+        no_step = jax.tree.map(jnp.zeros_like, step).replace(final_obs=envs.obs)
+        return keep(skipped, envs, new), select(skipped, no_step, step)
 
     def renew(envs, key, mask):
         return keep(~mask, envs, init(key))
@@ -322,13 +324,13 @@ def _many(env: Any, num_envs: int) -> tuple[Any, Any, Any, tuple[str, ...]]:
 
 
 def _numpy(tree: Any) -> Any:
-    """Arrays that the caller owns."""
+    """The tree with its arrays copied to NumPy."""
     import jax
 
     return jax.tree.map(lambda x: np.array(x), tree)
 
 
-def _where(mask: np.ndarray, yes: Any, no: Any) -> Any:
+def _choose(mask: np.ndarray, yes: Any, no: Any) -> Any:
     import jax
 
     def pick(a, b):
@@ -338,7 +340,7 @@ def _where(mask: np.ndarray, yes: Any, no: Any) -> Any:
 
 
 def _rows(tree: Any, mask: np.ndarray) -> np.ndarray:
-    """[N] objects: each world's own observation where the mask is set, else None."""
+    """Array [N] of objects: each world's observation where the mask is set, else None."""
     import jax
 
     rows = np.full(len(mask), None, dtype=object)
@@ -348,16 +350,18 @@ def _rows(tree: Any, mask: np.ndarray) -> np.ndarray:
 
 
 def _picture(task: Any, physics: Any) -> np.ndarray:
-    """[H, W, 3] uint8 of one world."""
+    """A picture [H, W, 3] uint8 of one world."""
     import jax
 
     if not task.can_render:
-        raise gymnasium.error.UnsupportedMode(f"{type(task).__name__} cannot be drawn")
+        raise gymnasium.error.UnsupportedMode(
+            f"{type(task).__name__} cannot be drawn: it has no render()"
+        )
     return task.render(jax.tree.map(lambda x: np.asarray(x)[None], physics), 1)[0]
 
 
 class _Window:
-    """A window that shows pictures, at the task's own speed."""
+    """A window that shows pictures at the frame rate of the task."""
 
     def __init__(self, frame: np.ndarray, title: str):
         try:

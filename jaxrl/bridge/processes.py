@@ -1,4 +1,5 @@
-"""Where objects of `worker` live: in processes of their own, or here under an alarm."""
+"""Runs objects of `worker` in separate processes, or in this one with an alarm that interrupts
+calls that take too long."""
 
 from __future__ import annotations
 
@@ -21,14 +22,14 @@ from jaxrl.bridge.worker import START, Deadline, Unusable, serve, view
 from jaxrl.errors import Stopped
 from jaxrl.runtime import never
 
-# Seconds after which a wait looks whether it is over for another reason.
+# Interval (s) at which a wait checks the deadlines, and whether training was stopped.
 TICK = 0.1
-# Seconds that a world is given to end its step, once training was told to stop.
+# Time (s) that a world has to end its step after training was stopped.
 GRACE = 1.0
-# Seconds that a process may take to start, or worlds to be closed.
+# Time limits (s) for starting a process, and for closing worlds.
 STARTING, CLOSING = 60.0, 2.0
 
-# Makes a process's object: (deadline, arrays [K, O] of shared memory) -> object.
+# A function that makes a process's object: (deadline, arrays [K, ...] of shared memory) -> object.
 Make = Callable[[Deadline, list[Any]], Any]
 
 
@@ -36,8 +37,8 @@ class Lost(Exception):
     """A process died or took too long; the message is for the user."""
 
 
-class _Patience:
-    """Of one wait, which goes on for a moment after training was told to stop."""
+class _GracePeriod:
+    """The time for which one wait continues after training was stopped."""
 
     def __init__(self, stopped: Callable[[], bool]):
         self._stopped, self._end = stopped, math.inf
@@ -49,15 +50,20 @@ class _Patience:
         return now > self._end
 
 
+# The arguments of `view`: shared memory, and shape and type of the array in it.
+Shared = tuple[Any, tuple[int, ...], str]
+
+
 class Processes:
-    """Objects in processes of their own, whose methods are called side by side. The processes
-    end with this one, however it ends.
+    """Objects in separate processes, whose methods run at the same time. The processes end with
+    this one, even if it is killed.
 
     Args:
-      makes: what makes each process's object, when it is first asked for something.
-      seconds: of a step, as for `Deadline`.
-      stopped: whether training was told to stop.
-      memory: shared float32 arrays and their lengths N; each process gets its share of the rows.
+      makes: one function for each process; it makes the object at the first call of a method.
+      seconds: time limit of a step, as for `Deadline`.
+      stopped: returns whether training was stopped.
+      memory: shared arrays [N, ...], as arguments of `view`; each process gets its share of the
+        N rows.
     """
 
     def __init__(
@@ -65,10 +71,10 @@ class Processes:
         makes: Sequence[Make],
         seconds: float | None,
         stopped: Callable[[], bool] = never,
-        memory: Sequence[tuple[Any, int]] = (),
+        memory: Sequence[Shared] = (),
     ):
-        # Not as copies of this one, whose threads would be missing in them; and not of a server,
-        # which would be their parent in its place.
+        # Not "fork": the copy would lack this process's threads. Not "forkserver": the server
+        # would be the parent of the processes instead of this one.
         context = multiprocessing.get_context("spawn")
         self._stopped = stopped
         self._cells = context.RawArray("d", len(makes))
@@ -77,62 +83,65 @@ class Processes:
         _open.add(self)
         for i, make in enumerate(makes):
             self._deadline = Deadline(seconds, self._cells, i)
-            rows = [
-                ((cells, count), slice(i * count // len(makes), (i + 1) * count // len(makes)))
-                for cells, count in memory
+            shares = [
+                (
+                    shared,
+                    slice(i * shared[1][0] // len(makes), (i + 1) * shared[1][0] // len(makes)),
+                )
+                for shared in memory
             ]
-            pipe, theirs = context.Pipe()
+            pipe, child_pipe = context.Pipe()
             self._pipes.append(pipe)
             process = context.Process(
                 target=serve,
-                args=(theirs, CloudpickleWrapper(cast(Any, make)), self._deadline, rows),
+                args=(child_pipe, CloudpickleWrapper(cast(Any, make)), self._deadline, shares),
                 daemon=True,
             )
             try:
                 process.start()
             except OSError as error:
                 self.close()
-                raise Lost(f"no process can be started: {error}") from error
-            theirs.close()
+                raise Lost(f"a process cannot be started: {error}") from error
+            child_pipe.close()
             self.processes.append(process)
 
     def send(self, method: str, arguments: Sequence[tuple]) -> None:
-        """Lets each process's object begin the method; returns at once."""
-        begun = time.monotonic() + STARTING
-        for i, (pipe, own) in enumerate(zip(self._pipes, arguments, strict=True)):
-            # Until the process says by when it will be done.
-            self._cells[i] = begun + START * self._deadline.seconds
-            with contextlib.suppress(OSError):  # it died, which `answers` will see
-                pipe.send((method, own))
+        """Starts the method of each process's object, and returns at once."""
+        start = time.monotonic() + STARTING
+        for i, (pipe, argument) in enumerate(zip(self._pipes, arguments, strict=True)):
+            # Valid until the process sets a deadline itself.
+            self._cells[i] = start + START * self._deadline.seconds
+            with contextlib.suppress(OSError):  # it died, which `answers` reports
+                pipe.send((method, argument))
 
     def answers(self) -> list[Any]:
-        """Waits for what the methods return.
+        """Waits until the methods return, and gives their results.
 
         Raises:
-          Unusable: one raised an exception.
+          Unusable: a method raised an exception.
           Lost: a process died or took too long.
-          Stopped: training was told to stop.
+          Stopped: training was stopped.
         """
         waiting: dict[Any, int] = {pipe: i for i, pipe in enumerate(self._pipes)}
         answers: list[Any] = [None] * len(waiting)
-        patience = _Patience(self._stopped)
+        grace = _GracePeriod(self._stopped)
         while waiting:
             ready: list[Any] = connection.wait(list(waiting), TICK)
             for pipe in ready:
                 answers[waiting.pop(pipe)] = _answer(pipe)
             if any(time.monotonic() > self._cells[i] for i in waiting.values()):
                 raise Lost(f"a world {self._deadline.late()}")
-            if waiting and patience.is_over():
+            if waiting and grace.is_over():
                 raise Stopped
         return answers
 
     def close(self) -> None:
-        """Ends the processes, whatever they are at."""
+        """Ends the processes, also in the middle of a call."""
         for pipe in self._pipes:
-            pipe.close()  # tells those that wait to close their worlds
-        patience = time.monotonic() + CLOSING
+            pipe.close()  # processes that wait for a call then close their worlds and end
+        end = time.monotonic() + CLOSING
         for process in self.processes:
-            process.join(max(patience - time.monotonic(), 0.0))
+            process.join(max(end - time.monotonic(), 0.0))
             process.kill()
             process.join()
         self._pipes, self.processes = [], []
@@ -141,19 +150,19 @@ class Processes:
 
 def _answer(pipe: connection.Connection) -> Any:
     try:
-        value, complaint = pipe.recv()
+        value, error_line = pipe.recv()
     except (EOFError, OSError) as error:
         raise Lost("a process died") from error
-    if complaint is not None:
-        raise Unusable(complaint)
+    if error_line is not None:
+        raise Unusable(error_line)
     return value
 
 
 class Here:
-    """An object in this process, as `Processes` of one; arguments as there.
+    """One object in this process, with the interface and the arguments of `Processes`.
 
-    What takes too long is interrupted by an alarm, where this is the main thread and the system
-    has alarms: anything but what keeps Python from running.
+    An alarm interrupts calls that take too long, if this is the main thread and the system has
+    alarms. It cannot interrupt a call that keeps Python from running, such as a C function.
     """
 
     processes = ()
@@ -163,50 +172,51 @@ class Here:
         makes: Sequence[Make],
         seconds: float | None,
         stopped: Callable[[], bool] = never,
-        memory: Sequence[tuple[Any, int]] = (),
+        memory: Sequence[Shared] = (),
     ):
-        (self._make,), self._made = makes, None
-        self._memory = [view(*cells) for cells in memory]
+        (self._make,), self._object = makes, None
+        self._memory = [view(*shared) for shared in memory]
         self._stopped, self._interrupted = stopped, False
         self._cells = [math.inf]
         self._deadline = Deadline(seconds, self._cells)
 
     def send(self, method: str, arguments: Sequence[tuple]) -> None:
-        """Keeps in mind what to do; the arguments must not change until then."""
-        self._asked = method, arguments[0]
+        """Stores the call for `answers`; the arguments must not change until then."""
+        self._call = method, arguments[0]
 
     def answers(self) -> list[Any]:
-        """Does it. Raises as `Processes.answers`, but for `Lost`."""
-        method, arguments = self._asked
+        """Makes the stored call. Raises the same as `Processes.answers`, except `Lost`."""
+        method, arguments = self._call
         with self._alarm(self._stopped):
-            self._made = self._made or self._make(self._deadline, self._memory)
-            return [getattr(self._made, method)(*arguments)]
+            self._object = self._object or self._make(self._deadline, self._memory)
+            return [getattr(self._object, method)(*arguments)]
 
     def close(self) -> None:
-        """Closes the object, unless it was interrupted."""
-        if self._made is not None and not self._interrupted:
+        """Closes the object, unless training was stopped in the middle of a call."""
+        if self._object is not None and not self._interrupted:
             self._cells[0] = time.monotonic() + CLOSING
             with contextlib.suppress(TimeoutError), self._alarm(never):
-                self._made.close()
-        self._made = None
+                self._object.close()
+        self._object = None
 
     @contextlib.contextmanager
     def _alarm(self, stopped: Callable[[], bool]) -> Iterator[None]:
+        """Interrupts the block at its deadline, or `GRACE` after training was stopped."""
         main = threading.current_thread() is threading.main_thread()
         if not main or not hasattr(signal, "setitimer"):
             yield
             return
-        patience = _Patience(stopped)
+        grace = _GracePeriod(stopped)
 
-        def look(*_: Any) -> None:
+        def check_time(*_: Any) -> None:
             if time.monotonic() > self._cells[0]:
-                self._deadline.allow(START)  # what answers this has time of its own
+                self._deadline.allow(START)  # time to handle this error
                 raise TimeoutError(self._deadline.late())
-            if patience.is_over():
+            if grace.is_over():
                 self._interrupted = True
                 raise Stopped
 
-        before = signal.signal(signal.SIGALRM, look)
+        before = signal.signal(signal.SIGALRM, check_time)
         signal.setitimer(signal.ITIMER_REAL, TICK, TICK)
         try:
             yield
@@ -215,7 +225,7 @@ class Here:
             signal.signal(signal.SIGALRM, before)
 
 
-# What is still to be closed, in case nobody does.
+# Processes that are closed when Python exits, unless they were closed before.
 _open: weakref.WeakSet[Processes] = weakref.WeakSet()
 
 
@@ -226,10 +236,10 @@ def _close_all() -> None:
 
 
 def _end_tracker() -> None:
-    """Python's server of shared memory ends a moment after this process, and for ever stays in
-    the table of processes where nobody looks after orphans. So wait for it."""
+    """Ends Python's resource tracker, and waits for it. It would end a moment after this process,
+    and stay in the process table for ever if nothing collects orphaned processes."""
     tracker: Any = resource_tracker._resource_tracker
-    with contextlib.suppress(AttributeError, TypeError, OSError):  # none, or another Python's
+    with contextlib.suppress(AttributeError, TypeError, OSError):  # no tracker, or another Python
         os.close(tracker._fd)
         tracker._fd = None
         for _ in range(100):
@@ -238,4 +248,4 @@ def _end_tracker() -> None:
             time.sleep(0.01)
 
 
-util.Finalize(None, _end_tracker, exitpriority=-1000)  # after all that it may serve
+util.Finalize(None, _end_tracker, exitpriority=-1000)  # after its last user

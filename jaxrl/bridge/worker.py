@@ -1,4 +1,5 @@
-"""What runs in the processes that step Gymnasium environments; imports no JAX."""
+"""Worlds of Gymnasium environments, and the main function of the processes that step them.
+Imports no JAX."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import gymnasium
 import numpy as np
@@ -25,20 +26,20 @@ from gymnasium.vector.utils import CloudpickleWrapper
 
 from jaxrl.errors import UserError, brief
 
-# An environment that fails again at once, so often in a row, is broken and not unlucky.
-MOST_RESTARTS = 3
-# Times as long as a step that a construction, a reset or a picture may take.
+# Largest number of restarts in a row: an environment that fails once more counts as broken.
+MAX_RESTARTS = 3
+# Time limit of a construction, a reset or a picture, as a multiple of the time limit of a step.
 START = 5.0
-# What an environment's own code may raise; the rest is for this program to answer.
+# Exceptions of an environment's own code that are handled; all others are passed on.
 FAILURES = (Exception, SystemExit)
-# Sets the random numbers of noise and delay apart from the environment's own.
+# Part of the seed of noise and delay, so that they differ from the environment's random numbers.
 NOISE = 0x6E6F697365
 PR_SET_PDEATHSIG = 1
 
 
 class Unusable(Exception):
-    """What an environment is or does that training cannot go on with, or does not fit the
-    user's settings; the message is for the user."""
+    """Training cannot continue with an environment, or the environment does not fit the user's
+    settings; the message is for the user."""
 
 
 class Wrap(NamedTuple):
@@ -50,12 +51,13 @@ class Wrap(NamedTuple):
 
 
 class Deadline:
-    """By when a world must be done with what it is at.
+    """The time at which a world's current call must have ended.
 
     Args:
-      seconds: of a step; None: as long as it takes.
-      cells: times of `time.monotonic()`, which whoever waits for the world reads.
-      i: which of them is this one's.
+      seconds: time limit of a step; None: no limit.
+      cells: deadlines, in the time of `time.monotonic()`; the process that waits for the world
+        reads them.
+      i: index of this deadline in `cells`.
     """
 
     def __init__(self, seconds: float | None = None, cells: Any = None, i: int = 0):
@@ -63,19 +65,19 @@ class Deadline:
         self._cells, self._i = [math.inf] if cells is None else cells, i
 
     def allow(self, times: float = 1.0) -> None:
-        """The world begins something that may take so many times as long as a step."""
+        """Sets the deadline of a call that begins now: `times` the time limit of a step."""
         self._cells[self._i] = time.monotonic() + times * self.seconds
 
     def late(self) -> str:
-        """What to say of a world that took longer."""
+        """The message about a world that took longer, without its subject."""
         return (
-            f"took longer than env.step_timeout allows ({self.seconds:g} s; to be made or reset "
-            f"{START * self.seconds:g} s)"
+            f"took longer than env.step_timeout allows ({self.seconds:g} s for a step, "
+            f"{START * self.seconds:g} s to make or reset a world)"
         )
 
 
 def make(name: str, kwargs: dict[str, Any]) -> gymnasium.Env:
-    """The environment of a Gymnasium id, or of a class as "package.module:Class"."""
+    """Makes the environment of a Gymnasium id, or of a class given as "package.module:Class"."""
     module, colon, attribute = name.partition(":")
     if colon and "/" not in attribute and "-v" not in attribute:
         return getattr(importlib.import_module(module), attribute)(**kwargs)
@@ -83,38 +85,51 @@ def make(name: str, kwargs: dict[str, Any]) -> gymnasium.Env:
 
 
 def line(error: BaseException) -> str:
-    """The error in one line that is not too long."""
-    told = str(error)
+    """The error message as one line of limited length."""
+    message = str(error)
     if not isinstance(error, (UserError, Unusable)):
-        told = f"{type(error).__name__}: {told}" if told.strip() else type(error).__name__
-    return brief(told)
+        message = f"{type(error).__name__}: {message}" if message.strip() else type(error).__name__
+    return brief(message)
 
 
 # -- spaces ----------------------------------------------------------------------------------
 
 
 def flat_space(space: gymnasium.Space) -> spaces.Box | spaces.Dict:
-    """The space of what policies get: float32 vectors, or a dictionary of them.
+    """The space of the observations that a policy gets: a float32 vector, or a dictionary of them.
 
     Raises:
-      Unusable: it cannot be made one.
+      Unusable: the space cannot be flattened.
     """
 
-    def vector(part: gymnasium.Space, path: str) -> spaces.Box:
-        return spaces.Box(-np.inf, np.inf, (_size(part, path),), np.float32)
+    def flat(part: gymnasium.Space, path: str) -> spaces.Box:
+        size = _size(part, path)
+        if _is_image(part):
+            return spaces.Box(0, 255, _channels_last(np.empty(part.shape, bool)).shape, np.uint8)
+        return spaces.Box(-np.inf, np.inf, (size,), np.float32)
 
     if not isinstance(space, spaces.Dict):
-        return vector(space, "observation")
+        return flat(space, "observation")
     _size(space, "observation")
-    return spaces.Dict({key: vector(p, f"observation[{key!r}]") for key, p in space.items()})
+    return spaces.Dict({key: flat(p, f"observation[{key!r}]") for key, p in space.items()})
+
+
+def _is_image(space: gymnasium.Space) -> TypeGuard[spaces.Box]:
+    """Whether observations of the space are images: bytes with three axes."""
+    return isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) == 3
+
+
+def _channels_last(image: np.ndarray) -> np.ndarray:
+    """The image [height, width, channels]; channels come first if that is the shortest axis."""
+    return np.moveaxis(image, 0, -1) if np.argmin(image.shape) == 0 else image
 
 
 def _size(space: gymnasium.Space, path: str) -> int:
-    """How many numbers an observation of the space has, once it is flat."""
+    """Number of components of a flattened observation of the space."""
     if isinstance(space, spaces.Dict):
         wrong = [key for key in space if not isinstance(key, str)]
         if wrong:
-            raise Unusable(f"{path}: its space has the key {wrong[0]!r}, expected text")
+            raise Unusable(f"{path}: its space has the key {wrong[0]!r}, expected a string")
         size = sum(_size(part, f"{path}[{key!r}]") for key, part in space.items())
     elif isinstance(space, spaces.Tuple):
         size = sum(_size(part, f"{path}[{i}]") for i, part in enumerate(space))
@@ -122,19 +137,19 @@ def _size(space: gymnasium.Space, path: str) -> int:
         size = spaces.flatdim(space)
     else:
         raise Unusable(
-            f"{path}: known are Box, Discrete, MultiDiscrete and MultiBinary, and Dict and Tuple "
-            f"of them, but its space is {space}"
+            f"{path}: its space must be Box, Discrete, MultiDiscrete or MultiBinary, or a Dict or "
+            f"Tuple of these, but is {space}"
         )
     if not size:
-        raise Unusable(f"{path}: its space has no numbers, it is {space}")
+        raise Unusable(f"{path}: its space has no numbers: {space}")
     return size
 
 
 def flat_actions(space: gymnasium.Space) -> spaces.Box | spaces.Discrete:
-    """The space of what policies give: shares in [-1, 1], or an index from 0 on.
+    """The space of the actions that a policy gives: a vector in [-1, 1], or an index from 0.
 
     Raises:
-      Unusable: no policy here fits it.
+      Unusable: no policy supports the space.
     """
     if isinstance(space, spaces.Discrete) and space.n > 0:
         return spaces.Discrete(int(space.n))
@@ -142,34 +157,49 @@ def flat_actions(space: gymnasium.Space) -> spaces.Box | spaces.Discrete:
         size = int(np.prod(space.shape))
         if size and np.isfinite([space.low, space.high]).all():
             return spaces.Box(-1.0, 1.0, (size,), np.float32)
-    raise Unusable(f"actions: known are a bounded Box and Discrete, but its space is {space}")
+    raise Unusable(f"actions: the space must be a bounded Box or Discrete, but is {space}")
 
 
 def _parts(space: spaces.Dict, raw: Any, path: str) -> dict[str, np.ndarray]:
-    """The flat parts of a dictionary."""
+    """The flattened parts of a dictionary observation."""
     if not isinstance(raw, dict) or set(raw) != set(space):
-        found = list(raw) if isinstance(raw, dict) else type(raw).__name__
-        raise Unusable(f"{path}: got {found}, its space has the keys {list(space)}")
-    return {key: _flatten(part, raw[key], f"{path}[{key!r}]") for key, part in space.items()}
+        given = list(raw) if isinstance(raw, dict) else type(raw).__name__
+        raise Unusable(f"{path}: got {given}, expected the keys of its space: {list(space)}")
+    return {key: _part(part, raw[key], f"{path}[{key!r}]") for key, part in space.items()}
+
+
+def _part(space: gymnasium.Space, raw: Any, path: str) -> np.ndarray:
+    """A part of an observation: an image [H, W, C] uint8, or anything else as one vector."""
+    if _is_image(space):
+        return _channels_last(_array(space, raw, path))
+    return _flatten(space, raw, path)
 
 
 def _flatten(space: gymnasium.Space, raw: Any, path: str) -> np.ndarray:
-    """[O] float32."""
+    """The observation as one vector [O] float32."""
     if isinstance(space, spaces.Dict):
-        return np.concatenate(list(_parts(space, raw, path).values()))
+        parts = [x.ravel() for x in _parts(space, raw, path).values()]
+        return np.concatenate(parts).astype(np.float32)
     if isinstance(space, spaces.Tuple):
         if len(raw) != len(space):
-            raise Unusable(f"{path}: got {len(raw)} parts, its space has {len(space)}")
+            raise Unusable(f"{path}: got {len(raw)} parts, expected {len(space)} as in its space")
         parts = [_flatten(part, raw[i], f"{path}[{i}]") for i, part in enumerate(space)]
         return np.concatenate(parts)
-    array = np.asarray(raw)
-    if array.shape != space.shape or array.dtype.kind not in "fiub":
-        raise Unusable(
-            f"{path}: got {array.dtype} {array.shape}, its space says {space.dtype} {space.shape}"
-        )
+    array = _array(space, raw, path)
     if not isinstance(space, spaces.Box):
         array = np.asarray(spaces.flatten(space, array))
     return array.ravel().astype(np.float32)
+
+
+def _array(space: gymnasium.Space, raw: Any, path: str) -> np.ndarray:
+    """The observation as an array, which has the shape of its space."""
+    array = np.asarray(raw)
+    if array.shape != space.shape or array.dtype.kind not in "fiub":
+        raise Unusable(
+            f"{path}: got {array.dtype} {array.shape}, expected {space.dtype} {space.shape} as in "
+            "its space"
+        )
+    return array
 
 
 def leaves(obs: Any) -> list[np.ndarray]:
@@ -178,9 +208,9 @@ def leaves(obs: Any) -> list[np.ndarray]:
 
 
 def _each(function: Callable[..., np.ndarray], *obs: Any) -> Any:
-    """The function of observations, for a dictionary of each of its parts."""
+    """The function applied to observations; for dictionaries, to each part separately."""
     if isinstance(obs[0], dict):
-        return {key: function(*(one[key] for one in obs)) for key in obs[0]}
+        return {key: function(*(o[key] for o in obs)) for key in obs[0]}
     return function(*obs)
 
 
@@ -188,27 +218,27 @@ def _each(function: Callable[..., np.ndarray], *obs: Any) -> Any:
 
 
 class Guard:
-    """An environment that neither exceptions nor bad numbers get out of.
+    """An environment whose exceptions and non-finite numbers do not reach the caller.
 
-    * An exception in `step` or `reset` is answered with a new environment, whose seed follows
-      from the world's and from how often it was made anew; the episode counts as cut short by a
-      time limit (`info["restarted"]`).
+    * After an exception in `step` or `reset` the environment is made again. Its new seed is
+      derived from the world's seed and the number of restarts; an exception in `step` ends the
+      episode like a time limit (`info["restarted"]`).
     * A number that is not finite ends the episode with reward 0 (`info["nonfinite"]`).
-    * An observation of another shape than the space's is `Unusable`.
+    * An observation that does not match its space raises `Unusable`.
 
-    Actions are shares of the action space, [-1, 1] for each component, or the index of a
-    discrete one. Observations are float32.
+    Actions are in [-1, 1] for each component of a Box, and are scaled to its bounds; for a
+    discrete space they are indices from 0. Observations are float32.
 
     `info["last"]` has the last known values of some entries of the environment's `info`.
 
     Args:
       name, kwargs: as for `make`.
-      keys: of those entries; flags count 0 or 1.
-      limit: steps after which an episode is cut short; None: when the environment says so.
-      deadline: that it tells of what it begins.
+      keys: keys of these entries; true and false become 1 and 0.
+      limit: control steps after which an episode is truncated; None: no further limit.
+      deadline: set before each call of the environment.
 
     Attributes:
-      failures: [] a line for each time that it was made anew; who reads them clears them.
+      failures: one line for each restart; the caller clears the list after reading it.
     """
 
     def __init__(
@@ -222,7 +252,7 @@ class Guard:
         self._name, self._kwargs, self._keys = name, kwargs, keys
         self._limit, self._steps = limit, 0
         self._deadline = deadline or Deadline()
-        self._env = self._made()
+        self._env = self._make_env()
         try:
             self._actions, self._space = self._env.action_space, self._env.observation_space
             self.action_space = flat_actions(self._actions)
@@ -234,14 +264,14 @@ class Guard:
             raise
         except FAILURES as error:
             raise Unusable(f"its spaces cannot be read: {line(error)}") from error
-        self._restarts = 0  # in a row
+        self._restarts_in_row = 0
         self._seed: int | None = None
-        self._next: int | None = None  # seed of the next reset
-        self._anew = 0  # times since the seed was given
+        self._next_seed: int | None = None  # of the next reset
+        self._restarts = 0  # since the seed was given
         self.failures: list[str] = []
         self._obs: Any = None
 
-    def _made(self) -> gymnasium.Env:
+    def _make_env(self) -> gymnasium.Env:
         self._deadline.allow(START)
         try:
             return make(self._name, self._kwargs)
@@ -249,58 +279,60 @@ class Guard:
             raise Unusable(f"cannot be made: {line(error)}") from error
 
     def reset(self, *, seed: int | None = None) -> tuple[Any, dict[str, Any]]:
-        """A fresh start; a seed makes this and all later ones repeatable."""
+        """A new start; a seed makes this and all later starts repeatable."""
         if seed is not None:
-            self._seed, self._next, self._anew, self._restarts = seed, seed, 0, 0
+            self._seed, self._next_seed, self._restarts, self._restarts_in_row = seed, seed, 0, 0
         self._last, self._steps = [0.0] * len(self._keys), 0
         while True:
             try:
                 self._deadline.allow(START)
-                raw, _ = self._env.reset(seed=self._next)
-                obs = self._checked(raw)
+                raw, _ = self._env.reset(seed=self._next_seed)
+                obs = self._flattened(raw)
                 if not all(np.isfinite(x).all() for x in leaves(obs)):
                     raise ValueError("the first observation is not finite")
             except Unusable:
                 raise
             except FAILURES as error:
-                self._again(error)
+                self._restart(error)
             else:
-                self._obs, self._next = obs, None
+                self._obs, self._next_seed = obs, None
                 return obs, {}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """As Gymnasium's."""
+        """One control step; arguments and results as in Gymnasium."""
         try:
             self._deadline.allow()
             raw, reward, terminated, truncated, info = self._env.step(self._native(action))
-            obs, reward = self._checked(raw), self._number("reward", reward)
+            obs, reward = self._flattened(raw), self._number("reward", reward)
             terminated, truncated, info = bool(terminated), bool(truncated), dict(info)
         except Unusable:
             raise
         except FAILURES as error:
-            self._again(error)
+            self._restart(error)
             return self._obs, 0.0, False, True, {"restarted": True, "last": self._last}
-        self._restarts, self._steps = 0, self._steps + 1
+        self._restarts_in_row, self._steps = 0, self._steps + 1
         if not (np.isfinite(reward) and all(np.isfinite(x).all() for x in leaves(obs))):
             return self._obs, 0.0, True, False, {"nonfinite": True, "last": self._last}
         self._obs = obs
-        self._read(info, terminated or truncated)
-        truncated = truncated or self._steps == self._limit  # unknown to the environment
+        self._read_info(info, terminated or truncated)
+        truncated = truncated or self._steps == self._limit  # not known to the environment
         return obs, reward, terminated, truncated, {"last": self._last}
 
     def picture(self) -> np.ndarray:
-        """[H, W, 3] uint8."""
+        """A picture [H, W, 3] uint8 of the world."""
         self._deadline.allow(START)
         try:
             frame = np.asarray(self._env.render())
             if frame.ndim != 3 or frame.shape[2] != 3:
-                raise ValueError(f"render() gave {frame.dtype} {frame.shape}, not [H, W, 3]")
+                raise ValueError(
+                    f"render() returned {frame.dtype} {frame.shape}, expected [H, W, 3]"
+                )
             return frame.astype(np.uint8)
         except FAILURES as error:
-            raise Unusable(f"draws no pictures: {line(error)}") from error
+            raise Unusable(f"cannot render a picture: {line(error)}") from error
 
     def describe(self) -> dict[str, Any]:
-        """What a task has to know, in plain values."""
+        """The environment's spaces and properties that a task needs, as plain values."""
         env = self._env
         limit, fps = env.spec and env.spec.max_episode_steps, (env.metadata or {}).get("render_fps")
         if fps is not None and not (isinstance(fps, numbers.Real) and 0 < float(fps) < math.inf):
@@ -318,58 +350,61 @@ class Guard:
         with contextlib.suppress(*FAILURES):
             self._env.close()
 
-    def _again(self, error: BaseException) -> None:
-        """A new environment in place of the one that failed."""
+    def _restart(self, error: BaseException) -> None:
+        """Replaces the environment, which has failed, by a new one."""
         self.failures.append(line(error))
-        self._restarts += 1
-        if self._restarts > MOST_RESTARTS:
+        self._restarts_in_row += 1
+        if self._restarts_in_row > MAX_RESTARTS:
             raise Unusable(
-                f"failed {self._restarts} times in a row, last with {line(error)}"
+                f"failed {self._restarts_in_row} times in a row, the last time with {line(error)}"
             ) from error
         self.close()
-        self._env = self._made()
-        self._anew += 1
+        self._env = self._make_env()
+        self._restarts += 1
         if self._seed is not None:
-            self._next = int(np.random.SeedSequence((self._seed, self._anew)).generate_state(1)[0])
+            seeds = np.random.SeedSequence((self._seed, self._restarts))
+            self._next_seed = int(seeds.generate_state(1)[0])
 
-    def _read(self, info: dict[str, Any], last: bool) -> None:
-        """Takes note of the wanted entries; those that are there may differ until the last."""
+    def _read_info(self, info: dict[str, Any], last: bool) -> None:
+        """Stores the entries of `keys`; they may be missing until the episode ends by itself."""
         for i, key in enumerate(self._keys):
             if key in info:
                 self._last[i] = self._number(f"info[{key!r}]", info[key])
             elif last:
                 raise Unusable(
-                    f"info has no {key!r} (env.success or env.metrics) at the end of an episode, "
+                    f"info has no {key!r} (env.success or env.metrics) at the end of an episode; "
                     f"it has: {', '.join(map(repr, info)) or 'nothing'}"
                 )
 
-    def _number(self, what: str, value: Any) -> float:
+    def _number(self, name: str, value: Any) -> float:
         try:
             return float(np.asarray(value).item())
         except (TypeError, ValueError) as error:
-            raise Unusable(f"{what}: got {value!r}, expected a number") from error
+            raise Unusable(f"{name}: got {value!r}, expected a number") from error
 
     def _native(self, action: Any) -> Any:
+        """The action as the environment expects it."""
         space = self._actions
         if isinstance(space, spaces.Discrete):
             return int(space.start) + int(action)
-        share = 0.5 * (np.clip(np.asarray(action, np.float64), -1.0, 1.0) + 1.0)
+        fraction = 0.5 * (np.clip(np.asarray(action, np.float64), -1.0, 1.0) + 1.0)
         low, high = self._bounds
-        return (low + share * (high - low)).reshape(space.shape).astype(space.dtype)
+        return (low + fraction * (high - low)).reshape(space.shape).astype(space.dtype)
 
-    def _checked(self, raw: Any) -> Any:
+    def _flattened(self, raw: Any) -> Any:
+        """The observation, checked and flattened."""
         if isinstance(self._space, spaces.Dict):
             return _parts(self._space, raw, "observation")
-        return _flatten(self._space, raw, "observation")
+        return _part(self._space, raw, "observation")
 
 
 class Wrapped:
-    """A world behind delay, noise and history: to it what `jaxrl.envs.Wrapped` is to compiled
-    tasks.
+    """A world with delayed actions, noisy observations and a history; for compiled tasks,
+    `jaxrl.envs.Wrapped` does this.
 
     Args:
       world: the world.
-      wrap: settings that fit it.
+      wrap: settings that fit the world.
     """
 
     def __init__(self, world: Guard, wrap: Wrap):
@@ -378,29 +413,29 @@ class Wrapped:
         self._random = np.random.default_rng()
 
     def reset(self, *, seed: int | None = None) -> tuple[Any, dict[str, Any]]:
-        """As the world's; no action has been given, and the first observation fills the
-        history."""
+        """Resets the world. Actions before the first given one are zero, and the first
+        observation fills the history."""
         if seed is not None:
             self._random = np.random.default_rng((seed, NOISE))
         obs, info = self._world.reset(seed=seed)
-        least, most = self._wrap.action_delay[0], self._wrap.action_delay[-1]
-        self._delay = int(self._random.integers(least, most, endpoint=True))
-        none = np.zeros(self.action_space.shape or (), self.action_space.dtype)
-        self._actions = collections.deque([none] * (most + 1), most + 1)
+        low, high = self._wrap.action_delay[0], self._wrap.action_delay[-1]
+        self._delay = int(self._random.integers(low, high, endpoint=True))
+        zero = np.zeros(self.action_space.shape or (), self.action_space.dtype)
+        self._actions = collections.deque([zero] * (high + 1), high + 1)
         history = self._wrap.history
         self._frames = collections.deque([self._noisy(obs)] * history, history)
         return self._stacked(), info
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """As the world's, under the action given `delay` steps ago."""
+        """One step of the world, with the action that was given `delay` steps ago."""
         self._actions.append(action)
         obs, *numbers, info = self._world.step(self._actions[-1 - self._delay])
-        if not ("restarted" in info or "nonfinite" in info):  # else: what was last seen of it
+        if not ("restarted" in info or "nonfinite" in info):  # else: it is in the history
             self._frames.append(self._noisy(obs))
         return self._stacked(), *numbers, info
 
     def __getattr__(self, name: str) -> Any:
-        if name == "_world":  # not set yet: while being copied
+        if name == "_world":  # not set yet while the object is copied
             raise AttributeError(name)
         return getattr(self._world, name)
 
@@ -411,24 +446,34 @@ class Wrapped:
         std = np.asarray(self._wrap.observation_noise)
         if not std.any():
             return obs
-        return _each(lambda x: (x + std * self._random.normal(size=x.shape)).astype(x.dtype), obs)
+
+        def add_noise(x: np.ndarray) -> np.ndarray:
+            if x.dtype == np.uint8:  # an image
+                return x
+            return (x + std * self._random.normal(size=x.shape)).astype(x.dtype)
+
+        return _each(add_noise, obs)
 
     def _stacked(self) -> Any:
-        return _each(lambda *frames: np.concatenate(frames), *self._frames)
+        return _each(
+            lambda *frames: np.concatenate(frames, axis=0 if frames[0].ndim == 1 else -1),
+            *self._frames,
+        )
 
 
-# -- many, and what a process does ---------------------------------------------------------------
+# -- many worlds, and the main function of a process ---------------------------------------------
 
 
 class Group:
-    """Worlds that one process steps, each in its turn. A world whose episode ends begins the
-    next in the same step. Observations are left in `memory`.
+    """Worlds that one process steps one after the other. When an episode ends, the next one
+    begins in the same step. Observations are written to `memory`.
 
     Args:
-      settings: of each world: name, kwargs, keys and limit, as for `Guard`.
-      wrap: what is around each world.
-      deadline: of all of them.
-      memory: [K, O] float32 arrays of the K worlds, in the order of an observation's keys.
+      settings: name, kwargs, keys and limit of each world, as for `Guard`.
+      wrap: delay, noise and history of each world.
+      deadline: deadline of the current call, shared by all worlds.
+      memory: [K, O] float32 arrays for the observations of the K worlds: one array, or one for
+        each key, in the order of the sorted keys.
     """
 
     def __init__(
@@ -441,49 +486,53 @@ class Group:
             self.worlds.append(world if wrap == Wrap() else Wrapped(world, wrap))
 
     def reset(self, seed: int) -> list[tuple[int, str]]:
-        """New episodes; world i has the seed + i. Returns failures: (index, line)."""
+        """Starts new episodes; world i gets the seed `seed + i`. Returns failures as (index of the
+        world, line)."""
         for i, world in enumerate(self.worlds):
-            self._show(i, world.reset(seed=seed + i)[0])
+            self._store(i, world.reset(seed=seed + i)[0])
         return self._failures()
 
     def step(self, actions: np.ndarray) -> tuple[Any, ...]:
-        """One step of each: rewards, and whether its episode terminated or was truncated [K];
-        (index, final observation, info) of each whose episode ended; failures."""
+        """One step of each world. Returns rewards, terminated and truncated, each [K]; (index of
+        the world, final observation, info) of each episode that ended; and failures."""
         reward, ended = np.zeros(len(self.worlds)), []
         terminated, truncated = np.zeros((2, len(self.worlds)), bool)
         for i, (world, action) in enumerate(zip(self.worlds, actions, strict=True)):
-            seen, reward[i], terminated[i], truncated[i], info = world.step(action)
+            obs, reward[i], terminated[i], truncated[i], info = world.step(action)
             if terminated[i] or truncated[i]:
-                ended.append((i, seen, info))
-                seen = world.reset()[0]
-            self._show(i, seen)
+                ended.append((i, obs, info))
+                obs = world.reset()[0]
+            self._store(i, obs)
         return reward, terminated, truncated, ended, self._failures()
 
     def picture(self) -> np.ndarray:
-        """[H, W, 3] uint8 of the first world."""
+        """A picture [H, W, 3] uint8 of the first world."""
         return self.worlds[0].picture()
 
     def close(self) -> None:
         for world in self.worlds:
             world.close()
 
-    def _show(self, i: int, obs: Any) -> None:
-        for whole, own in zip(self._memory, leaves(obs), strict=True):
-            whole[i] = own
+    def _store(self, i: int, obs: Any) -> None:
+        for stored, part in zip(self._memory, leaves(obs), strict=True):
+            stored[i] = part
 
     def _failures(self) -> list[tuple[int, str]]:
-        found = [(i, told) for i, world in enumerate(self.worlds) for told in world.failures]
+        failures = [
+            (i, message) for i, world in enumerate(self.worlds) for message in world.failures
+        ]
         for world in self.worlds:
             world.failures.clear()
-        return found
+        return failures
 
 
 class Examiner:
-    """Answers what has to be known of an environment before it is trained on.
+    """Examines an environment before training.
 
     Args:
       name, kwargs: as for `make`.
-      deadline: of its worlds.
+      deadline: deadline of the current call of a world.
+      memory: not used.
     """
 
     def __init__(
@@ -492,63 +541,72 @@ class Examiner:
         self._make = lambda: Guard(name, kwargs, deadline=deadline)
 
     def describe(self) -> dict[str, Any]:
-        """`Guard.describe` of one."""
+        """The result of `Guard.describe`."""
         with contextlib.closing(self._make()) as world:
             return world.describe()
 
     def trial(self, steps: int = 20) -> tuple[float, bool]:
-        """Median seconds of a step, and whether two worlds in one process leave each other
-        alone: whether the first takes the same steps as without the second."""
-        taken: list[float] = []
-        alone, beside = self._play(1, steps, taken), self._play(2, steps, taken)
-        same = all(np.array_equal(a, b) for a, b in zip(alone, beside))
-        return statistics.median(taken), same
+        """Median duration of a step (s), and whether two worlds in one process are independent:
+        whether the first one's observations are the same with and without the second."""
+        durations: list[float] = []
+        single, paired = self._play(1, steps, durations), self._play(2, steps, durations)
+        same = all(np.array_equal(a, b) for a, b in zip(single, paired))
+        return statistics.median(durations), same
 
-    def _play(self, count: int, steps: int, taken: list[float]) -> list[np.ndarray]:
-        """What the first of `count` worlds shows; seconds of all steps go to `taken`."""
-        worlds, seen = [self._make() for _ in range(count)], []
+    def _play(self, count: int, steps: int, durations: list[float]) -> list[np.ndarray]:
+        """Observations of the first of `count` worlds. Appends the durations (s) of all steps of
+        all worlds to `durations`."""
+        with contextlib.ExitStack() as stack:
+            worlds = [stack.enter_context(contextlib.closing(self._make())) for _ in range(count)]
+            return self._observations(worlds, steps, durations)
+
+    def _observations(
+        self, worlds: list[Guard], steps: int, durations: list[float]
+    ) -> list[np.ndarray]:
+        observations: list[np.ndarray] = []
         worlds[0].action_space.seed(0)
         for i, world in enumerate(worlds):
             obs, _ = world.reset(seed=i)
-            seen += leaves(obs) if i == 0 else []
+            observations += leaves(obs) if i == 0 else []
         for _ in range(steps):
             action = worlds[0].action_space.sample()
             for i, world in enumerate(worlds):
-                begun = time.perf_counter()
+                start = time.perf_counter()
                 obs, _, terminated, truncated, info = world.step(action)
-                taken.append(time.perf_counter() - begun)
-                if "restarted" in info:  # from here on its starts are new ones
-                    return seen
-                seen += leaves(obs) if i == 0 else []
+                durations.append(time.perf_counter() - start)
+                if "restarted" in info:  # later starts have another seed
+                    return observations
+                observations += leaves(obs) if i == 0 else []
                 if terminated or truncated:
                     world.reset()
-        for world in worlds:
-            world.close()
-        return seen
+        return observations
 
     def close(self) -> None:
-        """Nothing is left open."""
+        """Does nothing: no world is kept open."""
 
 
 def serve(pipe: Any, make: CloudpickleWrapper, deadline: Deadline, memory: list[Any]) -> None:
-    """The main function of a process: makes an object and calls its methods when asked, until
-    the pipe is closed or the parent ends.
+    """The main function of a process: makes an object and calls its methods on request, until
+    the pipe is closed or the parent process ends.
 
     Args:
-      pipe: method and arguments come in; what it returned, or a line of what it raised, goes out.
-      make: of a function: (deadline, arrays [K, O] of the process) -> object.
-      deadline: of this process.
-      memory: of all processes, as `view` takes them, and this one's rows: (cells, count, rows).
+      pipe: receives (method, arguments); sends (result, None), or (None, error as one line).
+      make: wraps the function that makes the object: (deadline, arrays [K, O]) -> object.
+      deadline: deadline of the current call in this process.
+      memory: (shared, rows) of each array: the arguments of `view` for the array of all
+        processes, and the slice of rows that belongs to this process.
     """
     _end_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the trainer to answer
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the trainer handles Ctrl-C
     made: Any = None
     with contextlib.suppress(EOFError, OSError):
         while True:
             method, arguments = pipe.recv()
             try:
                 make_object: Any = make.fn
-                made = made or make_object(deadline, [view(*cells)[rows] for cells, rows in memory])
+                made = made or make_object(
+                    deadline, [view(*shared)[rows] for shared, rows in memory]
+                )
                 answer: tuple[Any, str | None] = getattr(made, method)(*arguments), None
             except FAILURES as error:
                 answer = None, line(error)
@@ -557,14 +615,14 @@ def serve(pipe: Any, make: CloudpickleWrapper, deadline: Deadline, memory: list[
         made.close()
 
 
-def view(cells: Any, count: int) -> np.ndarray:
-    """[count, O] float32 array of shared memory."""
-    return np.frombuffer(cells, np.float32).reshape(count, -1)
+def view(cells: Any, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    """An array of this shape and type over shared memory."""
+    return np.frombuffer(cells, dtype).reshape(shape)
 
 
 def _end_with_parent() -> None:
-    """Ends this process when its parent ends, however that ends."""
-    if sys.platform == "linux":  # whatever this process is at
+    """Ends this process when its parent process ends, even if the parent is killed."""
+    if sys.platform == "linux":  # works during a call of a C library too
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
     def watch() -> None:

@@ -1,4 +1,4 @@
-"""The commands: `python -m jaxrl.train` or `jaxrl train`, and so on."""
+"""The commands: `python -m jaxrl.train`, `jaxrl train` or `python -m jaxrl train`, and so on."""
 
 from __future__ import annotations
 
@@ -8,25 +8,26 @@ from jaxrl import cli
 from jaxrl.errors import UserError
 
 COMMANDS = {
-    "train": "train a policy, or go on with a run",
-    "evaluate": "judge a trained policy, or a task's baselines",
-    "report": "write a page on runs",
-    "check": "look at a task of your own",
-    "completion": "print what makes a shell complete these commands (bash, zsh)",
+    "train": "train a policy, or continue a run",
+    "evaluate": "evaluate a trained policy, or the baselines of a task",
+    "report": "write an HTML page about one or more runs",
+    "check": "check a task of your own before training on it",
+    "completion": "print a script for tab completion in bash or zsh",
 }
 
 
 def main() -> None:
-    """The console script `jaxrl`."""
+    """Entry point of the console script `jaxrl` and of `python -m jaxrl`."""
     cli.run(_dispatch)
 
 
 def _dispatch(argv: list[str]) -> int:
+    """Runs the command that the first argument names; returns the exit status."""
     if not argv or argv[0] in ("-h", "--help"):
         print("usage: jaxrl COMMAND ...\n")
-        for name, what in COMMANDS.items():
-            print(f"  {name:12}{what}")
-        print("\njaxrl COMMAND --help says more of each.")
+        for name, description in COMMANDS.items():
+            print(f"  {name:12}{description}")
+        print("\njaxrl COMMAND --help shows the options of a command.")
         return 0
     if argv[0] not in COMMANDS:
         raise UserError(f"unknown command {argv[0]!r} (known: {', '.join(COMMANDS)})")

@@ -1,4 +1,4 @@
-"""`python -m jaxrl.check`: does a task keep the contract, and does it behave?"""
+"""`python -m jaxrl.check`: check a task before training on it."""
 
 from __future__ import annotations
 
@@ -14,11 +14,19 @@ from jaxrl.options import merge
 USAGE = """\
 usage: python -m jaxrl.check TASK [--env.SETTING VALUE ...] [--traceback]
 
-Looks at a task before it is trained on: specs, shapes and types of what reset and step
-give, names, whether starts differ and are finite, whether the same key gives the same
-bits, how episodes go under random actions, and what a step costs.
+Checks a task before you train on it:
+  the shapes and types of what reset and step return, compared with the task's specs
+  the component names in the task's specs: one for each component, each name only once
+  the starts: finite, not all equal, and equal again when reset gets the same keys
+  200 control steps under random actions: finite values, rewards, ends of episodes
+  the same actions a second time: do they lead to the same rewards?
+  the time that a control step takes
+A Gymnasium environment (gym:ID) is checked by Gymnasium's own checker instead.
 
-  --traceback   where the task's own code raises, show the whole traceback
+TASK is the name of a task, or its class as package.module:Class.
+
+  --env.SETTING VALUE   set a setting of the task, such as --env.max_speed 0.3
+  --traceback           show the full traceback when the task's own code raises an error
 """
 
 WORLDS, STEPS = 64, 200
@@ -45,17 +53,17 @@ def main(argv: list[str]) -> int:
         raise
     for line in lines:
         print(line)
-    found = sum(line.startswith("warning") for line in lines)
-    plural = "" if found == 1 else "s"
-    print(f"{config.task}: {f'{found} warning{plural}' if found else 'nothing to complain of'}")
+    count = sum(line.startswith("warning") for line in lines)
+    plural = "" if count == 1 else "s"
+    print(f"{config.task}: {f'{count} warning{plural}' if count else 'no problems found'}")
     return 0
 
 
 def check(env: Any, name: str) -> list[str]:
-    """What is to say of a task, line by line; lines that begin with "warning" need a look.
+    """Returns the lines of the report on a task; problems begin with "warning".
 
     Raises:
-      UserError: it cannot be trained on.
+      UserError: the task cannot be trained on.
     """
     from jaxrl.bridge.gym_in import GymTask
 
@@ -74,7 +82,7 @@ def check(env: Any, name: str) -> list[str]:
 
 
 def _check_starts(env: Any, name: str) -> list[str]:
-    """Fresh starts, made twice with the same keys."""
+    """Checks the starts that `reset` draws, twice with the same keys; returns warnings."""
     import jax
     import numpy as np
 
@@ -82,29 +90,32 @@ def _check_starts(env: Any, name: str) -> list[str]:
 
     reset = jax.jit(jax.vmap(env.reset))
     keys = jax.random.split(jax.random.key(0), WORLDS)
-    starts, again = reset(keys), reset(keys)
-    bad = WORLDS - int(all_finite((starts.physics, starts.obs), WORLDS).sum())
-    if bad == WORLDS:
+    starts, repeated = reset(keys), reset(keys)
+    not_finite = WORLDS - int(all_finite((starts.physics, starts.obs), WORLDS).sum())
+    if not_finite == WORLDS:
         raise UserError(f"task {name}: reset: no start is finite")
-    rows = _numbers(starts.obs)
-    found = {
-        f"{bad} of {WORLDS} starts are not finite (each is drawn again)": bad > 0,
-        "the same key does not give the same start": not _same(rows, _numbers(again.obs)),
-        "all starts look alike: does reset use its key?": len(np.unique(rows, axis=0)) == 1,
-        "some starts are already terminated, which is not looked at": starts.terminated.any(),
+    rows = _as_rows(starts.obs)
+    problems = {
+        f"{not_finite} of {WORLDS} starts are not finite (each is drawn again)": not_finite > 0,
+        "reset with the same key does not return the same start": not _same(
+            rows, _as_rows(repeated.obs)
+        ),
+        "all starts are equal: does reset use its key?": len(np.unique(rows, axis=0)) == 1,
+        "some starts have terminated=True, which is ignored": starts.terminated.any(),
     }
-    return [f"warning: {text}" for text, holds in found.items() if holds]
+    return [f"warning: {text}" for text, holds in problems.items() if holds]
 
 
-def _check_steps(env: Any, name: str) -> list[str]:
-    """Random actions, played twice from the same starts."""
+def _play_twice(vector: Any) -> tuple[Any, Any, float, float]:
+    """Plays the same random actions twice from the same starts.
+
+    Returns:
+      the time steps of the first run, leaves [T, N, ...]; those of the second run; seconds of
+      the compilation; seconds per control step and world.
+    """
     import jax
-    import jax.numpy as jnp
-    import numpy as np
 
-    from jaxrl.envs import Vector
-
-    vector, spec = Vector(env, WORLDS), env.action_spec
+    spec = vector.env.action_spec
 
     def act(state, key):
         if spec.discrete:
@@ -117,63 +128,81 @@ def _check_steps(env: Any, name: str) -> list[str]:
         return jax.lax.scan(act, state, jax.random.split(jax.random.key(2), STEPS))[1]
 
     start = jax.jit(lambda: vector.init(jax.random.key(1), stagger=False))()
-    begun = time.perf_counter()
+    start_time = time.perf_counter()
     run = jax.jit(play).lower(start).compile()
-    compiled = time.perf_counter() - begun
+    compiled = time.perf_counter() - start_time
     first = jax.device_get(run(start))
-    begun = time.perf_counter()
-    again = jax.device_get(run(start))
-    cost = (time.perf_counter() - begun) / (STEPS * WORLDS)
+    start_time = time.perf_counter()
+    repeated = jax.device_get(run(start))
+    return first, repeated, compiled, (time.perf_counter() - start_time) / (STEPS * WORLDS)
 
+
+def _check_steps(env: Any, name: str) -> list[str]:
+    """Checks control steps under random actions; returns the lines of the report."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from jaxrl.envs import Vector
+
+    vector = Vector(env, WORLDS)
+    first, repeated, compiled, cost = _play_twice(vector)
     count = STEPS * WORLDS
-    ends, bad, far = (int(x.sum()) for x in (first.terminated, first.nonfinite, first.out_of_range))
-    seen = _numbers(jax.tree.map(lambda x: jnp.concatenate(x), first.final_obs))
-    still = np.flatnonzero(np.ptp(seen, axis=0) == 0)
-    found = {
-        f"{bad} of {count:,} steps were not finite (each ends its episode)": bad > 0,
-        f"{far} of {count:,} steps had rewards or observations beyond 1e6 (they are cut)": far > 0,
-        "the same actions do not lead to the same rewards": not _same(first.reward, again.reward),
-        f"components {_few(still)} of the observation never moved": len(still) > 0,
+    ends, not_finite, beyond = (
+        int(x.sum()) for x in (first.terminated, first.nonfinite, first.out_of_range)
+    )
+    observations = _as_rows(jax.tree.map(lambda x: jnp.concatenate(x), first.final_obs))
+    constant = np.flatnonzero(np.ptp(observations, axis=0) == 0)
+    problems = {
+        f"{not_finite} of {count:,} steps were not finite (each ends its episode)": not_finite > 0,
+        f"{beyond} of {count:,} steps had rewards or observations beyond 1e6 (they are clipped)": (
+            beyond > 0
+        ),
+        "the same actions do not lead to the same rewards": not _same(
+            first.reward, repeated.reward
+        ),
+        f"components {_first_few(constant)} of the observation never changed": len(constant) > 0,
         "every step terminated": ends == count,
         "all rewards are the same": np.ptp(first.reward) == 0,
     }
     if "success" in vector.statistics and first.ended.any():
         column = vector.statistics.index("success")
         success = first.episode[..., column][first.ended]
-        found["success is not between 0 and 1"] = success.min() < 0 or success.max() > 1
+        problems["success is not between 0 and 1"] = success.min() < 0 or success.max() > 1
     return [
-        f"reward of a random step: {first.reward.mean():.4g} +- {first.reward.std():.4g}",
+        f"reward per step under random actions: {first.reward.mean():.4g} +- "
+        f"{first.reward.std():.4g} (mean and standard deviation)",
         f"of {count:,} steps under random actions {ends:,} terminated and "
-        f"{int(first.truncated.sum()):,} met the time limit",
-        f"a control step of one of {WORLDS} worlds: {cost * 1e6:.3g} microseconds; compiled in "
-        f"{compiled:.1f} s",
-        *(f"warning: {text}" for text, holds in found.items() if holds),
+        f"{int(first.truncated.sum()):,} reached the time limit",
+        f"time of a control step: {cost * 1e6:.3g} microseconds per world, with {WORLDS} worlds "
+        f"side by side; compilation: {compiled:.1f} s",
+        *(f"warning: {text}" for text, holds in problems.items() if holds),
     ]
 
 
 def _check_gymnasium(env: Any) -> list[str]:
-    """Gymnasium's own checker, on one environment."""
+    """Runs Gymnasium's own checker on one environment; returns warnings."""
     import warnings
 
     from gymnasium.utils.env_checker import check_env
 
     from jaxrl.bridge.worker import make
 
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         world = make(env.id, dict(env.kwargs))
         try:
             check_env(world.unwrapped, skip_render_check=True)
-        except Exception as error:  # assertions, and whatever the environment raises
+        except Exception as error:  # assertions of the checker, or any error of the environment
             raise UserError(f"gym:{env.id}: {type(error).__name__}: {brief(error)}") from error
         finally:
             world.close()
-    lines = {brief(str(w.message).replace("WARN:", "")) for w in told}
+    lines = {brief(str(w.message).replace("WARN:", "")) for w in caught}
     return [f"warning: {line}" for line in sorted(lines)]
 
 
-def _numbers(obs: Any) -> Any:
-    """[B, F] all components of observations with leaves [B, ...], side by side."""
+def _as_rows(obs: Any) -> Any:
+    """All components of observations with leaves [B, ...], as an array [B, F]."""
     import jax
     import numpy as np
 
@@ -181,13 +210,13 @@ def _numbers(obs: Any) -> Any:
     return np.concatenate([x.reshape(len(x), -1) for x in leaves], axis=1)
 
 
-def _same(one: Any, other: Any) -> bool:
+def _same(first: Any, second: Any) -> bool:
     import numpy as np
 
-    return np.array_equal(one, other, equal_nan=True)
+    return np.array_equal(first, second, equal_nan=True)
 
 
-def _few(places: Any) -> str:
-    """The first few of many numbers."""
-    shown = ", ".join(map(str, places[:8]))
-    return f"{shown}, ... ({len(places)})" if len(places) > 8 else shown
+def _first_few(indices: Any) -> str:
+    """The first eight indices as text, with the number of all if there are more."""
+    shown = ", ".join(map(str, indices[:8]))
+    return f"{shown}, ... ({len(indices)} in all)" if len(indices) > 8 else shown

@@ -1,4 +1,4 @@
-"""`jaxrl completion SHELL`: what makes a shell complete the commands."""
+"""`jaxrl completion SHELL`: print a script for tab completion in bash or zsh."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from jaxrl.errors import UserError
 USAGE = """\
 usage: jaxrl completion bash|zsh
 
-Prints a script that completes commands, tasks and settings. For bash, once and for all:
+Prints a script with which the shell completes commands, tasks and settings of jaxrl.
+To install it permanently for bash:
   jaxrl completion bash >> ~/.bashrc
 """
 
-# Settings and tasks are written into the script: to look them up takes seconds.
+# The script contains the names of all settings and tasks: looking them up takes seconds.
 BASH = """\
 _jaxrl() {{
   local word=${{COMP_WORDS[COMP_CWORD]}} before=${{COMP_WORDS[COMP_CWORD-1]}} words
@@ -40,16 +41,16 @@ def main(argv: list[str]) -> int:
     from jaxrl.commands import COMMANDS
     from jaxrl.config import resolve
 
-    found: dict[str, None] = {}
+    options: dict[str, None] = {}
     for task in (name for name in envs.names() if ":" not in name):
         for algo in ALGORITHMS:
             for rows in resolve({"env": task, "algo": algo}, platform="none").describe():
-                found |= dict.fromkeys(f"--{row[0]}" for row in rows)
+                options |= dict.fromkeys(f"--{row[0]}" for row in rows)
     script = BASH.format(
         commands=" ".join(COMMANDS),
         tasks=" ".join(name for name in envs.names() if ":" not in name),
         algorithms=" ".join(ALGORITHMS),
-        settings=" ".join(["--config", "--resume", "--print_config", "--help", *found]),
+        settings=" ".join(["--config", "--resume", "--print_config", "--help", *options]),
     )
     print(ZSH + script if argv == ["zsh"] else script, end="")
     return 0

@@ -1,4 +1,4 @@
-"""`python -m jaxrl.evaluate`: judge a trained policy, or a task's baselines."""
+"""`python -m jaxrl.evaluate`: evaluate a trained policy, or the baselines of a task."""
 
 from __future__ import annotations
 
@@ -18,27 +18,28 @@ USAGE = """\
 usage: python -m jaxrl.evaluate RUN_OR_CHECKPOINT [options]
        python -m jaxrl.evaluate --baselines TASK_OR_RUN [options]
 
-Plays fresh episodes, compiled, with the deterministic policy, and prints what came of
-them. RUN is a run's folder (its best model is taken) or one checkpoint's.
+Plays new episodes with a trained policy, which acts deterministically, and prints statistics.
+RUN_OR_CHECKPOINT is the folder of a run (its best model is evaluated) or of one checkpoint.
 
-  --episodes N       number of episodes (100)
-  --seed N           seed of the episodes (0)
-  --on SIMULATORS    play in other simulators too, such as mujoco (C) or mjx,mujoco, with the
-                     same starts, and print the gap
-  --set KEY=VALUE    change a setting, such as env.drive=omniwheel; repeatable
-  --json FILE        where the numbers go (of a run with checkpoints/:
-                     RUN/eval/<checkpoint>-<settings>.json, or with --baselines RUN
-                     RUN/eval/baselines.json, which its report shows; else they are only
-                     printed)
-  --video FILE       write a video of one episode (.mp4), before the others are played; with
-                     --baselines of the first scripted one
-  --baselines TASK_OR_RUN   judge a task's scripted baselines instead, zero and random
-                     included; of a run: with its settings of the task
+  --episodes N       number of episodes; default: 100
+  --seed N           seed of the episodes; default: 0
+  --on SIMULATORS    evaluate in MJX and in these simulators (a list such as mujoco,pybullet),
+                     from the same starts, and print the difference (gap) to MJX
+  --set KEY=VALUE    change a setting, such as env.drive=omniwheel; may be given several times
+  --json FILE        write the statistics to this file. Without --json, those of a run that has
+                     a folder checkpoints/ are written to
+                     RUN/eval/<checkpoint>-<settings>.json, or with --baselines RUN to
+                     RUN/eval/baselines.json, and appear in its report; others are only printed
+  --video FILE       write a video (.mp4) of one more episode, before the others are played;
+                     with --baselines: of the first scripted baseline, or of "zero" if there is none
+  --baselines TASK_OR_RUN
+                     evaluate the scripted baselines of a task, and the actors "zero" and
+                     "random", instead of a policy; for a run: of its task with its settings
 """
 
-# Worlds side by side in a simulator that is called from the compiled program: each has its
-# own memory there.
-MOST_HOSTED = 256
+# Maximum number of worlds side by side with --on: a simulator that is called from the compiled
+# program needs memory for each world.
+MAX_HOSTED = 256
 
 FLAGS = {
     "episodes": True,
@@ -60,18 +61,19 @@ def main(argv: list[str]) -> int:
     baselines = flags.get("baselines")
     if baselines and positionals:
         raise UserError(
-            f"unexpected argument {positionals[0]!r} beside --baselines {baselines} (a policy "
-            "and a task's baselines are judged one by one)"
+            f"unexpected argument {positionals[0]!r} together with --baselines "
+            f"{baselines}: evaluate a policy and baselines by two commands"
         )
     if baselines and flags.get("on"):
         raise UserError("--on: cannot be used together with --baselines")
     if not baselines and len(positionals) != 1:
         raise UserError(f"expected one run or checkpoint, got {len(positionals)} (see --help)")
     cli.start_jax()
-    return _baselines(flags) if baselines else _policy(positionals[0], flags)
+    return _evaluate_baselines(flags) if baselines else _evaluate_run(positionals[0], flags)
 
 
-def _policy(path: str, flags: dict[str, Any]) -> int:
+def _evaluate_run(path: str, flags: dict[str, Any]) -> int:
+    """Evaluates the policy of a run or checkpoint, in one simulator or in several."""
     from jaxrl.evaluation import format_summary
     from jaxrl.runs import evaluate_policy, load_policy
 
@@ -82,23 +84,23 @@ def _policy(path: str, flags: dict[str, Any]) -> int:
     changed = flags["set"]
     trained = load_policy(path, changed | {"eval_overrides": changed.get("env", {})})
     env, run = trained.config.eval_env, trained.source.parent.parent
-    elsewhere = _elsewhere(env, trained.config.task, flags) if flags.get("on") else {}
+    tasks = _elsewhere(env, trained.config.task, flags) if flags.get("on") else {}
     _prepare(flags, env, trained.actor, trained.params, seed)
-    if elsewhere:
-        return _across(path, trained, elsewhere, flags, episodes, seed)
+    if tasks:
+        return _compare_simulators(path, trained, tasks, flags, episodes, seed)
     result = evaluate_policy(trained, episodes, seed, changed)
     print(
         f"{path}: {result['source']}, {episodes} episodes, seed {seed}, {result['seconds']:.1f} s"
     )
     print(format_summary(result["summary"], env))
-    _keep(result, flags, run, _name(result["source"], changed))
+    _write_result(result, flags, run, _name(result["source"], changed))
     return 0
 
 
 def _prepare(
-    flags: dict[str, Any], env: Any, actor: Any, params: Any, seed: int, of: str = ""
+    flags: dict[str, Any], env: Any, actor: Any, params: Any, seed: int, suffix: str = ""
 ) -> None:
-    """All that can fail for a reason other than the episodes, before they are played."""
+    """Checks that --json can be written, and writes the video, before the episodes are played."""
     if flags.get("json"):
         try:
             check_writable(Path(flags["json"]))
@@ -108,34 +110,34 @@ def _prepare(
         from jaxrl.video import record
 
         record(env, actor, params, Path(flags["video"]), seed)
-        print(f"video{of} in {flags['video']}")
+        print(f"video{suffix} written to {flags['video']}")
 
 
-def _keep(result: dict[str, Any], flags: dict[str, Any], run: Path, name: str) -> None:
-    """Writes the numbers where --json says, or into the eval/ of a run of one's own."""
-    from jaxrl.runs import is_own, write_json
+def _write_result(result: dict[str, Any], flags: dict[str, Any], run: Path, name: str) -> None:
+    """Writes the statistics to the file of --json, or to RUN/eval if the run has checkpoints."""
+    from jaxrl.runs import is_resumable, write_json
 
     if flags.get("json"):
         out = Path(flags["json"])
         write_json(out, result)
-    elif is_own(run):
+    elif is_resumable(run):
         out = run / "eval" / name
         try:
             write_json(out, result)
-        except UserError as error:  # nobody asked for the file
-            print(f"not kept: {error}", file=sys.stderr)
+        except UserError as error:  # the user did not ask for the file
+            print(f"statistics not saved: {error}", file=sys.stderr)
             return
     else:
         return
     print(f"written to {out}")
 
 
-def _name(source: str, changed: dict[str, Any], on: Sequence[str] = ()) -> str:
-    """A file's name that says what was judged and how."""
-    name = source + (f"-on-{'-'.join(on)}" if on else "")
+def _name(source: str, changed: dict[str, Any], simulators: Sequence[str] = ()) -> str:
+    """The name of a result file: the checkpoint, the simulators and the changed settings."""
+    name = source + (f"-on-{'-'.join(simulators)}" if simulators else "")
     name += "".join(f"-{key}={value}" for key, value in flatten(changed).items())
     name = name.replace("/", "-")
-    if len(name.encode()) > 200:  # file systems take 255 bytes
+    if len(name.encode()) > 200:  # file systems allow 255 bytes
         name = f"{name[:100]}-{hashlib.blake2b(name.encode(), digest_size=4).hexdigest()}"
     return f"{name}.json"
 
@@ -144,27 +146,27 @@ def _name(source: str, changed: dict[str, Any], on: Sequence[str] = ()) -> str:
 
 
 def _elsewhere(env: Any, task: str, flags: dict[str, Any]) -> dict[str, Any]:
-    """The task in MJX and each simulator named, by their names.
+    """The task in MJX and in each simulator of --on, by the simulator's name.
 
     Raises:
-      UserError: it cannot be played there.
+      UserError: the task cannot be played in one of them.
     """
     if not env.simulators:
-        raise UserError(f"--on: {task} knows no other simulator")
+        raise UserError(f"--on: the task {task} supports no other simulator")
     names = list(dict.fromkeys(["mjx", *flags["on"].split(",")]))
-    found = {name: env.on(name) for name in names}
+    tasks = {name: env.on(name) for name in names}
     if len(names) > 1 and (varied := _varied(env.unwrapped)):
         arguments = " ".join(f"--set {setting}" for setting in varied)
         raise UserError(
-            "--on: the worlds' models differ (domain randomisation), which other simulators do "
-            f"not know; switch it off with {arguments}"
+            "--on: domain randomisation is on, which other simulators do not support; switch it "
+            f"off with {arguments}"
         )
-    return found
+    return tasks
 
 
 def _varied(task: Any) -> list[str]:
-    """Settings "env.a.low=1" under which the task's worlds would all have the same model."""
-    still = {
+    """Settings, such as "env.a.low=1", that switch off the task's domain randomisation."""
+    constant = {
         id(term.range): (1 if term.how == "scale" else 0)
         for term in task.randomizations
         if not term.is_off
@@ -172,39 +174,39 @@ def _varied(task: Any) -> list[str]:
     return [
         f"env.{path}.{edge}={0 if edge == 'high' and values.distribution == 'normal' else nominal}"
         for path, values in _sections(task)
-        if (nominal := still.get(id(values))) is not None
+        if (nominal := constant.get(id(values))) is not None
         for edge in ("low", "high")
     ]
 
 
 def _sections(settings: Any, path: str = "") -> list[tuple[str, Any]]:
-    """(dotted key, section) of all sections within a dataclass of settings."""
-    found = []
+    """Pairs (dotted key, section) of all sections in a dataclass of settings."""
+    sections = []
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
         if dataclasses.is_dataclass(value):
-            own = f"{path}{field.name}"
-            found += [(own, value), *_sections(value, f"{own}.")]
-    return found
+            key = f"{path}{field.name}"
+            sections += [(key, value), *_sections(value, f"{key}.")]
+    return sections
 
 
-def _across(
+def _compare_simulators(
     path: str,
     trained: Any,
-    elsewhere: dict[str, Any],
+    tasks: dict[str, Any],
     flags: dict[str, Any],
     episodes: int,
     seed: int,
 ) -> int:
-    """The policy in several simulators, side by side; the first is MJX."""
+    """Evaluates the policy in several simulators and prints a table; the first one is MJX."""
     from jaxrl.evaluation import success_line
     from jaxrl.logs import readable
     from jaxrl.runs import evaluate_policy
 
     results = {}
-    for name, env in elsewhere.items():
+    for name, env in tasks.items():
         results[name] = evaluate_policy(
-            trained, episodes, seed, flags["set"], task=env, most=MOST_HOSTED
+            trained, episodes, seed, flags["set"], task=env, max_worlds=MAX_HOSTED
         )
     names = list(results)
     first = results[names[0]]
@@ -222,14 +224,15 @@ def _across(
     for line in success_line(trained.config.eval_env):
         print(line)
     file = _name(first["source"], flags["set"], names)
-    _keep({"simulators": results}, flags, trained.source.parent.parent, file)
+    _write_result({"simulators": results}, flags, trained.source.parent.parent, file)
     return 0
 
 
 # -- baselines -------------------------------------------------------------------------
 
 
-def _baselines(flags: dict[str, Any]) -> int:
+def _evaluate_baselines(flags: dict[str, Any]) -> int:
+    """Evaluates the baselines of a task, or of the task of a run."""
     import jax
 
     from jaxrl.config import read_yaml, resolve
@@ -256,12 +259,12 @@ def _baselines(flags: dict[str, Any]) -> int:
         print(f"\n{name}: {episodes} episodes")
         print(format_summary(results[name], env))
     result = {"task": config.task, "episodes": episodes, "seed": seed, "baselines": results}
-    _keep(result, flags, run, BASELINES)
+    _write_result(result, flags, run, BASELINES)
     return 0
 
 
 def baselines(env: Any) -> dict[str, Any]:
-    """Actors by name: zero, random, and the task's own."""
+    """Actors by name: "zero", "random", and the scripted baselines of the task."""
     import jax
     import jax.numpy as jnp
 

@@ -1,4 +1,4 @@
-"""`python -m jaxrl.report RUN ...`: one HTML page that holds all there is to say of runs."""
+"""`python -m jaxrl.report RUN ...`: write an HTML page about one or more runs."""
 
 from __future__ import annotations
 
@@ -10,16 +10,19 @@ from jaxrl.errors import UserError
 USAGE = """\
 usage: python -m jaxrl.report RUN [RUN ...] [--out FILE]
 
-One run: what came out, learning curves, evaluations, hardware, configuration and the
-newest video, in one file that needs no network.
+Writes an HTML page about one or more runs: a single file that can be read offline.
 
-A population, or several runs (populations among them): their curves over each other,
-grouped by all settings but the seed, with each group's interquartile mean and its 95 %
-interval; tables of the groups, the members and the settings that differ.
+For one run, the page shows its results, learning curves, evaluations, hardware,
+configuration and newest video.
 
-  --out FILE   where the page goes (RUN/report.html; of several runs, or of one without
-               checkpoints/, which came from elsewhere, the first of ./report.html,
-               ./report-2.html, ... that is free)
+For a population, or several runs or populations, it shows their learning curves in the
+same plots, grouped by all settings except the seed, with the interquartile mean of each
+group and its 95 % interval, and tables of the groups, the members and the settings that
+differ.
+
+  --out FILE   file that the page is written to. Default for one run: RUN/report.html.
+               Default for several runs, or for a run that has no folder checkpoints/:
+               the first of ./report.html, ./report-2.html, ... that does not exist
 """
 
 
@@ -29,7 +32,7 @@ def main(argv: list[str]) -> int:
         print(USAGE)
         return 0
     if not positionals:
-        raise UserError("expected the folder of a run, or of several (see --help)")
+        raise UserError("expected the folder of at least one run (see --help)")
     from jaxrl.reporting import run_page
 
     out = Path(flags["out"]) if flags.get("out") else None

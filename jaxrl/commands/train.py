@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,19 +17,23 @@ if TYPE_CHECKING:
 USAGE = """\
 usage: python -m jaxrl.train [--config FILE] [--resume RUN] [--SETTING VALUE ...]
 
-Trains a policy; without arguments, the ballbot. Settings are dotted keys:
+Trains a policy; without arguments, on the task ballbot. Settings are dotted keys:
   python -m jaxrl.train --seed 1 --ppo.learning_rate 1e-4 --env.max_speed 0.4
 
-  --config FILE    settings from a YAML file (see configs/)
-  --resume RUN     go on with a run from its newest checkpoint, with its own settings
-  --num_seeds N    N runs with seeds from --seed on, in one program
-  --sweep KEY=VALUE,VALUE..  a run for each value, in one program; several make a grid
-  --eval_overrides.SETTING VALUE  a setting of the task (--env.SETTING) that differs when it
-                   is evaluated
-  --wandb          log to Weights & Biases too
-  --print_config   print the settings that the run would have, as a file for --config
-  --help           this text, and all settings with what the run would have
+  --config FILE    read settings from a YAML file (examples: configs/)
+  --resume RUN     continue the run in the folder RUN from its newest checkpoint, with its
+                   own settings
+  --num_seeds N    train N runs in one program, with the seeds --seed, --seed + 1, ...
+  --sweep KEY=VALUE,VALUE,...
+                   train one run for each value of the setting KEY, all in one program;
+                   several --sweep make a grid of all combinations
+  --eval_overrides.SETTING VALUE
+                   value that the task's setting --env.SETTING has in evaluations only
+  --wandb          also log to Weights & Biases
+  --print_config   print the settings of the run as YAML, which --config can read, and exit
+  --help           print this text and all settings, with the values they have in this run
 """
+MAX_LINE = 100  # characters of a line of the settings in --help
 
 FLAGS = {
     "config": True,
@@ -43,7 +48,7 @@ FLAGS = {
 def main(argv: list[str]) -> int:
     positionals, flags, settings = cli.parse(argv, FLAGS, settings=True)
     if positionals:
-        raise UserError(f"unexpected argument {positionals[0]!r}; settings are --KEY VALUE")
+        raise UserError(f"unexpected argument {positionals[0]!r}; give settings as --KEY VALUE")
     if flags.get("wandb"):
         settings = merge(settings, {"log": {"wandb": True}})
     if flags.get("sweep"):
@@ -65,7 +70,7 @@ def main(argv: list[str]) -> int:
 
 
 def _configure(flags: dict[str, Any], settings: dict[str, Any]) -> RunConfig:
-    """The run that the arguments ask for."""
+    """The configuration of the run that the arguments describe."""
     platform = cli.start_jax()
     from jaxrl import training
     from jaxrl.config import read_yaml
@@ -78,13 +83,13 @@ def _configure(flags: dict[str, Any], settings: dict[str, Any]) -> RunConfig:
 
 
 def _show(trained: Trained) -> None:
-    """Prints what the best models do, and where everything lies."""
+    """Prints the final evaluations, and the commands for the next steps."""
     from jaxrl.evaluation import format_summary
 
     config, folder = trained.config, trained.folder
     for name, path, result in trained.finals:
         if result is None:
-            print(f"\n{path}: never evaluated before it diverged")
+            print(f"\n{path}: diverged before its first evaluation")
             continue
         episodes = result["episodes"]
         print(f"\n{name or folder} {result['source']} over {episodes} episodes:")
@@ -94,7 +99,7 @@ def _show(trained: Trained) -> None:
     video = f" --video {trained.best}/videos/best.mp4" if config.env.can_render else ""
     steps, minutes = trained.progress.timesteps, trained.progress.elapsed / 60
     print(f"""
-{steps:,} control steps in {minutes:.1f} min, all in {folder}/
+{steps:,} control steps in {minutes:.1f} min, written to {folder}/
   evaluate   python -m jaxrl.evaluate {trained.best}{video}
   report     python -m jaxrl.report {folder}
   curves     tensorboard --logdir {folder}/tensorboard""")
@@ -111,14 +116,31 @@ def _print_config(config: RunConfig) -> int:
 def _help(config: RunConfig) -> int:
     from jaxrl import envs
 
-    own, training = config.describe()
-    print(f"Tasks (--env.name): {', '.join(envs.names())}. Settings of {config.task}:")
-    _print_rows(own)
-    print(f"\nTraining with {config.train.algo} (others: --algo NAME --help):")
-    _print_rows(training)
+    task_rows, training_rows = config.describe()
+    _print_wrapped(f"Tasks (--env.name): {', '.join(envs.names())}")
+    print(f"\nSettings of the task {config.task}:")
+    _print_rows(task_rows)
+    print(
+        f"\nSettings of training with {config.train.algo} (other algorithms: --algo NAME --help):"
+    )
+    _print_rows(training_rows)
     return 0
 
 
 def _print_rows(rows: list[tuple[str, str, str, str]]) -> None:
+    """Prints rows (dotted key, type, value, help) of settings."""
     for key, kind, value, text in rows:
-        print(f"  --{key} [{kind}; {value}]\n        {text}")
+        _print_wrapped(f"  --{key} [{kind}; {value}]")
+        _print_wrapped(" " * 8 + text)
+
+
+def _print_wrapped(text: str) -> None:
+    """Prints a text in lines of at most `MAX_LINE` characters, later ones indented."""
+    lines = textwrap.wrap(
+        text,
+        MAX_LINE,
+        subsequent_indent=" " * 8,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    print("\n".join(lines))

@@ -1,4 +1,4 @@
-"""Environment contract, vectorisation and registry."""
+"""The task contract, parallel worlds, and the registry of tasks."""
 
 from jaxrl.envs.curriculum import CurriculumConfig
 from jaxrl.envs.registry import env_class, names, register

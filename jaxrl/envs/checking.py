@@ -1,4 +1,4 @@
-"""Whether a task keeps the contract (`jaxrl.envs.task`), as far as its shapes and types tell."""
+"""Checks a task against the contract (`jaxrl.envs.task`), as far as shapes and types show it."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from jaxrl.errors import UserError, brief
 
 
 def check_task(env: Task, name: str) -> None:
-    """Traces `reset` and `step` once, and compares what they give with what the task declares.
+    """Traces `reset` and `step` once, and compares their results with the task's declarations.
 
     Args:
-      env: a task that is compiled.
-      name: of the task, for messages.
+      env: a compiled task.
+      name: name of the task, for messages.
 
     Raises:
-      UserError: the first thing that is wrong.
+      UserError: the task breaks the contract; the message names the first error.
     """
     _check_numbers(env, name)
     action = _check_action_spec(env, name)
@@ -34,11 +34,15 @@ def check_task(env: Task, name: str) -> None:
     _check_same(start, after, name)
 
 
-def traced(what: str, function: Callable[[], Any]) -> Any:
-    """The function's result; what the task's code raises as one line that says where.
+def traced(doing: str, function: Callable[[], Any]) -> Any:
+    """Returns the function's result, and turns exceptions of the task's code into a UserError.
+
+    Args:
+      doing: start of the message, such as "task pendulum: reset".
+      function: function that runs the task's code.
 
     Raises:
-      UserError: anything but a UserError was raised.
+      UserError: the task's code raised an exception; one line with the file and line number.
     """
     try:
         return function()
@@ -46,10 +50,12 @@ def traced(what: str, function: Callable[[], Any]) -> Any:
         raise
     except Exception as error:
         frames = traceback.extract_tb(error.__traceback__)
-        own = [f for f in frames if "site-packages" not in f.filename and "/jax" not in f.filename]
-        place = (own or frames)[-1]
+        user_frames = [
+            f for f in frames if "site-packages" not in f.filename and "/jax" not in f.filename
+        ]
+        place = (user_frames or frames)[-1]
         raise UserError(
-            f"{what} fails with {type(error).__name__}: {brief(error)} "
+            f"{doing} fails with {type(error).__name__}: {brief(error)} "
             f"({place.filename}, line {place.lineno})"
         ) from error
 
@@ -66,70 +72,69 @@ def _check_numbers(env: Task, name: str) -> None:
 
 
 def _check_action_spec(env: Task, name: str) -> jax.ShapeDtypeStruct:
-    """Shape and type of one action."""
+    """Checks the action spec; returns shape and type of one action."""
     spec = env.action_spec
     _check_spec(spec, f"task {name}: action_spec")
     if len(spec.shape) != 1 or spec.shape[0] < 1:
         raise UserError(
-            f"task {name}: action_spec has the shape {spec.shape}, expected (A,), A at least 1"
+            f"task {name}: action_spec has the shape {spec.shape}, expected (A,) with A at least 1"
         )
     if spec.discrete:
         return jax.ShapeDtypeStruct((), jnp.int32)
     if (spec.low, spec.high) != (-1, 1):
         raise UserError(
-            f"task {name}: action_spec goes from {spec.low} to {spec.high}; policies act in "
-            "[-1, 1]: declare that, and scale in step"
+            f"task {name}: action_spec has the bounds {spec.low} and {spec.high}, must have -1 and "
+            "1; scale the actions in step"
         )
     return jax.ShapeDtypeStruct(spec.shape, jnp.float32)
 
 
-def _check_spec(spec: Any, where: str) -> None:
+def _check_spec(spec: Any, path: str) -> None:
     if not isinstance(spec, ArraySpec):
-        raise UserError(f"{where}: got {type(spec).__name__}, expected an ArraySpec")
+        raise UserError(f"{path}: got {type(spec).__name__}, expected an ArraySpec")
     size = math.prod(spec.shape)
     if spec.names and len(spec.names) != size:
-        raise UserError(f"{where}: {len(spec.names)} names for {size} components")
+        raise UserError(f"{path}: got {len(spec.names)} names for {size} components")
     twice = [n for n in spec.names if spec.names.count(n) > 1]
     if twice:
-        raise UserError(f"{where}: two components have the name {twice[0]!r}")
+        raise UserError(f"{path}: two components have the name {twice[0]!r}")
 
 
-def _check_state(state: Any, env: Task, where: str) -> None:
+def _check_state(state: Any, env: Task, path: str) -> None:
     if not isinstance(state, State):
-        raise UserError(f"{where} returns {type(state).__name__}, expected a State")
+        raise UserError(f"{path} returns {type(state).__name__}, expected a State")
     spec = env.observation_spec
     if isinstance(spec, dict) != isinstance(state.obs, dict) or (
         isinstance(spec, dict) and set(spec) != set(state.obs)
     ):
-        raise UserError(
-            f"{where}: obs is {_kind(state.obs)}, but observation_spec is {_kind(spec)}"
-        )
+        raise UserError(f"{path}: obs is {_kind(state.obs)}, but observation_spec is {_kind(spec)}")
     parts = spec if isinstance(spec, dict) else {"": spec}
     for key, part in parts.items():
         label = f"obs[{key!r}]" if key else "obs"
-        _check_spec(part, f"{where}: observation_spec{f'[{key!r}]' if key else ''}")
-        seen = state.obs[key] if key else state.obs
-        if tuple(jnp.shape(seen)) != tuple(part.shape):
+        _check_spec(part, f"{path}: observation_spec{f'[{key!r}]' if key else ''}")
+        given = state.obs[key] if key else state.obs
+        if tuple(jnp.shape(given)) != tuple(part.shape):
             raise UserError(
-                f"{where}: {label} has the shape {tuple(jnp.shape(seen))}, but observation_spec "
-                f"says {tuple(part.shape)}"
+                f"{path}: {label} has the shape {tuple(jnp.shape(given))}, but observation_spec "
+                f"declares {tuple(part.shape)}"
             )
-    _check_scalar(state.reward, f"{where}: reward")
-    _check_scalar(state.terminated, f"{where}: terminated")
+    _check_scalar(state.reward, f"{path}: reward")
+    _check_scalar(state.terminated, f"{path}: terminated")
     if not isinstance(state.metrics, dict):
-        raise UserError(f"{where}: metrics is {_kind(state.metrics)}, expected a dictionary")
+        raise UserError(f"{path}: metrics is {_kind(state.metrics)}, expected a dictionary")
     for key, value in state.metrics.items():
-        _check_scalar(value, f"{where}: metrics[{key!r}]")
+        _check_scalar(value, f"{path}: metrics[{key!r}]")
 
 
-def _check_scalar(value: Any, where: str) -> None:
+def _check_scalar(value: Any, path: str) -> None:
     shape = jnp.shape(value) if not hasattr(value, "shape") else value.shape
     if tuple(shape) != ():
-        raise UserError(f"{where} has the shape {tuple(shape)}, must be a scalar, ()")
+        raise UserError(f"{path} has the shape {tuple(shape)}, must be a scalar, ()")
 
 
 def _check_same(start: State, after: State, name: str) -> None:
-    """`step` returns what `reset` does: it is repeated in a loop, whose state keeps its form."""
+    """Raises UserError if `step` returns other parts, shapes or types than `reset`: a compiled
+    loop repeats `step`, and its state cannot change its form."""
     old, new = _leaves(start), _leaves(after)
     for path in [*old, *(p for p in new if p not in old)]:
         if old.get(path) != new.get(path):
@@ -144,8 +149,6 @@ def _leaves(state: State) -> dict[str, str]:
     return {
         jax.tree_util.keystr(path): f"{x.dtype}{list(x.shape)}"
         for path, x in jax.tree_util.tree_leaves_with_path(state)
-        if not jax.tree_util.keystr(path).startswith(".reward")  # is made float32 by the vector
-        and not jax.tree_util.keystr(path).startswith(".terminated")
     }
 
 

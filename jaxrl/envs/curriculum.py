@@ -1,8 +1,8 @@
-"""Curriculum: a task's difficulty, raised while the policy copes.
+"""Curriculum: raises a task's difficulty while the policy succeeds.
 
-A task that has one carries a field `curriculum: CurriculumConfig` and takes the level in
-`reset(key, level)`, where full difficulty is the default: that is what evaluations play.
-Training keeps the level in its state and moves it once an iteration.
+A task with a curriculum has a field `curriculum: CurriculumConfig` and takes the level in
+`reset(key, level)`. The default of `level` must be full difficulty, which evaluations use.
+Training keeps the level in its state and adjusts it once in each iteration.
 """
 
 from __future__ import annotations
@@ -19,43 +19,55 @@ from jaxrl.options import option
 
 @dataclasses.dataclass(frozen=True)
 class CurriculumConfig:
-    """How difficulty, L numbers between 0 and 1, follows what is measured."""
+    """Settings of a curriculum: how L levels between 0 and 1 follow measured metrics."""
 
     start: tuple[float, ...] = option(
-        (1.0,), "levels at the start; 1: all at once", minimum=0, maximum=1
+        (1.0,),
+        "levels at the start of the run ({section}); one number for each level",
+        minimum=0,
+        maximum=1,
     )
     metric: tuple[str, ...] = option(
-        ("success",), "what moves each level: return, length or one of the task's metrics"
+        ("success",),
+        "the metric that decides about each level: return, length or one of the task's metrics",
     )
-    raise_at: float = option(0.8, "a level rises when the mean of its metric reaches this")
-    lower_at: float | None = option(None, "it falls when the mean is below this; none: never")
-    step: float = option(0.1, "by so much", greater_than=0, maximum=1)
-    episodes: int = option(256, "episodes that such a mean is taken over", minimum=1)
+    raise_at: float = option(
+        0.8, "a level rises when the mean of its metric over recent episodes reaches this"
+    )
+    lower_at: float | None = option(
+        None,
+        "a level falls when the mean of its metric over recent episodes is below this; "
+        "none: levels never fall",
+    )
+    step: float = option(0.1, "how far a level rises or falls at once", greater_than=0, maximum=1)
+    episodes: int = option(
+        256, "number of recent episodes that the mean of a level's metric is taken over", minimum=1
+    )
 
     def check(self, path: str, known: tuple[str, ...]) -> None:
-        """Raises UserError where levels and metrics do not go together.
+        """Raises UserError if levels and metrics do not fit together.
 
         Args:
-          path: of this section, for messages.
-          known: what a metric may be.
+          path: path of this section, for messages.
+          known: names of all metrics.
         """
         if not self.start or len(self.start) != len(self.metric):
             raise UserError(
-                f"{path}: needs one metric a level, got start {list(self.start)} and metric "
+                f"{path}: needs one metric for each level, got start {list(self.start)} and metric "
                 f"{list(self.metric)}"
             )
         for name in self.metric:
             if name not in known:
-                raise UserError(f"{path}.metric: got {name!r}, known are {', '.join(known)}")
+                raise UserError(f"{path}.metric: got {name!r}, expected one of {', '.join(known)}")
 
 
 class CurriculumState(struct.PyTreeNode):
-    """Where the curriculum stands.
+    """State of a curriculum.
 
     Attributes:
-      level: [L].
-      sums: [L] of each level's metric over the episodes since the last decision.
-      episodes: scalar, how many those are.
+      level: [L] current levels.
+      sums: [L] sum of each level's metric over the episodes since the last decision.
+      episodes: scalar, number of these episodes.
     """
 
     level: jax.Array
@@ -64,32 +76,32 @@ class CurriculumState(struct.PyTreeNode):
 
 
 def init(config: CurriculumConfig) -> CurriculumState:
-    """The easiest level."""
+    """Returns the state at the start of a run, at the start levels."""
     level = jnp.asarray(config.start, jnp.float32)
     return CurriculumState(level=level, sums=jnp.zeros_like(level), episodes=jnp.zeros(()))
 
 
 def observe(state: CurriculumState, sums: jax.Array, episodes: jax.Array) -> CurriculumState:
-    """Counts episodes that ended.
+    """Returns the state with ended episodes added.
 
     Args:
-      state: before.
-      sums: [L] of the levels' metrics.
-      episodes: how many ended.
+      state: state before.
+      sums: [L] sum of each level's metric over these episodes.
+      episodes: number of these episodes.
     """
     return state.replace(sums=state.sums + sums, episodes=state.episodes + episodes)
 
 
 def advance(config: CurriculumConfig, state: CurriculumState) -> CurriculumState:
-    """Moves the levels, if enough episodes have ended since they last were looked at."""
+    """Raises or lowers the levels, if enough episodes have ended since the last decision."""
     enough = state.episodes >= config.episodes
     mean = state.sums / jnp.maximum(state.episodes, 1.0)
     move = jnp.where(mean >= config.raise_at, config.step, 0.0)
     if config.lower_at is not None:
         move = move - jnp.where(mean < config.lower_at, config.step, 0.0)
-    least = jnp.asarray(config.start, jnp.float32)
-    level = jnp.clip(state.level + jnp.where(enough, move, 0.0), least, 1.0)
-    # What was counted at another level says nothing of the new one.
+    lowest = jnp.asarray(config.start, jnp.float32)
+    level = jnp.clip(state.level + jnp.where(enough, move, 0.0), lowest, 1.0)
+    # Counting starts again, since episodes at the old level do not count for the new level.
     return CurriculumState(
         level=level,
         sums=jnp.where(enough, 0.0, state.sums),

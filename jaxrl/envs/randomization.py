@@ -1,8 +1,8 @@
-"""Domain randomisation: which numbers of a world vary, how, and when.
+"""Domain randomisation: which parameters of a world vary, how, and when.
 
-A task declares `Randomization`s; `draw` makes values from the nominal ones. It knows no
-simulator: fields are arrays by name, and what follows from them (a subtree's mass from its
-bodies') is the task's to derive.
+A task declares `Randomization`s; `draw` computes new values from the nominal ones. It is
+independent of the simulator: fields are arrays with names, and the task itself computes the
+quantities that depend on them (such as a subtree's mass, which depends on its bodies' masses).
 """
 
 from __future__ import annotations
@@ -20,14 +20,16 @@ from jaxrl.options import option
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """What a randomised quantity is multiplied by, or what is added to it."""
+    """Distribution of the factor or the offset of a randomised quantity."""
 
-    low: float = option(0.0, "least value, or mean of a normal distribution")
-    high: float = option(0.0, "largest value, or its standard deviation")
-    distribution: Literal["uniform", "log_uniform", "normal"] = option("uniform", "of the draws")
+    low: float = option(0.0, "smallest {section}; of a normal distribution, its mean")
+    high: float = option(0.0, "largest {section}; of a normal distribution, its standard deviation")
+    distribution: Literal["uniform", "log_uniform", "normal"] = option(
+        "uniform", "distribution of each {section}, drawn once for each episode"
+    )
 
     def sample(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        """Draws of the given shape."""
+        """Returns random draws of the given shape."""
         if self.distribution == "normal":
             return self.low + self.high * jax.random.normal(key, shape)
         if self.distribution == "log_uniform":
@@ -38,16 +40,16 @@ class Range:
 
 @dataclasses.dataclass(frozen=True)
 class Randomization:
-    """One quantity that varies.
+    """One randomised quantity.
 
     Attributes:
-      targets: (field, index) pairs that all get the same draws; an index picks S numbers of
+      targets: (field, index) pairs that all get the same draws; an index selects S numbers of
         the field, as `array[index]` does.
-      how: the draws multiply the nominal numbers or are added to them.
-      range: of the draws.
-      shared: one draw for all S numbers, not one each.
-      event: "reset": drawn for each episode; "interval": and again every `interval` seconds.
-      interval: in seconds.
+      how: whether the draws multiply the nominal numbers or are added to them.
+      range: distribution of the draws.
+      shared: whether there is one draw for all S numbers, instead of one draw for each.
+      event: "reset": drawn for each episode; "interval": also again every `interval` seconds.
+      interval: seconds between draws.
     """
 
     targets: tuple[tuple[str, object], ...]
@@ -59,10 +61,10 @@ class Randomization:
 
     @property
     def is_off(self) -> bool:
-        """It would always draw the nominal value."""
+        """Whether every draw gives the nominal value."""
         spread = self.range.high if self.range.distribution == "normal" else None
-        still = self.range.low == self.range.high if spread is None else spread == 0
-        return still and self.range.low == (1.0 if self.how == "scale" else 0.0)
+        is_constant = self.range.low == self.range.high if spread is None else spread == 0
+        return is_constant and self.range.low == (1.0 if self.how == "scale" else 0.0)
 
 
 Fields = dict[str, jax.Array]
@@ -71,23 +73,23 @@ Fields = dict[str, jax.Array]
 def draw(
     terms: Sequence[Randomization], nominal: Callable[[str], jax.Array], key: jax.Array
 ) -> Fields:
-    """New values of all fields that the terms touch.
+    """Returns new values of all fields that the terms change.
 
     Args:
-      terms: what varies; those that are off touch nothing.
-      nominal: the value of a field by its name.
+      terms: randomised quantities; those that are off change nothing.
+      nominal: function from a field's name to its nominal value.
       key: PRNG key.
     """
     fields: Fields = {}
-    for term, own in zip(terms, jax.random.split(key, max(len(terms), 1)), strict=False):
+    for term, term_key in zip(terms, jax.random.split(key, max(len(terms), 1)), strict=False):
         if term.is_off:
             continue
         first, index = term.targets[0]
         shape = () if term.shared else jnp.shape(nominal(first)[index])
-        value = term.range.sample(own, shape)
+        value = term.range.sample(term_key, shape)
         for name, index in term.targets:
-            whole = fields.get(name, nominal(name))
-            place = whole.at[index]
+            array = fields.get(name, nominal(name))
+            place = array.at[index]
             fields[name] = place.multiply(value) if term.how == "scale" else place.add(value)
     return fields
 
@@ -101,22 +103,22 @@ def redraw(
     step: jax.Array,
     control_dt: float,
 ) -> Fields:
-    """`current` with the terms of event "interval" drawn again where their time has come.
+    """Returns `current`, with new draws of the "interval" terms that are due at this step.
 
-    Fields of such terms must belong to no other term.
+    A field of such a term must not belong to another term.
 
     Args:
       terms, nominal: as for `draw`.
       key: PRNG key of this step.
-      current: values now.
-      step: control steps since the episode began.
-      control_dt: seconds of one.
+      current: current values of all fields.
+      step: number of control steps since the episode began.
+      control_dt: seconds of one control step.
     """
     fields = dict(current)
     for i, term in enumerate(terms):
         if term.event != "interval" or term.is_off:
             continue
-        due = (step > 0) & (step % max(round(term.interval / control_dt), 1) == 0)
+        is_due = (step > 0) & (step % max(round(term.interval / control_dt), 1) == 0)
         for name, value in draw([term], nominal, jax.random.fold_in(key, i)).items():
-            fields[name] = jnp.where(due, value, fields[name])
+            fields[name] = jnp.where(is_due, value, fields[name])
     return fields

@@ -1,9 +1,9 @@
-"""Tasks by name.
+"""Registry of tasks by name.
 
-Any installed package adds tasks with the entry-point group `jaxrl.envs`, and whole families
-of them, named `family:name`, with the group `jaxrl.families`: a family is a function from
-the name within it to a task class. A class that no package names is "package.module:Class",
-and a script adds a task for itself with `register`.
+An installed package can add tasks through the entry-point group `jaxrl.envs`, and families of
+tasks, named `family:name`, through the group `jaxrl.families`: a family is a function from the
+name after the colon to a task class. A class without an entry point has the name
+"package.module:Class", and a script can add a task for its own process with `register`.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ _registered: dict[str, type[Task]] = {}
 
 
 def register(name: str, env_class: type[Task]) -> None:
-    """Makes a task class known under a name in this process.
+    """Registers a task class under a name, in this process.
 
     Raises:
-      UserError: it is no task.
+      UserError: the class is not a complete task.
     """
     _registered[name] = _checked(name, env_class)
 
 
 def names() -> list[str]:
-    """All known task names, then each family as "family:<name>"."""
+    """Returns all known task names, then each family as "family:<name>"."""
     tasks = {*_registered, *metadata.entry_points(group=GROUP).names}
     return sorted(tasks) + [f"{family}:<name>" for family in _families()]
 
@@ -48,18 +48,18 @@ def _families() -> list[str]:
 
 
 def env_class(name: str) -> type[Task]:
-    """The class of a task: one of `names()`, or "package.module:Class".
+    """Returns the class of a task: one of `names()`, or "package.module:Class".
 
     Raises:
-      UserError: no such task or family, or one that cannot be imported or is no task.
+      UserError: the task or family is unknown, cannot be imported, or is not a complete task.
     """
     if name in _registered:
         return _registered[name]
     family, colon, member = name.partition(":")
     for entry in metadata.entry_points(group=FAMILIES if colon else GROUP):
         if entry.name == family:
-            found = imported("env.name", entry.name, entry.value)
-            return found(member) if colon else _checked(name, found)
+            loaded = imported("env.name", entry.name, entry.value)
+            return loaded(member) if colon else _checked(name, loaded)
     if colon and ("." in family or _is_module(family)):
         return _checked(name, imported("env.name", name, name))
     if colon:
@@ -68,12 +68,12 @@ def env_class(name: str) -> type[Task]:
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
-    """The error about a name that is none of the known ones, with the nearest of them.
+    """Returns the error about an unknown name, with the most similar known name.
 
     Args:
-      kind: what the name is of, such as "task".
-      name: as given.
-      known: all right ones.
+      kind: what the name stands for: "task" or "family".
+      name: the unknown name.
+      known: all known names.
     """
     known = list(known)
     close = difflib.get_close_matches(name, known, 1)
@@ -87,22 +87,25 @@ def _is_module(name: str) -> bool:
     return False
 
 
-def _checked(name: str, found: Any) -> type[Task]:
-    """The class, if it is a task that is whole."""
-    if not isinstance(found, type):
-        raise UserError(f"env.name: {name!r} is no class, but {type(found).__name__}")
-    if issubclass(found, gymnasium.Env):
-        raise UserError(f"env.name: {name!r} is a Gymnasium environment: --env.gym {name}")
-    if not (issubclass(found, Task) and dataclasses.is_dataclass(found)):
-        what = "a dataclass" if issubclass(found, Task) else "derived from jaxrl.envs.Task"
-        raise UserError(f"env.name: {name!r} is no task: it is not {what}")
-    lacks = found.missing()
-    if lacks:
+def _checked(name: str, env_class: Any) -> type[Task]:
+    """Returns the class, or raises UserError if it is not a complete task."""
+    if not isinstance(env_class, type):
+        raise UserError(f"env.name: {name!r} is not a class, but {type(env_class).__name__}")
+    if issubclass(env_class, gymnasium.Env):
+        raise UserError(f"env.name: {name!r} is a Gymnasium environment; use --env.gym {name}")
+    if not (issubclass(env_class, Task) and dataclasses.is_dataclass(env_class)):
+        requirement = (
+            "a dataclass" if issubclass(env_class, Task) else "derived from jaxrl.envs.Task"
+        )
+        raise UserError(f"env.name: {name!r} is not a task: it must be {requirement}")
+    missing = env_class.missing()
+    if missing:
         raise UserError(
-            f"env.name: {name!r} is no task: it lacks {', '.join(lacks)} (see jaxrl/envs/task.py)"
+            f"env.name: {name!r} is not a complete task: it has no {', '.join(missing)} (see "
+            "jaxrl/envs/task.py)"
         )
     try:
-        typing.get_type_hints(found)
-    except Exception as error:  # they are expressions, and can do anything
+        typing.get_type_hints(env_class)
+    except Exception as error:  # annotations are code and can raise anything
         raise UserError(f"env.name: the annotations of {name!r} cannot be read: {error}") from error
-    return found
+    return env_class

@@ -37,13 +37,13 @@ class ArraySpec:
     dtype: str = "float32"
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON can hold it."""
+        """Returns a dictionary that can be written as JSON."""
         bounds = {name: x if math.isfinite(x) else None for name, x in self._bounds.items()}
         return dataclasses.asdict(self) | bounds
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ArraySpec:
-        """What `to_dict` was made of."""
+        """Returns the spec from the result of `to_dict`."""
         known = {name: x for name, x in values.items() if x is not None}
         return cls(**known | {"shape": tuple(known["shape"]), "names": tuple(known["names"])})
 
@@ -51,9 +51,15 @@ class ArraySpec:
     def _bounds(self) -> dict[str, float]:
         return {"low": self.low, "high": self.high}
 
+    @property
+    def is_image(self) -> bool:
+        """Whether the array is an image [height, width, channels]."""
+        return len(self.shape) == 3
+
     @classmethod
     def of_parts(cls, parts: dict[str, int]) -> ArraySpec:
-        """A vector of named parts, each of so many components: "speed", or "axis_0", "axis_1"."""
+        """Returns the spec of a vector of named parts, given the number of components of each;
+        component names are "speed" for one component, "axis_0", "axis_1" for several."""
         names = tuple(
             part if size == 1 else f"{part}_{i}"
             for part, size in parts.items()
@@ -66,14 +72,15 @@ class State(struct.PyTreeNode):
     """One world after `reset` or `step`.
 
     Attributes:
-      physics: whatever the simulator carries from step to step.
+      physics: the simulator's data that is carried from step to step.
       obs: array, or dictionary of arrays.
-      reward: scalar, of the step that led here.
-      terminated: scalar bool; the task has ended (a fall, a goal), never a time limit.
-      metrics: scalars by name, the same names always. Over an episode, names that begin
+      reward: scalar reward of the last step.
+      terminated: scalar bool; the task has ended the episode (a fall, a goal), never true
+        for a time limit.
+      metrics: scalars by name, always with the same names. Over an episode, names that begin
         with "reward/" are summed; "success" and names that begin with "final/" keep
         their last value; all others are averaged.
-      info: the task's own memory (commands, last action, random key).
+      info: the task's own data (commands, last action, random key).
     """
 
     physics: Any
@@ -85,31 +92,31 @@ class State(struct.PyTreeNode):
 
 
 class Task:
-    """A task. It simulates one world; `jax.vmap` makes it thousands.
+    """Base class of tasks. A task simulates one world; `jax.vmap` turns it into thousands.
 
-    Derive a frozen dataclass from it, whose fields are the task's settings. The task counts no
-    steps, knows no time limit and never resets itself: `jaxrl.envs.vector` does that for every
-    task alike.
+    Derive a frozen dataclass from it; the fields are the task's settings. A task does not count
+    steps, does not handle the time limit and never resets itself: `jaxrl.envs.vector` does this
+    for all tasks.
 
     A task must have (as a field, a class attribute or a property):
 
     * `episode_length`: time limit in control steps, applied by the vectoriser;
-    * `control_dt`: seconds of a control step;
+    * `control_dt`: seconds of one control step;
     * `action_spec`: an `ArraySpec` with bounds -1 and 1, or a discrete one;
-    * `observation_parts`, the named parts of an observation that is one vector and their sizes,
+    * `observation_parts`: if the observation is one vector, its named parts and their sizes,
       from which `observation_spec` and `observe` follow; or else `observation_spec` itself, an
       `ArraySpec` or a dictionary of them;
     * `reset` and `step`.
 
-    Everything else has a default here, and may be replaced:
+    Everything else has a default here, which a task may override:
 
-    * `presets`: training settings by device ("cpu", "gpu") and algorithm; those of
-      `jaxrl.algos.defaults` where a task has none;
-    * `eval_overrides`: settings of the task that differ when it is evaluated;
-    * `curriculum`: how the task grows harder (`jaxrl.envs.curriculum`); `reset` then takes the
+    * `presets`: training settings by device ("cpu", "gpu") and algorithm; without a preset,
+      those of `jaxrl.algos.defaults` are used;
+    * `eval_overrides`: settings of the task that are different in evaluations;
+    * `curriculum`: how the task becomes harder (`jaxrl.envs.curriculum`); `reset` then takes the
       level too;
-    * `randomizations`: what differs between the worlds' models (`jaxrl.envs.randomization`);
-    * `success_criterion`: in words, what the metric "success" means;
+    * `randomizations`: how the worlds' models differ (`jaxrl.envs.randomization`);
+    * `success_criterion`: text that explains the metric "success";
     * `baselines`, `render`, `simulators` and `on`, `runtime`.
     """
 
@@ -117,7 +124,7 @@ class Task:
     eval_overrides: ClassVar[dict[str, Any]] = {}
     simulators: ClassVar[tuple[str, ...]] = ()
 
-    if TYPE_CHECKING:  # as properties, so that a subclass may have fields or properties
+    if TYPE_CHECKING:  # properties here, so that a subclass may have fields or properties
 
         @property
         def episode_length(self) -> int | None: ...
@@ -141,9 +148,9 @@ class Task:
 
     @classmethod
     def missing(cls) -> list[str]:
-        """Names of what a task must have and this class has not."""
-        own: Any = cls
-        fields = {field.name for field in dataclasses.fields(own)}
+        """Returns the names of required attributes that this class does not have."""
+        task_class: Any = cls
+        fields = {field.name for field in dataclasses.fields(task_class)}
 
         def has(name: str) -> bool:
             return name in fields or getattr(cls, name, None) is not getattr(Task, name, None)
@@ -156,17 +163,17 @@ class Task:
 
     @property
     def observation_spec(self) -> ArraySpec | dict[str, ArraySpec]:
-        """Of the vector that `observe` makes."""
+        """Spec of the vector that `observe` returns."""
         return ArraySpec.of_parts(self.observation_parts)
 
     def observe(self, **parts: jax.Array) -> jax.Array:
-        """[O] the parts of an observation side by side, in the order of `observation_parts`.
+        """Concatenates the parts of an observation in the order of `observation_parts`, [O].
 
         Args:
-          parts: each with as many components as `observation_parts` says.
+          parts: parts by name, with the sizes that `observation_parts` declares.
 
         Raises:
-          UserError: a part that is missing, not declared, or of another size.
+          UserError: a part is missing, not declared, or of another size.
         """
         declared = self.observation_parts
         if wrong := sorted(parts.keys() ^ declared.keys()):
@@ -181,58 +188,59 @@ class Task:
             if row.size != size:
                 raise UserError(
                     f"{type(self).__name__}.observe: the part {name!r} has {row.size} components, "
-                    f"but observation_parts says {size}"
+                    f"but observation_parts declares {size}"
                 )
             rows.append(row)
         return jnp.concatenate(rows)
 
     def reset(self, key: jax.Array, *level: Any) -> State:
-        """A fresh random start; a task with a curriculum takes its level too."""
+        """Returns a new random start; a task with a curriculum takes the level too."""
         raise NotImplementedError
 
     def step(self, state: State, action: jax.Array) -> State:
-        """One control step under an action [A] in [-1, 1], or under the index of a choice."""
+        """Simulates one control step, with an action [A] in [-1, 1] or the index of a choice."""
         raise NotImplementedError
 
-    # -- what a task may have besides ------------------------------------------------------
+    # -- optional methods ------------------------------------------------------------------
 
     def baselines(self) -> dict[str, Callable[[State], jax.Array]]:
-        """Scripted controllers by name, State -> action."""
+        """Returns scripted controllers by name, functions State -> action."""
         return {}
 
     def on(self, simulator: str) -> Task:
-        """The same task in another of its `simulators`, to judge policies in.
+        """Returns the same task in another of its `simulators`, to evaluate policies there.
 
         Raises:
-          UserError: the task does not know it.
+          UserError: the task does not support this simulator.
         """
-        raise UserError(f"--on: {type(self).__name__} cannot be played in {simulator!r}")
+        raise UserError(f"--on: {type(self).__name__} cannot run in the simulator {simulator!r}")
 
     @property
     def can_render(self) -> bool:
-        """Whether there can be pictures of the task."""
+        """Whether the task can be rendered."""
         return type(self).render is not Task.render
 
     def render(self, states: Any, stride: int) -> np.ndarray:
-        """[F, H, W, 3] uint8 pictures of every `stride`-th of the physics states [T, ...].
+        """Renders every `stride`-th of the physics states [T, ...] as images [F, H, W, 3] uint8.
 
         Raises:
-          UserError: the task cannot be drawn.
+          UserError: the task cannot be rendered.
         """
-        raise UserError(f"{type(self).__name__} cannot be drawn: it has no render()")
+        raise UserError(f"{type(self).__name__} cannot be rendered: it has no method render")
 
-    # -- where its worlds live -----------------------------------------------------------
+    # -- runtime -------------------------------------------------------------------------
 
     @property
     def unwrapped(self) -> Task:
-        """The task without what `Wrapped` has put around it."""
+        """The task without the delay, noise and history of `Wrapped`."""
         return self
 
     def runtime(self, wrap: WrapConfig | None = None) -> Runtime:
-        """What steps its worlds, for training, evaluation and videos; compiled by default.
+        """Returns the runtime that steps the task's worlds in training, evaluation and videos; by
+        default the runtime of compiled tasks.
 
         Args:
-          wrap: delay, noise and history that lie between the task and a policy.
+          wrap: settings of delay, noise and history between the task and a policy; None: none.
         """
         from jaxrl.envs.wrap import Wrapped
         from jaxrl.runtime.compiled import CompiledRuntime

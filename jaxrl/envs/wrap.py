@@ -1,4 +1,4 @@
-"""What lies between a policy and any robot: delay, noise, and memory."""
+"""Action delay, observation noise and observation history between a policy and a task."""
 
 from __future__ import annotations
 
@@ -21,38 +21,44 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class WrapConfig:
-    """Settings that every task has; a dictionary observation has them for each entry."""
+    """Settings of delay, noise and history for any task; noise and history apply to each part of
+    a dictionary observation."""
 
     action_delay: tuple[int, ...] = option(
         (0,),
-        "control steps until an action acts; two numbers: drawn from that range",
+        "control steps from an action until it takes effect; two numbers: each episode "
+        "draws a delay between them",
         minimum=0,
         maximum=1000,
     )
     observation_noise: tuple[float, ...] = option(
         (0.0,),
-        "std of noise on observations, in their units; one number, or one a component",
+        "standard deviation of noise that is added to observations, in their units: one"
+        " number for all components, or one for each",
         minimum=0,
     )
     history: int = option(
-        1, "newest observations that a policy sees side by side", minimum=1, maximum=1000
+        1,
+        "number of past observations that the policy sees at once, the newest included",
+        minimum=1,
+        maximum=1000,
     )
 
     @property
     def is_off(self) -> bool:
-        """It would change nothing."""
+        """Whether these settings change nothing."""
         return not any(self.action_delay) and not any(self.observation_noise) and self.history == 1
 
 
 class Info(struct.PyTreeNode):
-    """The task's memory and the wrapper's.
+    """The `info` of a wrapped task's state.
 
     Attributes:
-      task: the task's own.
+      task: the task's own `info`.
       obs: the task's observation without noise.
-      frames: leaves [H, O], noisy observations, newest last.
-      actions: [D, A] actions, or [D] indices, newest last.
-      delay: scalar int32, of this episode.
+      frames: leaves [H, O], the last H noisy observations, newest last.
+      actions: [D, A] the last D actions, or [D] indices, newest last.
+      delay: scalar int32, action delay of this episode in control steps.
       key: PRNG key of the noise.
     """
 
@@ -66,14 +72,14 @@ class Info(struct.PyTreeNode):
 
 @dataclasses.dataclass(frozen=True)
 class Wrapped(Task):
-    """A task behind delay, noise and history; all else is the task's.
+    """A task with action delay, observation noise and history; the rest is the task's own.
 
     Args:
       task: the task.
       wrap: settings.
 
     Raises:
-      UserError: settings that do not fit the task.
+      UserError: settings do not fit the task.
     """
 
     task: Task
@@ -89,8 +95,9 @@ class Wrapped(Task):
         for spec in jax.tree.leaves(self.task.observation_spec, is_leaf=_is_spec):
             if noise != 1 and (len(spec.shape) != 1 or noise != spec.shape[0]):
                 raise UserError(
-                    f"env.wrap.observation_noise: got {noise} numbers for an observation of "
-                    f"{spec.shape[0]} (give one, or one a component)"
+                    f"env.wrap.observation_noise: got {noise} numbers for an observation of the "
+                    f"shape {list(spec.shape)}; give one number, or one for each component of a "
+                    "vector"
                 )
 
     episode_length = property(attrgetter("task.episode_length"))
@@ -106,21 +113,23 @@ class Wrapped(Task):
 
     @property
     def observation_spec(self) -> ArraySpec | dict[str, ArraySpec]:
-        return jax.tree.map(self._longer, self.task.observation_spec, is_leaf=_is_spec)
+        return jax.tree.map(self._with_history, self.task.observation_spec, is_leaf=_is_spec)
 
-    def _longer(self, spec: ArraySpec) -> ArraySpec:
+    def _with_history(self, spec: ArraySpec) -> ArraySpec:
         names = tuple(
             f"{name}[{i}]" for i in range(1 - self.wrap.history, 1) for name in spec.names
         )
-        shape = (self.wrap.history * spec.shape[0], *spec.shape[1:])
+        if spec.is_image:
+            shape = (*spec.shape[:-1], self.wrap.history * spec.shape[-1])
+        else:
+            shape = (self.wrap.history * spec.shape[0], *spec.shape[1:])
         return dataclasses.replace(spec, shape=shape, names=names)
 
     def reset(self, key: jax.Array, *level: jax.Array) -> State:
-        """As the task's; no action has been given, and the first observation fills the
-        history."""
+        """Resets the task; past actions are zero, and the first observation fills the history."""
         key_task, key_delay, key_noise = jax.random.split(key, 3)
         state = self.task.reset(key_task, *level)
-        least, most = self.wrap.action_delay[0], self.wrap.action_delay[-1]
+        min_delay, max_delay = self.wrap.action_delay[0], self.wrap.action_delay[-1]
         spec = self.task.action_spec
         kind = int if spec.discrete else float
         key_now, key_noise = jax.random.split(key_noise)
@@ -130,14 +139,14 @@ class Wrapped(Task):
             task=state.info,
             obs=state.obs,
             frames=frames,
-            actions=jnp.zeros((most + 1, *(() if spec.discrete else spec.shape)), kind),
-            delay=jax.random.randint(key_delay, (), least, most + 1),
+            actions=jnp.zeros((max_delay + 1, *(() if spec.discrete else spec.shape)), kind),
+            delay=jax.random.randint(key_delay, (), min_delay, max_delay + 1),
             key=key_noise,
         )
         return state.replace(obs=_flat(frames), info=info)
 
     def step(self, state: State, action: jax.Array) -> State:
-        """As the task's, under the action given `delay` steps ago."""
+        """Steps the task with the action that was given `delay` control steps ago."""
         info: Info = state.info
         action = jnp.asarray(action, info.actions.dtype)
         actions = jnp.concatenate([info.actions[1:], action[None]])
@@ -153,29 +162,32 @@ class Wrapped(Task):
         return new.replace(obs=_flat(frames), info=info)
 
     def on(self, simulator: str) -> Wrapped:
-        """The same in another simulator, if the task can be played in one."""
+        """Returns the wrapped task in another simulator, if the task supports it."""
         return dataclasses.replace(self, task=self.task.on(simulator))
 
     def runtime(self, wrap: WrapConfig | None = None) -> Runtime:
         return self.task.runtime(wrap or self.wrap)
 
     def baselines(self) -> dict[str, Callable[[State], jax.Array]]:
-        """The task's, which see its state without delay or noise."""
+        """Returns the task's baselines, which get its state without noise or history."""
 
-        def behind(act: Callable[[State], jax.Array]) -> Callable[[State], jax.Array]:
+        def on_inner_state(act: Callable[[State], jax.Array]) -> Callable[[State], jax.Array]:
             return lambda state: act(self.inner_state(state))
 
-        return {name: behind(act) for name, act in self.task.baselines().items()}
+        return {name: on_inner_state(act) for name, act in self.task.baselines().items()}
 
     def inner_state(self, state: State) -> State:
-        """The state as the task knows it."""
+        """Returns the state in the form that the task itself uses."""
         return state.replace(obs=state.info.obs, info=state.info.task)
 
     def _noisy(self, obs: Any, key: jax.Array) -> Any:
         leaves, structure = jax.tree.flatten(obs)
         std = jnp.asarray(self.wrap.observation_noise)
         keys = jax.random.split(key, len(leaves))
-        noisy = [x + std * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
+        noisy = [
+            x + std * jax.random.normal(k, x.shape) if jnp.issubdtype(x.dtype, jnp.floating) else x
+            for k, x in zip(keys, leaves, strict=True)
+        ]
         return jax.tree.unflatten(structure, noisy)
 
 
@@ -184,4 +196,11 @@ def _is_spec(x: Any) -> bool:
 
 
 def _flat(frames: Any) -> Any:
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), frames)
+    """Frames [K, ...] in one array: vectors one after the other, images by their channels."""
+
+    def join(x: jax.Array) -> jax.Array:
+        if x.ndim == 4:
+            return jnp.moveaxis(x, 0, -2).reshape(*x.shape[1:-1], -1)
+        return x.reshape(-1, *x.shape[2:])
+
+    return jax.tree.map(join, frames)

@@ -1,4 +1,4 @@
-"""Where numbers go: CSV, TensorBoard, Weights & Biases, the console."""
+"""Logging of numbers: CSV files, TensorBoard, Weights & Biases, the console."""
 
 from jaxrl.logs.console import Console
 from jaxrl.logs.numbers import readable

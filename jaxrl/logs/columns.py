@@ -1,6 +1,6 @@
-"""Names of all that is logged: columns of progress.csv, tags in TensorBoard.
+"""Names of all logged numbers: columns of progress.csv and tags in TensorBoard.
 
-Those that Stable-Baselines3 logs too have the same names there.
+Numbers that Stable-Baselines3 logs too have the same names as there.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ TIME = "time/"
 STEPS = "time/total_timesteps"  # control steps of a member
 ITERATIONS = "time/iterations"
 ELAPSED = "time/time_elapsed"  # s
-SPEED = "time/fps"  # control steps a second
+SPEED = "time/fps"  # control steps per second
 
-# Episodes that ended in training, and what happened in the worlds meanwhile.
+# Episodes that ended in training, and problems in the worlds during training.
 ROLLOUT = "rollout/"
 ROLLOUT_RETURN = "rollout/ep_rew_mean"
 ROLLOUT_LENGTH = "rollout/ep_len_mean"
@@ -54,15 +54,15 @@ _EVAL = {"return": EVAL_RETURN, "length": EVAL_LENGTH, "success": EVAL_SUCCESS}
 
 
 def rollout(statistic: str) -> str:
-    """The key of a statistic of training's episodes, such as "return" or a task's metric."""
+    """The column of a statistic of episodes in training, such as "return" or a task's metric."""
     return _ROLLOUT.get(statistic, ROLLOUT + statistic)
 
 
 def evaluation(statistic: str) -> str:
-    """The key of a statistic of an evaluation."""
+    """The column of a statistic of episodes in an evaluation."""
     return _EVAL.get(statistic, EVAL + statistic)
 
 
 def std(key: str) -> str:
-    """The key of a number's standard deviation over the members of a population."""
+    """The column of a number's standard deviation over the members of a population."""
     return f"{key}_std"

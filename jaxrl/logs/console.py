@@ -1,4 +1,4 @@
-"""The console: a progress bar and short tables on a terminal, plain lines in a pipe."""
+"""The console: a progress bar and short tables in a terminal, plain lines in a pipe or file."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _BRIEF = {
     columns.ROLLOUT_LENGTH: "length",
     columns.SPEED: "steps/s",
 }
-# name, its columns at an evaluation and in training
+# label, column of evaluations, column of training
 _SHORT = (
     ("return", columns.EVAL_RETURN, columns.ROLLOUT_RETURN),
     ("success", columns.EVAL_SUCCESS, columns.ROLLOUT_SUCCESS),
@@ -37,13 +37,13 @@ _SHORT = (
 
 
 class Console:
-    """Shows a run as it goes; never fails, whatever becomes of standard error.
+    """Shows the progress of a run on standard error; errors of that stream are ignored.
 
     Args:
       total: control steps of the whole run.
-      start: control steps already done.
-      enabled: show anything at all.
-      table: what to show at an evaluation: the most important numbers, or all.
+      start: control steps that are already done.
+      enabled: whether anything is shown.
+      table: the numbers that are shown after an evaluation: the most important ones, or all.
     """
 
     def __init__(
@@ -57,8 +57,8 @@ class Console:
         self._total = total
         self._full = table == "full"
         self._last_line = -math.inf
-        # From when and which control step on the speed is measured.
-        self._pace: tuple[float, int] | None = None
+        # Time and control step at the end of the first chunk; the speed is measured from there.
+        self._speed_start: tuple[float, int] | None = None
         self._enabled = enabled and sys.stderr is not None  # None: closed by the shell
         self._rich = RichConsole(file=cast(IO[str], _Quiet(sys.stderr)), highlight=False)
         self._bar = None
@@ -66,35 +66,36 @@ class Console:
             self._bar = _Bar(self._rich, start, max(total, start))
             self._bar.start()
 
-    def say(self, text: str) -> None:
-        """Prints a line above the bar."""
+    def print(self, text: str) -> None:
+        """Prints a line, in a terminal above the progress bar."""
         if self._enabled:
             self._rich.print(text, markup=False, soft_wrap=True)
 
     def write(self, step: int, row: dict[str, float]) -> None:
-        """Moves the bar; in a pipe prints a line now and then."""
-        total, left = max(self._total, step), self._left(step)  # a run ends on a whole iteration
+        """Updates the bar or prints a line every `LINE_EVERY` s; a table after evaluations."""
+        # A run ends with a complete iteration, which may go beyond `total`.
+        total, time_left = max(self._total, step), self._time_left(step)
         brief = [
             f"{label} {_number(row, name)}"
             for name, label in _BRIEF.items()
             if not math.isnan(row.get(name, math.nan))
-            and (name != columns.SPEED or left != "?")  # of the chunk that compiles
+            and (name != columns.SPEED or time_left != "?")  # the first chunk includes compilation
         ]
         if self._bar:
-            self._bar.show(step, total, left, brief)
+            self._bar.show(step, total, time_left, brief)
         elif self._enabled and time.monotonic() - self._last_line >= LINE_EVERY:
             self._last_line = time.monotonic()
-            self.say("  ".join([f"{step:,}/{total:,} steps", f"ETA {left}", *brief]))
+            self.print("  ".join([f"{step:,}/{total:,} steps", f"ETA {time_left}", *brief]))
         if self._enabled and any(name.startswith(columns.EVAL) for name in row):
             self._rich.print(_full_table(row) if self._full else _short_table(step, row))
 
-    def _left(self, step: int) -> str:
-        """Time to the end at the speed since the first chunk; unknown before, since it compiles."""
+    def _time_left(self, step: int) -> str:
+        """Time to the end at the speed since the end of the first chunk; "?" until it is known."""
         now, steps = time.monotonic(), max(self._total - step, 0)
-        since, start = self._pace = self._pace or (now, step)
+        start_time, start = self._speed_start = self._speed_start or (now, step)
         if steps and step == start:
             return "?"
-        seconds = int((now - since) * steps / (step - start)) if steps else 0
+        seconds = int((now - start_time) * steps / (step - start)) if steps else 0
         return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
 
     def close(self) -> None:
@@ -103,7 +104,7 @@ class Console:
 
 
 class _Bar(Progress):
-    """One line of progress over the whole width, and one of numbers, as many as fit."""
+    """A line with the progress over the full width, and below it a line with numbers."""
 
     def __init__(self, console: RichConsole, start: int, total: int):
         column = Column(no_wrap=True)
@@ -113,15 +114,15 @@ class _Bar(Progress):
             BarColumn(bar_width=None),
             TextColumn("{task.completed:,.0f}/{task.total:,.0f} steps", table_column=column),
             TimeElapsedColumn(table_column=column),
-            TextColumn("ETA {task.fields[left]}", table_column=column),
+            TextColumn("ETA {task.fields[time_left]}", table_column=column),
             console=console,
             expand=True,
         )
-        self._task = self.add_task("", total=total, completed=start, left="?")
+        self._task = self.add_task("", total=total, completed=start, time_left="?")
 
-    def show(self, step: int, total: int, left: str, numbers: list[str]) -> None:
+    def show(self, step: int, total: int, time_left: str, numbers: list[str]) -> None:
         self._numbers = numbers
-        self.update(self._task, completed=step, total=total, left=left)
+        self.update(self._task, completed=step, total=total, time_left=time_left)
 
     def get_renderables(self):
         yield self.make_tasks_table(self.tasks)
@@ -129,7 +130,7 @@ class _Bar(Progress):
 
 
 class _Fitting:
-    """As many texts as fit on a line."""
+    """A line with those of the texts that fit on it."""
 
     def __init__(self, texts: list[str]):
         self._texts = texts
@@ -143,11 +144,11 @@ class _Fitting:
 
 
 class _Quiet:
-    """A stream that takes writes until one fails (closed pipe, full disk), then nothing."""
+    """A stream that ignores everything after the first failed write (closed pipe, full disk)."""
 
     def __init__(self, stream: IO[str] | None):
         self._stream = stream
-        self._lost = stream is None
+        self._failed = stream is None
 
     def write(self, text: str) -> int:
         self._try("write", text)
@@ -157,12 +158,12 @@ class _Quiet:
         self._try("flush")
 
     def _try(self, method: str, *args: Any) -> None:
-        if self._lost:
+        if self._failed:
             return
         try:
             getattr(self._stream, method)(*args)
         except (OSError, ValueError):  # ValueError: closed by Python
-            self._lost = True
+            self._failed = True
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -193,6 +194,6 @@ def _full_table(row: dict[str, float]) -> Table:
 
 
 def _number(row: dict[str, float], name: str) -> str:
-    """The number, and of a population the standard deviation over its members."""
+    """The number as text, for a population with the standard deviation over its members."""
     std = row.get(f"{name}_std", math.nan)
     return readable(row[name]) + ("" if math.isnan(std) else f" ± {readable(std, 2)}")

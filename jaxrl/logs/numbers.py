@@ -1,4 +1,4 @@
-"""Numbers as people write them."""
+"""Numbers as readable text."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import math
 
 
 def readable(value: float, digits: int = 4) -> str:
-    """48,600, 516.4, 0.0123; only what is very large or small as 3.2e-7; NaN as "-".
+    """A number as text: 48,600, 516.4, 0.0123; very large or small ones as 3.2e-7; NaN as "-".
 
     Args:
       value: any number.
-      digits: significant digits; those before the point are all shown.
+      digits: significant digits; digits before the decimal point are always shown.
     """
     if not math.isfinite(value):
         return "-" if math.isnan(value) else str(value)
@@ -22,6 +22,6 @@ def readable(value: float, digits: int = 4) -> str:
 
 
 def _short(text: str) -> str:
-    """Without zeros at the end of the fraction, and without a minus before nothing."""
+    """The number without zeros at the end of its fraction; "0" instead of "-0"."""
     text = text.rstrip("0").rstrip(".") if "." in text else text
     return "0" if text == "-0" else text

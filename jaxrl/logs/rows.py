@@ -1,4 +1,4 @@
-"""Rows of numbers, made of what a chunk of training yields."""
+"""Rows of numbers for the log, computed from the results of a chunk of training."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from jaxrl.logs import columns
 
 
 def episode_row(statistics: tuple[str, ...], episodes: Any) -> dict[str, float]:
-    """What to log of the episodes that ended in a chunk.
+    """The logged numbers of the episodes that ended in a chunk.
 
     Args:
       statistics: names of the columns of `episodes.sums`.
@@ -27,9 +27,9 @@ def episode_row(statistics: tuple[str, ...], episodes: Any) -> dict[str, float]:
 
 
 def mean_and_std(rows: list[dict[str, float]]) -> dict[str, float]:
-    """Means over the members' rows, and their standard deviations as `NAME_std`.
+    """Means and standard deviations (`NAME_std`) over the finite numbers of the members' rows.
 
-    What is the same for all (`time/`) is taken from the first.
+    Numbers that are the same for all members (`time/`) are taken from the first row.
     """
     out: dict[str, float] = {}
     for name in rows[0]:

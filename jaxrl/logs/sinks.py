@@ -1,4 +1,4 @@
-"""Sinks: each takes one row of named numbers for a time step."""
+"""Sinks: each writes rows of named numbers, one row per chunk of training."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Sink(Protocol):
-    """Takes rows; numbers that are not there are left out."""
+    """Writes rows of numbers; NaN stands for a missing number, which is left out."""
 
     def write(self, step: int, row: dict[str, float]) -> None: ...
 
@@ -32,17 +32,17 @@ class Sink(Protocol):
 
 
 def read_csv(path: Path) -> tuple[list[dict[str, str]], int]:
-    """The readable rows of a `progress.csv`, and the number of lines that are none.
+    """The readable rows of a `progress.csv`, and the number of its unreadable lines.
 
-    A readable row has the control steps and in every cell a number or nothing. A line that
-    was cut short when the run died, or that something else wrote, is none.
+    In a readable row every cell holds a number or nothing, and the one of the control steps is
+    not empty. Unreadable are lines that were cut short when a run was killed, and foreign text.
 
     Raises:
       OSError: the file cannot be read.
     """
     rows: list[dict[str, str]] = []
     names: list[str] = []
-    bad = 0
+    unreadable = 0
     with path.open(newline="", encoding="utf-8", errors="replace") as file:
         for line in file:
             cells = _cells(line)
@@ -51,12 +51,12 @@ def read_csv(path: Path) -> tuple[list[dict[str, str]], int]:
             elif cells and len(cells) == len(names) and _is_row(row := dict(zip(names, cells))):
                 rows.append(row)
             elif line.strip():
-                bad += 1
-    return rows, bad
+                unreadable += 1
+    return rows, unreadable
 
 
 def _cells(line: str) -> list[str]:
-    """The cells of a whole line; none of one that is broken."""
+    """The cells of a complete line; an empty list for a damaged line."""
     if not line.endswith("\n"):
         return []
     try:
@@ -74,28 +74,30 @@ def _is_row(row: dict[str, str]) -> bool:
 
 
 class CSVSink:
-    """One row a call in a CSV file; cells without a number are empty.
+    """Writes one row per call to a CSV file; cells without a number are empty.
 
-    A column that no row before had is added, and the file written anew.
+    If a row has a new column, the file is written again with this column.
 
     Args:
-      path: file; readable rows up to `resume_step` are kept, others dropped.
-      resume_step: control steps that the resumed run stands at, 0 for a new one.
+      path: the file; when a run is resumed, its readable rows up to `resume_step` are kept.
+      resume_step: control steps that the resumed run has done; 0 for a new run.
     """
 
     def __init__(self, path: Path, *, resume_step: int = 0):
-        kept: list[dict[str, str]] = []
+        old_rows: list[dict[str, str]] = []
         if resume_step and path.exists():
-            rows, bad = read_csv(path)
-            kept = [row for row in rows if float(row[columns.STEPS]) <= resume_step]
-            if bad:
-                lines = "1 line that is" if bad == 1 else f"{bad:,} lines that are"
-                print(f"warning: {path}: dropped {lines} no row of numbers", file=sys.stderr)
+            rows, unreadable = read_csv(path)
+            old_rows = [row for row in rows if float(row[columns.STEPS]) <= resume_step]
+            if unreadable:
+                lines = (
+                    "1 unreadable line" if unreadable == 1 else f"{unreadable:,} unreadable lines"
+                )
+                print(f"warning: {path}: dropped {lines}", file=sys.stderr)
         self._path = path
-        self._begin(list(kept[0]) if kept else [columns.STEPS], kept)
+        self._begin(list(old_rows[0]) if old_rows else [columns.STEPS], old_rows)
 
     def _begin(self, names: list[str], rows: list[dict[str, str]]) -> None:
-        """Writes the file with these columns and rows, and goes on behind them."""
+        """Writes the file with these columns and rows; later rows are appended to it."""
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, names)
         writer.writeheader()
@@ -109,14 +111,14 @@ class CSVSink:
         if new:
             self._file.close()
             self._begin([*self._names, *new], read_csv(self._path)[0])
-        self._writer.writerow({k: _cell(v) for k, v in row.items() if _known(v)})
+        self._writer.writerow({k: _cell(v) for k, v in row.items() if _has_value(v)})
         self._file.flush()
 
     def close(self) -> None:
         self._file.close()
 
 
-def _known(value: float) -> bool:
+def _has_value(value: float) -> bool:
     return not math.isnan(value)
 
 
@@ -125,7 +127,7 @@ def _cell(value: float) -> str:
 
 
 class TensorBoardSink:
-    """TensorBoard event files; after a resume, later points are hidden."""
+    """Writes TensorBoard event files; after a resume, points beyond `resume_step` are hidden."""
 
     def __init__(self, folder: Path, *, resume_step: int = 0):
         from tensorboardX import SummaryWriter
@@ -135,7 +137,7 @@ class TensorBoardSink:
 
     def write(self, step: int, row: dict[str, float]) -> None:
         for name, value in row.items():
-            if _known(value):
+            if _has_value(value):
                 self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
@@ -145,21 +147,21 @@ class TensorBoardSink:
 _thread_hook = threading.excepthook
 
 
-def _quiet_writer(args: Any) -> None:
-    """TensorBoard's thread meets a full disk together with the loop, which tells of it."""
-    writer = "EventLogger" in type(args.thread).__name__
-    if not (writer and isinstance(args.exc_value, OSError)):
+def _hide_disk_errors(args: Any) -> None:
+    """Hides disk errors in TensorBoard's thread, since the training loop reports them itself."""
+    is_tensorboard = "EventLogger" in type(args.thread).__name__
+    if not (is_tensorboard and isinstance(args.exc_value, OSError)):
         _thread_hook(args)
 
 
-threading.excepthook = _quiet_writer
+threading.excepthook = _hide_disk_errors
 
 
 class WandbSink:
-    """Weights & Biases; WANDB_MODE=offline needs no network.
+    """Writes to Weights & Biases; WANDB_MODE=offline needs no network.
 
     Raises:
-      UserError: the extra is not installed.
+      UserError: the extra `wandb` is not installed, or Weights & Biases cannot be started.
     """
 
     def __init__(self, folder: Path, name: str, config: dict[str, Any]):
@@ -167,14 +169,14 @@ class WandbSink:
             import wandb
         except ImportError as error:
             raise UserError("log.wandb: needs `pip install 'jaxrl[wandb]'`") from error
-        known = folder / "wandb_id"
-        if not known.exists():
-            write_text(known, secrets.token_hex(4))
+        id_file = folder / "wandb_id"
+        if not id_file.exists():
+            write_text(id_file, secrets.token_hex(4))
         try:
             self._run = wandb.init(
                 project="jaxrl",
                 name=name,
-                id=known.read_text(),
+                id=id_file.read_text(),
                 dir=str(folder),
                 config=config,
                 resume="allow",
@@ -183,7 +185,7 @@ class WandbSink:
             raise UserError(f"log.wandb: {error} (WANDB_MODE=offline needs no login)") from error
 
     def write(self, step: int, row: dict[str, float]) -> None:
-        self._run.log({k: v for k, v in row.items() if _known(v)}, step=step)
+        self._run.log({k: v for k, v in row.items() if _has_value(v)}, step=step)
 
     def close(self) -> None:
         self._run.finish()
@@ -197,13 +199,13 @@ def _wandb(folder: Path, config: RunConfig, start: int) -> Sink:
     return WandbSink(folder, folder.name, config.to_dict())
 
 
-# (the run's folder, its configuration, control steps that it stands at) -> sink.
+# (folder of the run, its configuration, control steps that it has already done) -> sink.
 MakeSink = Callable[[Path, "RunConfig", int], Sink]
-# An installed package adds one with the entry-point group; `log.sinks` names those to use.
+# Installed packages add sinks by entry points of this group; `log.sinks` names those in use.
 SINKS: Registry[MakeSink] = Registry("jaxrl.sinks", {"tensorboard": _tensorboard, "wandb": _wandb})
 
 
 def known_mean(values: np.ndarray) -> float:
-    """Mean of what is known; NaN if nothing is."""
+    """Mean of the values that are not NaN; NaN if there are none."""
     known = values[~np.isnan(values)]
     return float(known.mean()) if known.size else math.nan

@@ -1,4 +1,4 @@
-"""Flax modules."""
+"""Networks, as Flax modules."""
 
 from jaxrl.nets.actor_critic import ActorCritic
 from jaxrl.nets.config import NetworkConfig

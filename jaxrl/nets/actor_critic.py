@@ -1,4 +1,4 @@
-"""Gaussian policy and state value, on separate trunks or one."""
+"""Gaussian policy and state value, with separate trunks or a shared one."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0
 
 
 class ActorCritic(nn.Module):
-    """Policy and value: encoder, trunk, memory and head of each.
+    """Policy network and value network, each with encoder, trunk, memory and head.
 
     Attributes:
-      config: networks.
+      config: settings of the networks.
       action_size: A.
       spec: parts of the observation by name.
       encoders: name of each part's encoder.
@@ -47,20 +47,20 @@ class ActorCritic(nn.Module):
                 self.value_memory = Recurrence(c.memory_size)
         self.mean_head = nn.Dense(self.action_size, kernel_init=nn.initializers.orthogonal(0.01))
         self.value_head = nn.Dense(1, kernel_init=nn.initializers.orthogonal(1.0))
-        start = math.log(c.initial_std)
+        initial_log_std = math.log(c.initial_std)
         if c.state_dependent_std:
             self.std_head = nn.Dense(
                 self.action_size,
                 kernel_init=nn.initializers.orthogonal(0.01),
-                bias_init=nn.initializers.constant(start),
+                bias_init=nn.initializers.constant(initial_log_std),
             )
         else:
             self.log_std = self.param(
-                "log_std", nn.initializers.constant(start), (self.action_size,)
+                "log_std", nn.initializers.constant(initial_log_std), (self.action_size,)
             )
 
     def __call__(self, obs: Any, memory: Any, reset: Any) -> tuple[Gaussian, jax.Array]:
-        """Both heads, so that `init` makes all parameters; arguments as `policy`."""
+        """Both heads, so that `init` creates all parameters; arguments as for `policy`."""
         return self.policy(obs, memory, reset)[0], self.value(obs, memory, reset)[0]
 
     def policy(self, obs: Any, memory: Any, reset: Any) -> tuple[Gaussian, Any]:
@@ -69,30 +69,30 @@ class ActorCritic(nn.Module):
         Args:
           obs: parts with leaves [T, N, *S]; without memory, any leading axes.
           memory: {"policy": [N, H], ...}, or empty.
-          reset: [T, N] bool, before which steps the memory is forgotten; None without memory.
+          reset: [T, N] bool, steps before which the memory is reset; None without memory.
 
         Returns:
           Gaussian over raw actions [T, N, A]; memory.
         """
         x = self.policy_trunk(self.policy_encoder(obs))
         if self.config.memory == "gru":
-            x, kept = self.policy_memory(x, memory["policy"], reset)
-            memory = memory | {"policy": kept}
+            x, new_memory = self.policy_memory(x, memory["policy"], reset)
+            memory = memory | {"policy": new_memory}
         log_std = self.std_head(x) if self.config.state_dependent_std else self.log_std
         return Gaussian(self.mean_head(x), jnp.clip(log_std, LOG_STD_MIN, LOG_STD_MAX)), memory
 
     def value(self, obs: Any, memory: Any, reset: Any) -> tuple[jax.Array, Any]:
         """State values [T, N] of a sequence and the memory after each step, [T, N, H] (None
-        without memory); arguments as `policy`."""
-        own = "policy" if self.config.shared_trunk else "value"
+        without memory); arguments as for `policy`."""
+        owner = "policy" if self.config.shared_trunk else "value"
         encoder, trunk = (
             (self.policy_encoder, self.policy_trunk)
-            if own == "policy"
+            if owner == "policy"
             else (self.value_encoder, self.value_trunk)
         )
         x, states = trunk(encoder(obs)), None
         if self.config.memory == "gru":
-            recurrence = self.policy_memory if own == "policy" else self.value_memory
-            x, _ = recurrence(x, memory[own], reset)
-            states = x  # a GRU's output is its memory
+            recurrence = self.policy_memory if owner == "policy" else self.value_memory
+            x, _ = recurrence(x, memory[owner], reset)
+            states = x  # the output of a GRU is its memory
         return self.value_head(x).squeeze(-1), states

@@ -10,35 +10,61 @@ from jaxrl.options import option
 
 @dataclasses.dataclass(frozen=True)
 class NetworkConfig:
-    """Networks of an actor-critic."""
+    """Settings of the policy network and the value networks."""
 
-    policy_hidden: tuple[int, ...] = option((64, 64), "widths of the policy's layers", minimum=1)
-    value_hidden: tuple[int, ...] = option((64, 64), "widths of the value's layers", minimum=1)
-    activation: Literal["tanh", "relu", "elu", "swish", "gelu"] = option(
-        "tanh", "activation function"
+    policy_hidden: tuple[int, ...] = option(
+        (64, 64), "number of units in each hidden layer of the policy network", minimum=1
     )
-    layer_norm: bool = option(False, "normalise before each activation")
-    shared_trunk: bool = option(False, "one trunk (policy_hidden) for policy and value")
-    policy_keys: tuple[str, ...] = option((), "observation keys the policy sees; all if empty")
-    value_keys: tuple[str, ...] = option((), "observation keys the value sees; all if empty")
+    value_hidden: tuple[int, ...] = option(
+        (64, 64),
+        "number of units in each hidden layer of the value network (SAC, TD3: of each critic)",
+        minimum=1,
+    )
+    activation: Literal["tanh", "relu", "elu", "swish", "gelu"] = option(
+        "tanh", "activation function of the networks' hidden layers"
+    )
+    layer_norm: bool = option(False, "layer normalisation before each activation function")
+    shared_trunk: bool = option(
+        False, "policy and value share their hidden layers, those of policy_hidden"
+    )
+    policy_keys: tuple[str, ...] = option(
+        (), "parts of the observation that the policy sees; empty: all parts"
+    )
+    value_keys: tuple[str, ...] = option(
+        (), "parts of the observation that the value network sees; empty: all parts"
+    )
     encoders: tuple[str, ...] = option(
         (),
-        "PART=ENCODER: how parts of the observation are encoded (none, mlp, cnn, or an installed "
-        "one); the others by their shape: images by a cnn, vectors not at all",
+        "PART=ENCODER: encoders of parts of the observation (none, mlp, cnn, or one "
+        "that an installed package adds); parts that are not named here: cnn for images, "
+        "none for vectors",
     )
     image_channels: tuple[int, ...] = option(
-        (16, 32, 32), "channels of the cnn's layers, each of which halves the image", minimum=1
+        (16, 32, 32),
+        "channels of each layer of the cnn encoder; each layer halves the image's width and height",
+        minimum=1,
     )
-    image_features: int = option(128, "features that the cnn makes of an image", minimum=1)
+    image_features: int = option(
+        128, "number of features that the cnn encoder computes from an image", minimum=1
+    )
     memory: Literal["none", "gru"] = option(
-        "none", "memory between the trunk and the heads (ppo only)"
+        "none",
+        "recurrent layer after the hidden layers, which remembers past observations (PPO only)",
     )
-    memory_size: int = option(64, "numbers that the memory holds", minimum=1)
+    memory_size: int = option(64, "size of the recurrent layer's memory", minimum=1)
     frozen: tuple[str, ...] = option(
-        (), "parts of the networks that do not learn, such as policy_trunk/Dense_0"
+        (), "parts of the networks that training does not change, such as policy_trunk/Dense_0"
     )
     distribution: Literal["normal", "tanh_normal"] = option(
-        "normal", "action distribution: clipped or tanh-squashed Gaussian"
+        "normal",
+        "distribution of actions: a Gaussian that is clipped (normal) or squashed by "
+        "tanh (tanh_normal)",
     )
-    state_dependent_std: bool = option(False, "the policy outputs its std for each state")
-    initial_std: float = option(1.0, "standard deviation at the start", minimum=0.01, maximum=7.0)
+    state_dependent_std: bool = option(
+        False,
+        "the policy network computes the standard deviation from the observation; if "
+        "false, it is a parameter of its own",
+    )
+    initial_std: float = option(
+        1.0, "standard deviation of actions at the start of training", minimum=0.01, maximum=7.0
+    )

@@ -15,11 +15,11 @@ from jaxrl.nets.mlp import MLP
 
 
 class Critic(nn.Module):
-    """One critic.
+    """One critic: a network for the value of an action.
 
     Attributes:
-      config: networks (`value_hidden`).
-      outputs: Z.
+      config: settings of the networks (`value_hidden`).
+      outputs: number of outputs Z.
       spec: parts of the observation by name.
       encoders: name of each part's encoder.
     """
@@ -31,7 +31,7 @@ class Critic(nn.Module):
 
     @nn.compact
     def __call__(self, obs: Any, action: jax.Array) -> jax.Array:
-        """Parts with leaves [..., *S], and [..., A] -> [..., Z]."""
+        """Observation with parts [..., *S], action [..., A] -> outputs [..., Z]."""
         c = self.config
         features = Encoder(c, self.spec, self.encoders, c.value_keys, name="encoder")(obs)
         x = jnp.concatenate([features, action], axis=-1)
@@ -46,7 +46,8 @@ def critic_ensemble(
     spec: dict[str, ArraySpec],
     encoders: dict[str, str],
 ) -> nn.Module:
-    """`count` critics with their own weights: parts [..., *S], [..., A] -> [count, ..., Z]."""
+    """Returns a module of `count` critics with separate weights: observation with parts [..., *S],
+    action [..., A] -> outputs [count, ..., Z]."""
     return nn.vmap(
         Critic,
         in_axes=None,

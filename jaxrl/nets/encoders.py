@@ -1,6 +1,6 @@
 """Encoders: each turns one part of an observation into features.
 
-An installed package adds one with the entry-point group `jaxrl.encoders`: a function
+An installed package can add an encoder through the entry-point group `jaxrl.encoders`: a function
 (`ArraySpec` of the part, `NetworkConfig`) -> Flax module, which maps [..., *shape] to [..., F].
 """
 
@@ -19,11 +19,11 @@ from jaxrl.nets.config import NetworkConfig
 from jaxrl.nets.mlp import ACTIVATIONS, MLP
 from jaxrl.plugins import Registry
 
-WHOLE = "observation"  # name of the only part of an observation that is one array
+ONLY_PART = "observation"  # name of the part, if an observation is a single array
 
 
 class Flatten(nn.Module):
-    """A part as it is, as a vector; without parameters.
+    """Flattens a part to a vector; has no parameters.
 
     Attributes:
       axes: number of the part's axes.
@@ -37,11 +37,12 @@ class Flatten(nn.Module):
 
 
 class CNN(nn.Module):
-    """Convolutions of 3 x 3 with stride 2, and a dense layer.
+    """3 x 3 convolutions with stride 2, followed by a dense layer.
 
     Attributes:
-      config: networks (`image_channels`, `image_features`, `activation`).
-      scale: what pixels are divided by.
+      config: settings of the networks (`image_channels`, `image_features`, `activation`,
+        `layer_norm`).
+      scale: number by which pixels are divided.
     """
 
     config: NetworkConfig
@@ -73,10 +74,10 @@ def _mlp(spec: ArraySpec, config: NetworkConfig) -> nn.Module:
 
 
 def _cnn(spec: ArraySpec, config: NetworkConfig) -> nn.Module:
-    if not is_image(spec):
+    if not spec.is_image:
         raise UserError(
-            f"network.encoders: cnn needs an image [height, width, channels], got a part of the "
-            f"shape {list(spec.shape)}"
+            f"network.encoders: cnn needs an image [height, width, channels], got a part with "
+            f"the shape {list(spec.shape)}"
         )
     return CNN(config, 255.0 if spec.dtype == "uint8" or spec.high == 255 else 1.0)
 
@@ -87,32 +88,27 @@ ENCODERS: Registry[MakeEncoder] = Registry(
 )
 
 
-def is_image(spec: ArraySpec) -> bool:
-    """Whether a part of an observation is an image [height, width, channels]."""
-    return len(spec.shape) == 3
-
-
 def parts_of(spec: Any) -> dict[str, ArraySpec]:
-    """The parts of an observation by name; `WHOLE` if it is one array."""
-    return dict(spec) if isinstance(spec, dict) else {WHOLE: spec}
+    """Returns the parts of an observation by name; a single array has the name `ONLY_PART`."""
+    return dict(spec) if isinstance(spec, dict) else {ONLY_PART: spec}
 
 
 def encoder_names(config: NetworkConfig, spec: Any, path: str) -> dict[str, str]:
-    """The encoder of each part: the configured one, or the one that fits its shape.
+    """Returns the encoder of each part: the configured one, or the default for its shape.
 
     Args:
-      config: networks.
-      spec: of the observation.
-      path: of the network's section, for messages.
+      config: settings of the networks.
+      spec: spec of the observation.
+      path: path of the network's section, for messages.
 
     Raises:
-      UserError: an unknown part or encoder.
+      UserError: a part or an encoder is unknown.
     """
     parts = parts_of(spec)
-    names = {part: "cnn" if is_image(own) else "none" for part, own in parts.items()}
+    names = {name: "cnn" if part.is_image else "none" for name, part in parts.items()}
     for item in config.encoders:
         part, _, encoder = item.rpartition("=")
-        part = part or WHOLE
+        part = part or ONLY_PART
         if part not in parts or encoder not in ENCODERS:
             raise UserError(
                 f"{path}.encoders: got {item!r}, expected PART=ENCODER with the parts "
@@ -123,13 +119,13 @@ def encoder_names(config: NetworkConfig, spec: Any, path: str) -> dict[str, str]
 
 
 class Encoder(nn.Module):
-    """Some parts of an observation, each through its encoder, side by side.
+    """Encodes parts of an observation, each with its encoder, and concatenates the features.
 
     Attributes:
-      config: networks.
+      config: settings of the networks.
       spec: parts by name (`parts_of`).
       encoders: name of each part's encoder (`encoder_names`).
-      keys: parts, in this order; all of them, sorted, if empty.
+      keys: names of the parts to use, in this order; empty: all parts, sorted by name.
     """
 
     config: NetworkConfig
@@ -144,7 +140,7 @@ class Encoder(nn.Module):
         }
 
     def __call__(self, obs: Any) -> jax.Array:
-        """Arrays [..., *S] by name, or the only one, -> [..., F]."""
-        parts = obs if isinstance(obs, dict) else {WHOLE: obs}
+        """Arrays [..., *S] by name, or a single array -> features [..., F]."""
+        parts = obs if isinstance(obs, dict) else {ONLY_PART: obs}
         features = [encode(parts[key]) for key, encode in self.part.items()]
         return features[0] if len(features) == 1 else jnp.concatenate(features, axis=-1)

@@ -10,10 +10,10 @@ from flax import linen as nn
 
 
 class Recurrence(nn.Module):
-    """A gated recurrent unit (Cho et al. 2014), whose memory is forgotten where episodes begin.
+    """A gated recurrent unit (Cho et al. 2014); its memory is reset where an episode begins.
 
     Attributes:
-      size: H.
+      size: size H of the memory.
     """
 
     size: int
@@ -30,15 +30,15 @@ class Recurrence(nn.Module):
     def __call__(
         self, x: jax.Array, memory: jax.Array, reset: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        """A sequence.
+        """Runs the unit over a sequence.
 
         Args:
           x: [T, N, F] features.
-          memory: [N, H] before the first step.
-          reset: [T, N] bool, where the memory is zero before the step.
+          memory: [N, H] memory before the first step.
+          reset: [T, N] bool, steps before which the memory is set to zero.
 
         Returns:
-          [T, N, H] the memory after each step, and [N, H] after the last.
+          the memory after each step [T, N, H], and after the last step [N, H].
         """
         memory, after = self._steps(memory, (x, reset))
         return after, memory

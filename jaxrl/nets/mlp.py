@@ -15,15 +15,15 @@ ACTIVATIONS = {
 
 
 class MLP(nn.Module):
-    """Dense layers, each with an activation, optionally behind a layer norm.
+    """Dense layers, each followed by an optional layer norm and an activation.
 
-    Weights start orthogonal with gain sqrt(2), as usual for on-policy training
+    Initial weights are orthogonal with gain sqrt(2), as usual for on-policy training
     (Andrychowicz et al. 2021, "What matters in on-policy reinforcement learning").
 
     Attributes:
-      hidden: widths.
-      activation: one of `ACTIVATIONS`.
-      layer_norm: normalise before each activation.
+      hidden: number of units in each layer.
+      activation: name of an activation in `ACTIVATIONS`.
+      layer_norm: whether there is a layer norm before each activation.
     """
 
     hidden: tuple[int, ...]

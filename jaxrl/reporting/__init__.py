@@ -1,1 +1,1 @@
-"""What report pages are made of."""
+"""Report pages of runs: reading files, statistics, figures, tables."""

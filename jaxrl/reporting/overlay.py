@@ -1,4 +1,4 @@
-"""Runs over each other on one page: populations, seeds, sweeps, algorithms."""
+"""One page that compares runs: populations, seeds, sweeps, algorithms."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from jaxrl.reporting.pages import (
 from jaxrl.reporting.reading import hardware, read_history
 from jaxrl.reporting.statistics import aggregate, iqm_interval
 
-# Okabe & Ito's colours, which colour-blind readers tell apart, without the pale ones
+# Okabe & Ito's colours for colour-blind readers, without the pale ones
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#4d4d4d")
 DASHES = ((), (3, 1), (1, 1), (4, 1, 1, 1))  # in line widths
 RETURNS = CURVES[0].columns
@@ -44,14 +44,14 @@ NOTHING = "&ndash;"
 EXPLANATION = """
 <p><small>A thin line is one member; &times; marks where it diverged. The thick line is the
 interquartile mean (IQM) of the group's members, thinner where some of them are missing, and
-ends where fewer than half are left; the shade is its 95 % bootstrap interval over members
+ends where fewer than half are left; the shaded area is its 95 % bootstrap interval over members
 (Agarwal et al. 2021).</small></p>
 """
 NOTE_GROUPS = """
 <p><small>Final evaluations: interquartile mean over the members [95 % interval].</small></p>
 """
 NOTE_UNJUDGED = """
-<p><small>* the last evaluation in training; there is no eval/final.json.</small></p>
+<p><small>* from the last evaluation in training; there is no eval/final.json.</small></p>
 """
 
 
@@ -63,8 +63,8 @@ class Style:
     """How a group is drawn.
 
     Args:
-      colour: as HTML and matplotlib write it.
-      dashes: lengths in line widths; none for a whole line.
+      colour: colour in HTML notation.
+      dashes: lengths of dashes and gaps, in line widths; empty: a solid line.
       line: opacity of a member's line.
       shade: opacity of the interval.
     """
@@ -76,26 +76,30 @@ class Style:
 
 
 def styles(groups: Sequence[Group]) -> list[Style]:
-    """Each group its own; the more there is to draw, the fainter what is behind."""
+    """A style for each group; the more members and groups, the fainter the lines and areas."""
     total = sum(len(group.members) for group in groups)
     line = min(0.5, max(0.06, 8 / total))
     shade = min(0.18, 0.8 / len(groups))
-    return [Style(*look, line, shade) for look in _looks(groups)]
+    return [Style(*look, line, shade) for look in _colors_and_dashes(groups)]
 
 
-def _looks(groups: Sequence[Group]) -> list[tuple[str, tuple[float, ...]]]:
-    """Colours; of a large grid of two settings one gives the colour, the other the dashes."""
+def _colors_and_dashes(groups: Sequence[Group]) -> list[tuple[str, tuple[float, ...]]]:
+    """Colour and dashes of each group.
+
+    A few groups differ in colour only. In a larger grid of two settings one sets the colour and
+    the other the dashes; other groups take their colours from a continuous scale.
+    """
     count = len(groups)
     if count <= len(COLOURS):
         return [(colour, ()) for colour in COLOURS[:count]]
-    places = []
+    indices = []
     for name in differing([group.settings for group in groups]):
         values = [shown(group.settings.get(name)) for group in groups]
-        known = list(dict.fromkeys(values))
-        places.append([known.index(value) for value in values])
-    places.sort(key=max)
-    if len(places) == 2 and max(places[0]) < len(DASHES) and max(places[1]) < len(COLOURS):
-        return [(COLOURS[j], DASHES[i]) for i, j in zip(*places)]
+        distinct = list(dict.fromkeys(values))
+        indices.append([distinct.index(value) for value in values])
+    indices.sort(key=max)
+    if len(indices) == 2 and max(indices[0]) < len(DASHES) and max(indices[1]) < len(COLOURS):
+        return [(COLOURS[j], DASHES[i]) for i, j in zip(*indices)]
     from matplotlib import colormaps
     from matplotlib.colors import to_hex
 
@@ -104,16 +108,16 @@ def _looks(groups: Sequence[Group]) -> list[tuple[str, tuple[float, ...]]]:
 
 
 def curves(groups: Sequence[Group]) -> list[str]:
-    """All columns that some member has, under their headings; the returns against time too."""
+    """Figures of all columns that hold numbers, by heading; returns also against time."""
     members = [member for group in groups for member in group.members]
     columns = dict.fromkeys(name for m in members for row in m.rows[:1] for name in row)
-    found = sections([c for c in columns if any(m.curve(c).size for m in members)])
-    if not any(found.values()):
+    panels_by_heading = sections([c for c in columns if any(m.curve(c).size for m in members)])
+    if not any(panels_by_heading.values()):
         return ["<p>No member has a finite number to draw.</p>"]
-    last = list(found)[-1]
+    last_heading = list(panels_by_heading)[-1]
     return [
-        plots(heading, _figures(groups, panels), folded=heading == last)
-        for heading, panels in found.items()
+        plots(heading, _figures(groups, panels), folded=heading == last_heading)
+        for heading, panels in panels_by_heading.items()
     ]
 
 
@@ -127,7 +131,7 @@ def _figures(groups: Sequence[Group], panels: Sequence[Panel]) -> list[str]:
 
 
 def _figure(groups: Sequence[Group], panel: Panel, name: str, x: str) -> str:
-    """One column of all groups against control steps or seconds."""
+    """One column of all groups, against control steps or seconds."""
     source = SOURCES.get(name.partition("/")[0]) if name != panel.title else None
     title = f"{panel.title}: {source}" if source else panel.title
     drawing, axis = axes(title, panel.y, "control steps" if x == STEPS else "wall-clock seconds")
@@ -142,7 +146,7 @@ def _figure(groups: Sequence[Group], panel: Panel, name: str, x: str) -> str:
 
 
 def draw(axis: Any, group: Group, style: Style, name: str, x: str) -> None:
-    """A group's members, their IQM and its interval."""
+    """Draws a group's members, their IQM and its interval."""
     curves = []
     for member in group.members:
         curve = member.curve(name, x)
@@ -165,7 +169,7 @@ def draw(axis: Any, group: Group, style: Style, name: str, x: str) -> None:
 
 
 def limit(axis: Any, values: Sequence[np.ndarray]) -> str:
-    """Keeps a few extreme values from flattening all curves; says so for the title."""
+    """Cuts off extreme values that would flatten all curves; returns a note about it, or ""."""
     finite = np.concatenate(values)
     low, high = np.percentile(finite, [2, 98])
     if np.ptp(finite) <= 10 * (high - low) or low == high:
@@ -207,28 +211,28 @@ def page(runs: Sequence[Path]) -> str:
 
 
 def headline(runs: Sequence[Path], groups: Sequence[Group]) -> str:
-    """What came out, in a sentence: of the one group, or of the best."""
+    """The result in one sentence: that of the only group, or of the best one."""
     count = sum(len(group.members) for group in groups)
     size = counted(count, "member")
     if len(groups) > 1:
         size += f" in {counted(len(groups), 'group')}"
     task, algo = (_common(groups, name) for name in ("env.name", "algo"))
-    what = " on ".join(part for part in (algo.upper(), task) if part)
-    text = f"{what}, {size}" if what else size
-    score, unit = ("success", percent) if "success" in _scores(groups) else ("return", readable)
+    setup = " on ".join(part for part in (algo.upper(), task) if part)
+    text = f"{setup}, {size}" if setup else size
+    score, form = ("success", percent) if "success" in _scores(groups) else ("return", readable)
     rated = [(g, v) for g in groups if (v := _middle(g, score)) is not None]
     best, value = max(rated, key=lambda pair: pair[1][0], default=(groups[0], None))
     if value is not None and task:  # other tasks' returns are on other scales
-        middle, low, high = map(unit, value)
-        who = "they have" if len(groups) == 1 else f"the best group, {best.label}, has"
+        middle, low, high = map(form, value)
+        subject = "they have" if len(groups) == 1 else f"the best group, {best.label}, has"
         several = len(best.members) > 1
-        text += f": {who} {'an interquartile mean ' if several else 'a '}{score} of {middle}"
+        text += f": {subject} {'an interquartile mean ' if several else 'a '}{score} of {middle}"
         text += f" (95 % interval {low} to {high})" if several else ""
     if task:
         minutes = max((m.minutes for m in best.members if m.rows), default=math.nan)
         text += f", after {readable(best.steps)} control steps in {readable(minutes, 2)} minutes"
-    where = ", ".join(filter(None, dict.fromkeys(device(hardware(run)) for run in runs)))
-    return f"{text} on {where}." if where else f"{text}."
+    machines = ", ".join(filter(None, dict.fromkeys(device(hardware(run)) for run in runs)))
+    return f"{text} on {machines}." if machines else f"{text}."
 
 
 def _common(groups: Sequence[Group], name: str) -> str:
@@ -238,13 +242,13 @@ def _common(groups: Sequence[Group], name: str) -> str:
 
 
 def _middle(group: Group, score: str) -> np.ndarray | None:
-    """[3] IQM of a group's final scores and its interval; None without any."""
+    """[3] IQM of a group's final scores, and its interval; None if there are no scores."""
     finite = [v for m in group.members if math.isfinite(v := m.final[score])]
     return iqm_interval(np.array(finite)) if finite else None
 
 
 def _histories(runs: Sequence[Path]) -> list[str]:
-    """How runs were started and resumed."""
+    """Tables of how the runs were started and resumed."""
     tables = {run: history_table(read_history(run)) for run in runs}
     return [
         (f"<p>{html.escape(run.resolve().name)}</p>" if len(runs) > 1 else "") + text
@@ -258,21 +262,21 @@ def counted(count: int, noun: str) -> str:
 
 
 def names(groups: Sequence[Group]) -> list[str]:
-    """Each group's line and label."""
+    """Each group's line and label, as HTML."""
     width = min(24, max(len(group.label) for group in groups))
-    found = []
+    entries = []
     for group, style in zip(groups, styles(groups)):
         dashes = " ".join(f"{4 * part:g}" for part in style.dashes)
-        found.append(
+        entries.append(
             f"<div class='group'><svg width='32' height='10'><path d='M0 4h32' "
             f"stroke='{style.colour}' stroke-width='4' stroke-dasharray='{dashes}'/></svg>"
             f"<span style='min-width:{width}ch'>{html.escape(group.label)}</span></div>"
         )
-    return found
+    return entries
 
 
 def group_table(groups: Sequence[Group]) -> str:
-    """What came of each group."""
+    """Table of each group's scores, size and best member."""
     scores = _scores(groups)
     rows = []
     for group, name in zip(groups, names(groups)):
@@ -285,7 +289,7 @@ def group_table(groups: Sequence[Group]) -> str:
 
 
 def _scores(groups: Sequence[Group]) -> list[str]:
-    """What some member was judged by."""
+    """Those of "return" and "success" that at least one member has."""
     members = [member for group in groups for member in group.members]
     return [
         score
@@ -295,10 +299,10 @@ def _scores(groups: Sequence[Group]) -> list[str]:
 
 
 def _count(group: Group) -> str:
-    """How many members, and how many of them are not whole."""
+    """Number of members, and how many of them diverged or ended early."""
     diverged = sum(m.diverged is not None for m in group.members)
     short = sum(bool(group.status(m)) for m in group.members) - diverged
-    notes = [f"{n} {what}" for n, what in ((diverged, "diverged"), (short, "ended early")) if n]
+    notes = [f"{n} {text}" for n, text in ((diverged, "diverged"), (short, "ended early")) if n]
     return f"{len(group.members)}" + (f" ({', '.join(notes)})" if notes else "")
 
 
@@ -320,7 +324,7 @@ def _best(group: Group) -> str:
 
 
 def member_table(groups: Sequence[Group]) -> str:
-    """Each member's final evaluation, and what became of it."""
+    """Table of each member's final evaluation, length and status."""
     scores = _scores(groups)
     rows: list[list[str]] = []
     for group, label in zip(groups, names(groups)):
@@ -328,9 +332,9 @@ def member_table(groups: Sequence[Group]) -> str:
             end = member.rows[-1][STEPS] if member.rows else math.nan
             numbers = [_number(member, score) for score in scores]
             numbers += [readable(end), readable(member.minutes, 2), group.status(member)]
-            own = [label] if len(groups) > 1 else []
+            group_cell = [label] if len(groups) > 1 else []
             seed = html.escape(str(member.seed))
-            rows.append([html.escape(member.name), *own, seed, *numbers])
+            rows.append([html.escape(member.name), *group_cell, seed, *numbers])
     head = ["member", *["group"] * (len(groups) > 1), "seed", *scores, "steps", "minutes", ""]
     unjudged = any("*" in cell for row in rows for cell in row[-3 - len(scores) : -3])
     return table(head, rows) + (NOTE_UNJUDGED if unjudged else "")
@@ -342,26 +346,28 @@ def _number(member: Member, score: str) -> str:
 
 
 def _hardware(runs: Sequence[Path]) -> str:
-    """What the runs ran on, each machine once."""
+    """The machines that the runs used, each listed once."""
     machines: dict[str, list[str]] = {}
     for run in runs:
         if facts := hardware(run):
             machines.setdefault(hardware_table(facts), []).append(run.resolve().name)
     return "".join(
-        f"<h2>Hardware and versions</h2><p>{html.escape(', '.join(users))}</p>{facts}"
-        for facts, users in machines.items()
+        f"<h2>Hardware and versions</h2><p>{html.escape(', '.join(run_names))}</p>{facts}"
+        for facts, run_names in machines.items()
     )
 
 
 def configuration(groups: Sequence[Group]) -> str:
-    """The settings that differ, a group each, and those that all share."""
+    """The settings that differ, one column per group, and those that all groups share."""
     settings = [group.settings for group in groups]
     differ = differing(settings)
     rows = [[html.escape(name), *(_setting(s, name) for s in settings)] for name in differ]
     common = nest({k: v for k, v in settings[0].items() if k not in differ})
     text = yaml.safe_dump(common, sort_keys=False)
-    apart = f"<h2>Settings that differ</h2>{table(['', *names(groups)], rows)}" if differ else ""
-    return f"{apart}<h2>Settings in common</h2><pre>{html.escape(text)}</pre>"
+    differences = (
+        f"<h2>Settings that differ</h2>{table(['', *names(groups)], rows)}" if differ else ""
+    )
+    return f"{differences}<h2>Settings in common</h2><pre>{html.escape(text)}</pre>"
 
 
 def _setting(settings: dict[str, Any], name: str) -> str:

@@ -1,4 +1,4 @@
-"""What the report's pages are made of: panels, tables, words, one HTML file."""
+"""Building blocks of report pages: panels, tables, texts, the HTML document."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ SECONDS = columns.ELAPSED
 
 @dataclasses.dataclass(frozen=True)
 class Panel:
-    """Columns that share a scale.
+    """Columns of progress.csv that are drawn on the same scale.
 
     Args:
-      title: of the panel.
-      y: what the vertical axis shows.
-      columns: of progress.csv; training's before the evaluations'.
+      title: title of the panel.
+      y: label of the vertical axis.
+      columns: names of the columns; those of training before those of evaluations.
     """
 
     title: str
@@ -32,7 +32,7 @@ class Panel:
     columns: tuple[str, ...]
 
 
-# A run shows those that its progress.csv has.
+# A page shows the panels whose columns are in progress.csv.
 RETURN = Panel("Return", "sum of rewards", (columns.ROLLOUT_RETURN, columns.EVAL_RETURN))
 CURVES = (
     RETURN,
@@ -54,7 +54,7 @@ CURVES = (
 )
 COUNTERS = (columns.EPISODES, columns.NAN_RESETS, columns.RESTARTS, columns.EVAL_RETURN_STD)
 CLOCKS = (STEPS, SECONDS, columns.ITERATIONS)
-SOURCES = {"rollout": "training", "eval": "evaluation"}  # of columns that share a scale
+SOURCES = {"rollout": "training", "eval": "evaluation"}  # by prefix of the column
 
 STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:1240px;margin:2em auto;padding:0 1em;color:#222}
@@ -78,7 +78,7 @@ overflow:auto;border-bottom:1px solid #ddd}
 
 
 def document(title: str, sections: Sequence[str]) -> str:
-    """One page that needs nothing else."""
+    """A complete HTML page that needs no other files."""
     head = (
         "<meta charset='utf-8'><meta name='viewport' content='width=device-width, "
         f"initial-scale=1'><title>{html.escape(title)}</title><style>{STYLE}</style>"
@@ -91,8 +91,8 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, kind: str = "")
     """A table.
 
     Args:
-      head, rows: HTML of the cells; the first of a row is text, the others are numbers.
-      kind: "texts" if all cells are texts, which may be long.
+      head, rows: cells as HTML; the first cell of a row is text, the others are numbers.
+      kind: "texts": all cells are text, which may be long.
     """
     lines = [f"<tr>{''.join(f'<th>{cell}</th>' for cell in head)}</tr>"]
     lines += [f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows]
@@ -100,7 +100,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, kind: str = "")
 
 
 def data(raw: bytes, kind: str) -> str:
-    """The bytes as an address that holds them."""
+    """A data URL that contains the bytes."""
     return f"data:{kind};base64,{base64.b64encode(raw).decode()}"
 
 
@@ -108,46 +108,48 @@ def data(raw: bytes, kind: str) -> str:
 
 
 def need_matplotlib() -> None:
-    """Raises UserError if pictures cannot be drawn."""
+    """Raises UserError if Matplotlib, which draws the figures, is not installed."""
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:
-        raise UserError("report: needs `pip install 'jaxrl[report]'`") from error
+        raise UserError(
+            "report: Matplotlib is not installed; run `pip install 'jaxrl[report]'`"
+        ) from error
 
 
 def sections(columns: Sequence[str]) -> dict[str, list[Panel]]:
-    """Panels of all columns of progress.csv that hold a number, by their headings."""
+    """Panels of the given columns of progress.csv, by heading."""
     known = [
         dataclasses.replace(panel, columns=tuple(c for c in panel.columns if c in columns))
         for panel in CURVES
     ]
     shown = {column for panel in CURVES for column in panel.columns}
-    left = [c for c in columns if c not in shown and c not in CLOCKS]
+    other_columns = [c for c in columns if c not in shown and c not in CLOCKS]
     metrics: dict[str, list[str]] = {}
-    for column in left:
+    for column in other_columns:
         source, _, name = column.partition("/")
         if source in SOURCES and column not in COUNTERS:
             metrics.setdefault(name, []).append(column)
-    own = [Panel(name, _statistic(name), tuple(both)) for name, both in metrics.items()]
-    used = {column for panel in own for column in panel.columns}
-    others = [Panel(c, c.rpartition("/")[2], (c,)) for c in left if c not in used]
+    task_panels = [Panel(name, _statistic(name), tuple(both)) for name, both in metrics.items()]
+    used = {column for panel in task_panels for column in panel.columns}
+    others = [Panel(c, c.rpartition("/")[2], (c,)) for c in other_columns if c not in used]
     return {
         "Learning curves": [panel for panel in known if panel.columns],
-        "The task's own metrics": [p for p in own if not p.title.startswith("reward/")],
-        "Terms of the reward": [p for p in own if p.title.startswith("reward/")],
+        "The task's own metrics": [p for p in task_panels if not p.title.startswith("reward/")],
+        "Terms of the reward": [p for p in task_panels if p.title.startswith("reward/")],
         "All other columns": others,
     }
 
 
 def _statistic(metric: str) -> str:
-    """What is made of a metric over an episode, see `jaxrl.envs.State`."""
+    """How a metric is summarised over an episode; see `jaxrl.envs.State`."""
     if metric.startswith("reward/"):
         return "sum over an episode"
     return "end of the episode" if metric.startswith("final/") else "mean over an episode"
 
 
 def axes(title: str, y: str, x: str = "control steps") -> tuple[Any, Any]:
-    """A figure of one panel, and its axes."""
+    """A figure with one panel, and its axes."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter
 
@@ -165,7 +167,7 @@ def axes(title: str, y: str, x: str = "control steps") -> tuple[Any, Any]:
 
 
 def image(figure: Any, alt: str) -> str:
-    """The figure as part of a page."""
+    """The figure as an HTML image."""
     from matplotlib.ticker import EngFormatter
 
     for axis in figure.axes:
@@ -178,7 +180,7 @@ def image(figure: Any, alt: str) -> str:
 
 
 def plots(heading: str, images: Sequence[str], *, folded: bool = False) -> str:
-    """Panels under a heading, as many side by side as fit; nothing without panels."""
+    """Images under a heading, side by side where they fit; empty without images."""
     if not images:
         return ""
     grid = f"<div class='plots'>{''.join(images)}</div>"
@@ -196,14 +198,14 @@ def hardware_table(facts: dict[str, Any]) -> str:
 
 
 def device(facts: dict[str, Any]) -> str:
-    """What a run ran on, in words; empty if it is not known."""
+    """The device that a run used, as text; empty if it is not known."""
     if facts.get("platform") == "cpu" and facts.get("cpu"):
         return f"{facts['cpu']} with {facts.get('cpu_cores', '?')} cores"
     return str(facts.get("device", ""))
 
 
 def history_table(parts: Sequence[dict[str, Any]]) -> str:
-    """How a run was started and resumed; nothing without parts."""
+    """Table of how a run was started and resumed; empty without parts."""
     if not parts:
         return ""
     named = [name for name in ("commit", "jaxrl", "jax", "device") if any(map(_has(name), parts))]
@@ -223,7 +225,7 @@ def _has(name: str):
 
 
 def _changes(changed: Any) -> str:
-    """Settings that differ from the part before."""
+    """Settings that changed since the previous part, as text."""
     if not isinstance(changed, dict):
         return ""
     texts = []

@@ -1,7 +1,7 @@
-"""What a run's folder holds, as far as it can be read.
+"""Reads the files of a run's folder for its report.
 
-A run's files may be damaged, cut short, or of someone else. Each that is of no use is named in
-a warning on standard error, and the report goes on without it.
+A run's files may be damaged, cut off, or written by another program. A file that cannot be used
+is named in a warning on standard error, and the report continues without it.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from jaxrl.config import read_yaml
 from jaxrl.errors import UserError
 from jaxrl.logs import read_csv
 
-BASELINES = "baselines.json"  # what `evaluate --baselines RUN` writes into RUN/eval
+BASELINES = "baselines.json"  # written into RUN/eval by `evaluate --baselines RUN`
 HISTORY = "history.yaml"  # how the run was started and resumed
 COLUMNS = ("mean", "std", "min", "max", "ci95_low", "ci95_high")  # of a summary
-MOST_VIDEO = 64 << 20  # bytes of a video that a page may hold
+MAX_VIDEO = 64 << 20  # bytes, largest video that is put into a page
 
 Summary = dict[str, dict[str, float]]  # statistic -> "mean", "std", ... -> number
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """What one evaluation found.
+    """The results of one evaluation.
 
     Args:
-      name: of its file.
-      episodes, seed: as it was run; -1 where the file does not say.
-      settings: what was changed against the run's own.
-      hardware: what it ran on.
-      summaries: by simulator; of an evaluation in one simulator under "".
+      name: name of its file, without the suffix.
+      episodes, seed: number of episodes and their seed; -1 if the file does not contain them.
+      settings: settings that differ from those of the run.
+      hardware: the machine that it ran on.
+      summaries: simulator -> summary; "" -> summary for an evaluation in one simulator.
     """
 
     name: str
@@ -48,9 +48,9 @@ class Evaluation:
     summaries: dict[str, Summary]
 
 
-def warn(path: Path, what: str) -> None:
-    """Names a file that is passed over."""
-    print(f"warning: {path}: {what}; passed over", file=sys.stderr)
+def warn(path: Path, reason: str) -> None:
+    """Prints a warning that a file, or a part of it, is skipped."""
+    print(f"warning: {path}: {reason}; skipped", file=sys.stderr)
 
 
 def read_rows(path: Path) -> list[dict[str, float]]:
@@ -61,7 +61,7 @@ def read_rows(path: Path) -> list[dict[str, float]]:
         warn(path, error.strerror or str(error))
         return []
     if bad:
-        warn(path, f"{bad:,} line{'' if bad == 1 else 's'} without the numbers of a row")
+        warn(path, f"{bad:,} line{' is not a row' if bad == 1 else 's are not rows'} of numbers")
     return [{name: float(cell or "nan") for name, cell in row.items()} for row in rows]
 
 
@@ -70,21 +70,21 @@ def read_config(folder: Path) -> dict[str, Any] | None:
     try:
         return read_yaml(folder / "config.yaml")
     except UserError as error:
-        print(f"warning: {error}; passed over", file=sys.stderr)
+        print(f"warning: {error}; skipped", file=sys.stderr)
     except RecursionError:
         warn(folder / "config.yaml", "nested too deeply")
     return None
 
 
 def read_evaluations(run: Path) -> list[Evaluation]:
-    """All in RUN/eval, but for the baselines; the one at the end of training first."""
+    """All evaluations in RUN/eval, except baselines; the one at the end of training comes first."""
     paths = sorted((run / "eval").glob("*.json"), key=lambda p: (p.stem != "final", p.stem))
-    found = [read_evaluation(path) for path in paths if path.name != BASELINES]
-    return [each for each in found if each is not None]
+    evaluations = [read_evaluation(path) for path in paths if path.name != BASELINES]
+    return [each for each in evaluations if each is not None]
 
 
 def read_evaluation(path: Path) -> Evaluation | None:
-    """One evaluation; None if the file is not what `evaluate` writes."""
+    """Reads one evaluation; returns None if the file is not an output of `evaluate`."""
     content = _read_json(path)
     if content is None:
         return None
@@ -93,13 +93,13 @@ def read_evaluation(path: Path) -> Evaluation | None:
     for name, part in parts.items() if isinstance(parts, dict) else ():
         summaries[name] = _summary(part.get("summary") if isinstance(part, dict) else None)
     if not summaries or not all(summaries.values()):
-        warn(path, "not what an evaluation writes")
+        warn(path, "not the output of an evaluation")
         return None
     facts = next(iter(parts.values()))
     return Evaluation(
         name=path.stem,
-        episodes=_whole(facts.get("episodes")),
-        seed=_whole(facts.get("seed")),
+        episodes=_to_int(facts.get("episodes")),
+        seed=_to_int(facts.get("seed")),
         settings=_section(facts.get("settings")),
         hardware=_section(facts.get("hardware")),
         summaries=summaries,
@@ -107,44 +107,44 @@ def read_evaluation(path: Path) -> Evaluation | None:
 
 
 def read_baselines(run: Path) -> dict[str, Summary]:
-    """Summaries of the task's baselines by name, where they have been judged."""
+    """Summaries of the task's baselines, by name; empty if they have not been evaluated."""
     path = run / "eval" / BASELINES
     content = _read_json(path) if path.exists() else None
     if content is None:
         return {}
-    found = {k: _summary(v) for k, v in _section(content.get("baselines")).items()}
-    if not found or not all(found.values()):
-        warn(path, "not what an evaluation of baselines writes")
+    summaries = {k: _summary(v) for k, v in _section(content.get("baselines")).items()}
+    if not summaries or not all(summaries.values()):
+        warn(path, "not the output of an evaluation of baselines")
         return {}
-    return found
+    return summaries
 
 
 def read_history(run: Path) -> list[dict[str, Any]]:
-    """The parts of the run, each since a start or a resume; empty without a history."""
+    """The parts of the run, one for each start or resume; empty without a history file."""
     path = run / HISTORY
     if not path.exists():
         return []
-    try:  # read_yaml is for mappings, and here is a list
+    try:  # not with read_yaml, which reads mappings only: this file holds a list
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         warn(path, f"cannot be read ({type(error).__name__})")
         return []
     parts = [part for part in content if isinstance(part, dict)] if _is_list(content) else []
     if not parts or len(parts) < len(content):
-        warn(path, "not only what training writes")
+        warn(path, "has entries that training does not write")
     return parts
 
 
 def newest_video(run: Path) -> bytes | None:
-    """The newest whole video of the run."""
-    found = []
+    """The newest complete video of the run, of at most `MAX_VIDEO` bytes; None without one."""
+    videos = []
     for path in (run / "videos").glob("*.mp4"):
         try:
-            found.append((path.stat().st_mtime, path.stat().st_size, path))
+            videos.append((path.stat().st_mtime, path.stat().st_size, path))
         except OSError as error:
             warn(path, error.strerror or str(error))
-    for _, size, path in sorted(found, reverse=True):
-        if size > MOST_VIDEO:
+    for _, size, path in sorted(videos, reverse=True):
+        if size > MAX_VIDEO:
             warn(path, f"{size / 1e6:,.0f} MB is too large for a page")
             continue
         try:
@@ -154,12 +154,12 @@ def newest_video(run: Path) -> bytes | None:
             continue
         if _is_mp4(raw):
             return raw
-        warn(path, "no whole video")
+        warn(path, "not a complete video")
     return None
 
 
 def hardware(run: Path) -> dict[str, Any]:
-    """What the run ran on, as its newest readable checkpoint says; empty without one."""
+    """The machine that the run used, from its newest readable checkpoint; empty without one."""
     for store in (Checkpointer(run / "checkpoints"), Checkpointer(run / "best")):
         for step in reversed(store.steps()):
             try:
@@ -177,30 +177,30 @@ def _read_json(path: Path) -> dict[str, Any] | None:
         warn(path, reason or str(error))
         return None
     if not isinstance(content, dict):
-        warn(path, "not what an evaluation writes")
+        warn(path, "not the output of an evaluation")
         return None
     return content
 
 
 def _summary(content: Any) -> Summary:
-    """The summary in a file; empty if it is none. Columns that are missing are NaN."""
+    """A summary as read from a file; empty if it is not valid. Missing columns are NaN."""
     summary = {}
     for name, values in _section(content).items():
         values = _section(values)
         if not _is_number(values.get("mean")):
             return {}
-        known = {c: values[c] for c in COLUMNS if _is_number(values.get(c))}
-        summary[str(name)] = {c: float(known.get(c, math.nan)) for c in COLUMNS}
+        numbers = {c: values[c] for c in COLUMNS if _is_number(values.get(c))}
+        summary[str(name)] = {c: float(numbers.get(c, math.nan)) for c in COLUMNS}
     return summary
 
 
 def _is_number(value: Any) -> bool:
     if isinstance(value, int) and not isinstance(value, bool):
-        return abs(value) < 1 << 1000  # others are no float
+        return abs(value) < 1 << 1000  # larger ones may not fit into a float
     return isinstance(value, float)
 
 
-def _whole(value: Any) -> int:
+def _to_int(value: Any) -> int:
     return value if isinstance(value, int) and not isinstance(value, bool) else -1
 
 
@@ -213,16 +213,19 @@ def _is_list(value: Any) -> bool:
 
 
 def _is_mp4(raw: bytes) -> bool:
-    """Its boxes fill the file to the end, and one is the index that a player needs."""
-    kinds, at = [], 0
-    while at + 8 <= len(raw):
-        size, kind = int.from_bytes(raw[at : at + 4]), raw[at + 4 : at + 8]
+    """Whether this is a complete MP4 file.
+
+    Its boxes must fill the file to the end, and one must be the index that a player needs (moov).
+    """
+    kinds, start = [], 0
+    while start + 8 <= len(raw):
+        size, kind = int.from_bytes(raw[start : start + 4]), raw[start + 4 : start + 8]
         if size == 1:  # the true size follows in 8 bytes
-            size = int.from_bytes(raw[at + 8 : at + 16])
+            size = int.from_bytes(raw[start + 8 : start + 16])
         if size == 0:  # to the end of the file
-            size = len(raw) - at
+            size = len(raw) - start
         if size < 8:
             return False
         kinds.append(kind)
-        at += size
-    return at == len(raw) and kinds[:1] == [b"ftyp"] and b"moov" in kinds
+        start += size
+    return start == len(raw) and kinds[:1] == [b"ftyp"] and b"moov" in kinds

@@ -1,4 +1,4 @@
-"""One HTML page that holds all there is to say of a run."""
+"""The report page of a run: its results, curves, tables and settings in one HTML file."""
 
 from __future__ import annotations
 
@@ -34,41 +34,42 @@ from jaxrl.reporting.pages import (
     table,
 )
 from jaxrl.reporting.reading import Evaluation, Summary
-from jaxrl.runs import is_own
+from jaxrl.runs import is_resumable
 
 COLOURS = {"training": "#0072b2", "evaluation": "#d55e00"}
 
 
 def write(runs: Sequence[Path], out: Path | None = None) -> Path:
-    """Writes the page of a run, or of several over each other, and returns where it is.
+    """Writes the page of a run, or one page that compares several, and returns its path.
 
     Args:
-      runs: their folders.
-      out: the file; none: RUN/report.html, or for what is not one run of the user's own the first
-        of ./report.html, ./report-2.html, ... that is free.
+      runs: folders of the runs.
+      out: the file to write; None: RUN/report.html for a single run that was trained here,
+        otherwise the first free name of ./report.html, ./report-2.html, ...
 
     Raises:
-      UserError: Matplotlib is missing, there is nothing to show, or it cannot be written.
+      UserError: Matplotlib is missing, a folder cannot be read or has nothing to show, or the
+        file cannot be written.
     """
     need_matplotlib()
     runs = list({run.resolve(): run for run in runs}.values())
-    own = len(runs) == 1 and is_own(runs[0])
+    trained_here = len(runs) == 1 and is_resumable(runs[0])
     if out:
         check_writable(out)
     several = len(runs) > 1 or is_population(runs[0])
     try:
         text = overlay.page(runs) if several else page(runs[0])
-    except OSError as error:  # a folder that may not be listed, a disk that fails
-        where = error.filename or runs[0]
-        raise UserError(f"cannot read {where}: {error.strerror or error}") from error
+    except OSError as error:  # a folder without permission, a failing disk
+        path = error.filename or runs[0]
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     if not out:
-        out = runs[0] / "report.html" if own else first_free(Path("report.html"))
+        out = runs[0] / "report.html" if trained_here else first_free(Path("report.html"))
     write_text(out, text)
     return out
 
 
 def curve(run: Path) -> str:
-    """The return over the control steps, in training and evaluation, as HTML."""
+    """The return over the control steps, in training and evaluation, as an HTML image."""
     need_matplotlib()
     rows = reading.read_rows(run / "progress.csv")
     return _panel(rows, RETURN, {}) if rows else ""
@@ -78,7 +79,7 @@ def page(run: Path) -> str:
     """The page of the run in a folder.
 
     Raises:
-      UserError: it holds no run, or nothing of it can be shown.
+      UserError: the folder holds no run, or progress.csv has no rows.
     """
     check_run(run)
     rows = reading.read_rows(run / "progress.csv")
@@ -108,7 +109,7 @@ def headline(
     evaluations: Sequence[Evaluation],
     facts: dict[str, Any],
 ) -> str:
-    """What came out, in a sentence (HTML)."""
+    """The result in one sentence (HTML)."""
     env = config.get("env")
     task = env.get("name", "") if isinstance(env, dict) else env or ""
     algo = str(config.get("algo", "")).upper()
@@ -116,27 +117,27 @@ def headline(
     steps, seconds = rows[-1][STEPS], rows[-1].get(SECONDS, math.nan)
     cost = f"{steps:,.0f} control steps"
     cost += f" in {readable(seconds / 60, 2)} minutes" if math.isfinite(seconds) else ""
-    where = device(facts or (final.hardware if final else {}))
-    cost += f" on {where}" if where else ""
-    what = " on ".join(part for part in (algo, str(task)) if part) or "This run"
-    return html.escape(f"{what}: {_outcome(rows, final)}, after {cost}.")
+    machine = device(facts or (final.hardware if final else {}))
+    cost += f" on {machine}" if machine else ""
+    setup = " on ".join(part for part in (algo, str(task)) if part) or "This run"
+    return html.escape(f"{setup}: {_outcome(rows, final)}, after {cost}.")
 
 
 def _outcome(rows: Sequence[dict[str, float]], final: Evaluation | None) -> str:
-    """The best model's score, or else the newest in training."""
+    """The best model's score, or else the last score in training."""
     if final:
         summary = final.summaries[next(iter(final.summaries))]
         scores = {name: values["mean"] for name, values in summary.items()}
-        who = "the best model"
-        who += f", over {final.episodes:,} episodes," if final.episodes >= 0 else ""
-        return f"{who} {_scores(scores.get('return'), scores.get('success'))}"
-    for who, names in (
+        source = "the best model"
+        source += f", over {final.episodes:,} episodes," if final.episodes >= 0 else ""
+        return f"{source} {_scores(scores.get('return'), scores.get('success'))}"
+    for source, names in (
         ("the last evaluation in training", (columns.EVAL_RETURN, columns.EVAL_SUCCESS)),
         ("training", (columns.ROLLOUT_RETURN, columns.ROLLOUT_SUCCESS)),
     ):
         last = [next((y for _, y in reversed(_points(rows, name))), None) for name in names]
         if last[0] is not None:
-            return f"{who} {_scores(*last)}"
+            return f"{source} {_scores(*last)}"
     return "no episode has ended"
 
 
@@ -159,18 +160,18 @@ def _video(run: Path) -> str:
 
 
 def _curves(rows: Sequence[dict[str, float]], baselines: dict[str, Summary]) -> list[str]:
-    found = sections([name for name in rows[0] if _points(rows, name)])
-    if not any(found.values()):
+    panels_by_heading = sections([name for name in rows[0] if _points(rows, name)])
+    if not any(panels_by_heading.values()):
         return ["<p>There is no finite number to draw.</p>"]
-    last = list(found)[-1]
+    last_heading = list(panels_by_heading)[-1]
     return [
-        plots(heading, [_panel(rows, p, baselines) for p in panels], folded=heading == last)
-        for heading, panels in found.items()
+        plots(heading, [_panel(rows, p, baselines) for p in panels], folded=heading == last_heading)
+        for heading, panels in panels_by_heading.items()
     ]
 
 
 def _panel(rows: Sequence[dict[str, float]], panel: Panel, baselines: dict[str, Summary]) -> str:
-    """Training's and the evaluations' curve of one thing."""
+    """One panel: the curves of training and evaluations, and the baselines' means as lines."""
     figure, axis = axes(panel.title, panel.y)
     for name in panel.columns:
         points = _points(rows, name)
@@ -197,14 +198,14 @@ def _points(rows: Sequence[dict[str, float]], name: str) -> list[tuple[float, fl
 
 
 def _evaluations(evaluations: Sequence[Evaluation]) -> str:
-    """A table for each; those with the same numbers share one."""
-    found: list[list[Evaluation]] = []
+    """A table for each evaluation; evaluations with the same numbers share one."""
+    groups: list[list[Evaluation]] = []
     for each in evaluations:
-        same = next((known for known in found if known[0].summaries == each.summaries), None)
+        same = next((group for group in groups if group[0].summaries == each.summaries), None)
         if same is None:
-            found.append(same := [])
+            groups.append(same := [])
         same.append(each)
-    return "".join(map(_evaluation, found))
+    return "".join(map(_evaluation, groups))
 
 
 def _evaluation(same: Sequence[Evaluation]) -> str:
@@ -225,7 +226,7 @@ def _evaluation(same: Sequence[Evaluation]) -> str:
 
 
 def _across(summaries: dict[str, Summary]) -> str:
-    """Means in several simulators, side by side."""
+    """Table of the means in several simulators, side by side."""
     names = dict.fromkeys(name for summary in summaries.values() for name in summary)
     rows = [
         (html.escape(n), *(readable(s[n]["mean"]) if n in s else "" for s in summaries.values()))

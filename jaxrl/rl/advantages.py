@@ -17,14 +17,14 @@ def generalized_advantages(
     gamma: jax.Array | float,
     gae_lambda: jax.Array | float,
 ) -> jax.Array:
-    """Generalised advantage estimation with both kinds of episode end.
+    """Generalised advantage estimation with terminations and time limits.
 
     delta_t = r_t + gamma (1 - terminated_t) v'_t - v_t
     A_t = delta_t + gamma lambda (1 - terminated_t)(1 - truncated_t) A_{t+1}
 
     Source: Schulman et al. 2016, "High-dimensional continuous control using generalized
     advantage estimation", eq. 16, cut at episode ends; after a time limit the value of
-    the true final observation stands for the rest (Pardo et al. 2018, eq. 6).
+    the true final observation replaces the later rewards (Pardo et al. 2018, eq. 6).
 
     Args:
       reward: [T, N].
@@ -32,7 +32,7 @@ def generalized_advantages(
       next_value: [T, N], of the observation that the action led to; at an episode's end
         that is the final observation, not the next episode's first.
       terminated, truncated: [T, N] bool.
-      gamma: discount.
+      gamma: discount factor.
       gae_lambda: trace decay.
 
     Returns:

@@ -1,8 +1,8 @@
-"""Action distributions: a diagonal Gaussian, plain or squashed by tanh.
+"""Action distributions: a diagonal Gaussian, plain or squashed by tanh, and a categorical one.
 
-Both work on the Gaussian's sample `raw` [..., A], before clipping or squashing: a
-log-probability taken back through tanh loses its digits near the bounds. All
-log-probabilities and entropies are summed over the action's components.
+All methods use the raw sample `raw` [..., A], before clipping or squashing: near the bounds, a
+log-probability that is computed from the squashed action would lose its precision. For a
+Gaussian, log-probabilities and entropies are summed over the action's components.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Gaussian(struct.PyTreeNode):
 
 
 class Normal:
-    """Plain Gaussian; actions are clipped to [-1, 1] on their way to the task."""
+    """Plain Gaussian; its samples are clipped to [-1, 1] to become the task's actions."""
 
     @staticmethod
     def sample(g: Gaussian, noise: jax.Array) -> jax.Array:
@@ -63,19 +63,22 @@ class TanhNormal(Normal):
 
     @staticmethod
     def entropy(g: Gaussian, key: jax.Array) -> jax.Array:
-        """[...] one-sample estimate; it has no closed form. Differentiable."""
+        """[...] differentiable estimate from one sample; there is no closed form."""
         noise = jax.random.normal(key, g.mean.shape)
         return Normal.entropy(g, key) + _log_tanh_slope(Normal.sample(g, noise)).sum(-1)
 
 
 def _log_tanh_slope(x: jax.Array) -> jax.Array:
-    """log(1 - tanh(x)^2) without cancellation."""
+    """log(1 - tanh(x)^2), computed without cancellation."""
     return 2.0 * (jnp.log(2.0) - x - jax.nn.softplus(-2.0 * x))
 
 
 class Categorical:
-    """One of A choices. The Gaussian's mean stands for the logits; a raw sample is the choice
-    as a one-hot vector, the task's action its index."""
+    """Categorical distribution over A choices.
+
+    The field `mean` of the `Gaussian` holds the logits. A raw sample is the choice as a one-hot
+    vector; the task's action is the index of the choice.
+    """
 
     @staticmethod
     def sample(g: Gaussian, noise: jax.Array) -> jax.Array:
@@ -86,12 +89,12 @@ class Categorical:
 
     @staticmethod
     def action(raw: jax.Array) -> jax.Array:
-        """[...] int32 index of the choice, or of the likeliest one by logits."""
+        """[...] int32 index of the choice; given logits, of the most likely choice."""
         return jnp.argmax(raw, -1)
 
     @staticmethod
     def log_prob(g: Gaussian, raw: jax.Array) -> jax.Array:
-        """[...] log-probability of a choice."""
+        """[...] log-probability of the choice."""
         return (raw * jax.nn.log_softmax(g.mean)).sum(-1)
 
     @staticmethod
@@ -104,5 +107,5 @@ class Categorical:
 DISTRIBUTIONS: dict[str, Any] = {
     "normal": Normal,
     "tanh_normal": TanhNormal,
-    "categorical": Categorical,  # of discrete actions
+    "categorical": Categorical,  # for discrete actions
 }

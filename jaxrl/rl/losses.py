@@ -31,14 +31,14 @@ def value_loss(
     old_value: jax.Array,
     clip_range: jax.Array | float | None,
 ) -> jax.Array:
-    """[B] squared error; with a clip range, the larger of it and that of the value kept
-    within the range of the old one."""
+    """[B] squared error of the value; with a clip range, the maximum of this error and the
+    error of the clipped value, which is at most `clip_range` away from the old value."""
     chex.assert_equal_shape([value, target, old_value])
     error = jnp.square(value - target)
     if clip_range is None:
         return error
-    near = old_value + jnp.clip(value - old_value, -clip_range, clip_range)
-    return jnp.maximum(error, jnp.square(near - target))
+    clipped = old_value + jnp.clip(value - old_value, -clip_range, clip_range)
+    return jnp.maximum(error, jnp.square(clipped - target))
 
 
 def approximate_kl(log_ratio: jax.Array) -> jax.Array:
@@ -57,8 +57,8 @@ def soft_policy_loss(
     Source: Haarnoja et al. 2018, "Soft actor-critic algorithms and applications", eq. 9.
 
     Args:
-      log_prob: [B] of sampled actions.
-      value: [B] of these actions.
+      log_prob: [B] log-probabilities of sampled actions.
+      value: [B] values of these actions.
       temperature: alpha.
     """
     chex.assert_equal_shape([log_prob, value])
@@ -68,7 +68,7 @@ def soft_policy_loss(
 def temperature_loss(
     log_temperature: jax.Array, entropy: jax.Array, target_entropy: jax.Array | float
 ) -> jax.Array:
-    """alpha (entropy - target): alpha grows while the policy is less random than wanted.
+    """alpha (entropy - target): alpha grows while the entropy is below its target.
 
     Source: Haarnoja et al. 2018, eq. 18.
     """

@@ -1,4 +1,4 @@
-"""Running mean and variance of a stream of batches, which a few absurd values cannot blind."""
+"""Running mean and variance of a stream of batches, robust to a few extreme values."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ from flax import struct
 
 from jaxrl.envs.vector import LARGEST
 
-# Values further than this many standard deviations from the mean count as if they were there.
-# Statistics that are wrong by far are right again after a few batches all the same.
-MOST_DEVIATIONS = 20.0
-# Batches that the statistics remember: the newest has at least a share of one in so many. In
-# float32 a smaller share would round to nothing, and a sum of roundings would take its place.
+# Values are clipped to about this many standard deviations from the mean. Statistics that are far
+# off still become right again after a few batches.
+MAX_DEVIATIONS = 20.0
+# Number of batches that the statistics remember: the newest batch has at least the weight
+# 1 / MEMORY. In float32 a smaller weight would round to nothing, and only rounding errors would
+# add up.
 MEMORY = 1e5
 
 
 class RunningStatistics(struct.PyTreeNode):
-    """Statistics of all samples seen, per component; from `MEMORY` batches on older ones fade.
+    """Statistics of all samples so far, per component; after `MEMORY` batches, old ones fade out.
 
     Attributes:
-      count: scalar, number of samples remembered.
-      mean: tree as one sample.
-      variance: tree as one sample; population variance (divided by the count).
+      count: scalar, number of samples that the statistics remember.
+      mean: tree with the structure of one sample.
+      variance: tree with the structure of one sample; population variance (divided by the count).
     """
 
     count: jax.Array
@@ -33,7 +34,7 @@ class RunningStatistics(struct.PyTreeNode):
 
 
 def init(sample: Any) -> RunningStatistics:
-    """Statistics that leave samples as they are: mean 0, variance 1, count 0.
+    """Returns initial statistics, which leave samples unchanged: mean 0, variance 1, count 0.
 
     Args:
       sample: tree of arrays or shapes of one sample.
@@ -46,11 +47,11 @@ def init(sample: Any) -> RunningStatistics:
 
 
 def update(statistics: RunningStatistics, batch: Any) -> RunningStatistics:
-    """Adds a batch with any leading axes (Chan et al. 1979, pairwise update).
+    """Returns the statistics with a batch added (Chan et al. 1979, pairwise update).
 
     Args:
       statistics: statistics of samples of shape S.
-      batch: tree of [..., *S], finite.
+      batch: tree of [..., *S] with any leading axes; finite.
     """
     if not jax.tree.leaves(batch):
         return statistics
@@ -60,9 +61,9 @@ def update(statistics: RunningStatistics, batch: Any) -> RunningStatistics:
     share = added / total
 
     def merge(mean, variance, x):
-        x = _within(x.reshape(-1, *mean.shape), mean, variance, statistics.count)
+        x = _clipped(x.reshape(-1, *mean.shape), mean, variance, statistics.count)
         delta = x.mean(0) - mean
-        variance = jnp.where(statistics.count > 0, variance, 0.0)  # 1 at first is no sample
+        variance = jnp.where(statistics.count > 0, variance, 0.0)  # the initial 1 is not measured
         change = x.var(0) + (1 - share) * delta**2 - variance
         return mean + share * delta, variance + share * change
 
@@ -73,26 +74,26 @@ def update(statistics: RunningStatistics, batch: Any) -> RunningStatistics:
     return RunningStatistics(count=total, mean=mean, variance=variance)
 
 
-def _within(x: jax.Array, mean: jax.Array, variance: jax.Array, count: jax.Array) -> jax.Array:
-    """Samples [B, *S] cut to a range about the mean; the first batch, before which nothing is
-    known, to a range about zero. What the worlds had to cut already says nothing: it counts as
-    the middle of that range.
+def _clipped(x: jax.Array, mean: jax.Array, variance: jax.Array, count: jax.Array) -> jax.Array:
+    """Clips samples [B, *S] to a range around the mean; those of the first batch, for which
+    there are no statistics yet, to a range around zero. Values that the worlds clipped already
+    (to `LARGEST`) carry no information: they are replaced by the middle of the range.
 
-    What the first batch spans is told by the mean of its fourth roots, to which one value of 1e6
-    among thousands adds next to nothing. A component that never moved may begin to, by one unit
-    in the first batch, and then by twenty times more in each.
+    The spread of the first batch is the fourth power of the mean of its fourth roots, to which
+    one value of 1e6 among thousands adds next to nothing. A component that was constant so far
+    can change by at most 1 in one batch, and by about twenty times more in each following batch.
     """
     span = jnp.sqrt(jnp.sqrt(jnp.abs(x))).mean(0) ** 4
     spread = jnp.where(count > 0, jnp.sqrt(variance), span)
     middle = jnp.where(count > 0, mean, 0.0)
-    most = MOST_DEVIATIONS * spread + 1.0
-    return jnp.where(jnp.abs(x) < LARGEST, jnp.clip(x, middle - most, middle + most), middle)
+    largest = MAX_DEVIATIONS * spread + 1.0
+    return jnp.where(jnp.abs(x) < LARGEST, jnp.clip(x, middle - largest, middle + largest), middle)
 
 
 def normalize(
     statistics: RunningStatistics, x: Any, *, clip: float = 10.0, epsilon: float = 1e-6
 ) -> Any:
-    """(x - mean) / std, clipped; x is a tree of [..., *S]."""
+    """Returns (x - mean) / std, clipped to [-clip, clip]; x is a tree of [..., *S]."""
 
     def scale(x, mean, variance):
         return jnp.clip((x - mean) / jnp.sqrt(variance + epsilon), -clip, clip)

@@ -1,4 +1,4 @@
-"""Trees of arrays side by side in one array a storage type.
+"""Packs the leaves of a tree into one array for each storage type.
 
 Taking random rows of one array is several times faster than taking them of each leaf.
 """
@@ -12,24 +12,25 @@ import jax.numpy as jnp
 
 
 class Packing:
-    """How trees of one kind are laid out.
+    """Layout of packed trees, all of which have the same structure.
 
     Args:
       example: one tree (arrays or shapes), without batch axes.
-      storage: tree of type names as `example`, what each leaf is kept as; none: its own
-        type. Whole-number types round and keep to their range.
+      storage: storage type of each leaf, a tree of type names with the structure of `example`;
+        None: each leaf's own type. Values in integer types are rounded, and clipped to the
+        type's range.
     """
 
     def __init__(self, example: Any, storage: Any = None):
         leaves, self._structure = jax.tree.flatten(example)
-        own = [str(x.dtype) for x in leaves]
-        kept = own if storage is None else jax.tree.leaves(storage)
+        own_types = [str(x.dtype) for x in leaves]
+        types = own_types if storage is None else jax.tree.leaves(storage)
         self._leaves = [
-            (jnp.dtype(kind).name, leaf) for kind, leaf in zip(kept, leaves, strict=True)
+            (jnp.dtype(kind).name, leaf) for kind, leaf in zip(types, leaves, strict=True)
         ]
 
     def pack(self, tree: Any) -> dict[str, jax.Array]:
-        """Leaves [..., *S] -> {type: [..., F]}."""
+        """Packs leaves [..., *S] to {type: [..., F]}."""
         groups: dict[str, list[jax.Array]] = {}
         for x, (kind, leaf) in zip(jax.tree.leaves(tree), self._leaves, strict=True):
             lead = x.shape[: x.ndim - len(leaf.shape)]
@@ -37,12 +38,12 @@ class Packing:
         return {kind: jnp.concatenate(parts, -1) for kind, parts in groups.items()}
 
     def unpack(self, rows: dict[str, jax.Array]) -> Any:
-        """{type: [..., F]} -> leaves [..., *S] in their own types."""
-        used = dict.fromkeys(rows, 0)
+        """Unpacks {type: [..., F]} to leaves [..., *S] of their own types."""
+        offset = dict.fromkeys(rows, 0)
         leaves = []
         for kind, leaf in self._leaves:
-            x = rows[kind][..., used[kind] : used[kind] + leaf.size]
-            used[kind] += leaf.size
+            x = rows[kind][..., offset[kind] : offset[kind] + leaf.size]
+            offset[kind] += leaf.size
             leaves.append(x.reshape(*x.shape[:-1], *leaf.shape).astype(leaf.dtype))
         return jax.tree.unflatten(self._structure, leaves)
 

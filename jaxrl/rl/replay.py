@@ -1,10 +1,10 @@
-"""Replay of past steps in a ring on the device.
+"""Replay of past control steps, as a ring buffer on the device.
 
-N worlds step together, so the ring has a row for each step of all of them: writing is one
-contiguous copy, and it splits over devices along the worlds. An observation is kept once:
-what followed a step is the observation of the next row, but for the end of an episode. A
-terminated step needs none; for those that the time limit ended, the true final
-observations lie in a small ring of their own.
+N worlds step together, so the ring has one row for each control step of all worlds: writing is
+one contiguous copy, and the ring can be split over devices along the worlds. Each observation is
+stored once: the observation that followed a step is in the next row, except at the end of an
+episode. After a termination none is needed; the final observations of episodes that the time
+limit ended are in a small ring of their own.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from jaxrl.rl.rollout import Rollout
 
 
 class ReplayState(struct.PyTreeNode):
-    """Contents.
+    """Contents of a replay.
 
     Attributes:
       obs: {type: [C, N, F]} observations that were acted on.
-      steps: [C, N, 3 + A] reward, terminated, time limit (0, or 1 + its place in
+      steps: [C, N, 3 + A] reward, terminated, time limit (0, or 1 + its index in
         `limit_obs`), action.
-      limit_obs: {type: [S, N, F]} final observations of episodes the time limit ended.
-      limits: [N] int32, such episodes so far.
-      inserted: int32, rows written so far.
+      limit_obs: {type: [S, N, F]} final observations of episodes that the time limit ended.
+      limits: [N] int32, number of such episodes so far.
+      inserted: int32, number of rows written so far.
     """
 
     obs: dict[str, jax.Array]
@@ -42,14 +42,14 @@ class ReplayState(struct.PyTreeNode):
 
 
 class Transitions(struct.PyTreeNode):
-    """Samples; leaves [B, ...].
+    """Samples from a replay; leaves [B, ...].
 
     Attributes:
       obs: observation acted on.
       action: [B, A].
       reward: [B] discounted sum over the n steps, or up to the episode's end.
-      discount: [B] what the value of `next_obs` counts; 0 after termination.
-      next_obs: observation the last of these steps led to.
+      discount: [B] factor of the value of `next_obs`; 0 after a termination.
+      next_obs: observation that the last of these steps led to.
     """
 
     obs: Any
@@ -60,16 +60,16 @@ class Transitions(struct.PyTreeNode):
 
 
 class Replay:
-    """A ring of the last `capacity` steps of all worlds.
+    """Ring buffer of the last `capacity` control steps of all worlds.
 
     Args:
-      capacity: rows C.
-      num_envs: worlds N.
+      capacity: number of rows C.
+      num_envs: number of worlds N.
       obs: one observation (arrays or shapes).
       action_size: A.
-      episode_length: control steps between two time limits of a world, at least.
-      n_step: steps that a sample spans.
-      storage: tree of type names, how observations are kept; none: as they are.
+      episode_length: smallest number of control steps between two time limits of a world.
+      n_step: number of control steps that a sample spans.
+      storage: tree of the type names in which observations are stored; None: their own types.
     """
 
     def __init__(
@@ -88,11 +88,11 @@ class Replay:
         self.capacity, self.num_envs, self.n_step = capacity, num_envs, n_step
         self._packing = Packing(obs, storage)
         self._example, self._action_size = obs, action_size
-        # A world's time limits are an episode apart, so no more than these are still needed.
+        # Time limits of a world are an episode apart, so `capacity` rows have at most this many.
         self._slots = math.ceil(capacity / episode_length)
 
     def init(self) -> ReplayState:
-        """Empty; all memory is taken here."""
+        """Returns an empty replay, with all of its memory allocated."""
         n = self.num_envs
         blank = jax.eval_shape(self._packing.pack, self._example)
 
@@ -108,60 +108,65 @@ class Replay:
         )
 
     def insert(self, state: ReplayState, rollout: Rollout) -> ReplayState:
-        """Adds one step of all worlds: a rollout with T = S = 1."""
+        """Adds one control step of all worlds: a rollout with T = S = 1."""
         step = jax.tree.map(lambda x: x[0], rollout.replace(last_obs=None, memory=None))
         slot = state.limits % self._slots
         limit = jnp.where(step.truncated, 1 + slot, 0)
         columns = (step.reward, step.terminated, limit)
         row = jnp.concatenate([jnp.stack(columns, 1).astype(jnp.float32), step.action], 1)
-        at = state.inserted % self.capacity
-        mine = jnp.arange(self.num_envs)
+        index = state.inserted % self.capacity
+        worlds = jnp.arange(self.num_envs)
 
         def write(ring, x):
-            return jax.lax.dynamic_update_index_in_dim(ring, x, at, 0)
+            return jax.lax.dynamic_update_index_in_dim(ring, x, index, 0)
 
-        def keep_final(ring, x):
-            return ring.at[slot, mine].set(select(step.truncated, x, ring[slot, mine]))
+        def write_final(ring, x):
+            return ring.at[slot, worlds].set(select(step.truncated, x, ring[slot, worlds]))
 
         return ReplayState(
             obs=jax.tree.map(write, state.obs, self._packing.pack(step.obs)),
             steps=write(state.steps, row),
-            limit_obs=jax.tree.map(keep_final, state.limit_obs, self._packing.pack(step.limit_obs)),
+            limit_obs=jax.tree.map(
+                write_final, state.limit_obs, self._packing.pack(step.limit_obs)
+            ),
             limits=state.limits + step.truncated,
             inserted=state.inserted + 1,
         )
 
     def cut(self, state: ReplayState, obs: Any) -> ReplayState:
-        """Ends all episodes with the last step, as at a time limit: the next row begins others.
+        """Ends all episodes at the last step, as at a time limit; the next row begins new ones.
 
         Args:
           state: contents.
           obs: [N, ...] observations that the last step led to.
-        """
-        at, mine = (state.inserted - 1) % self.capacity, jnp.arange(self.num_envs)
-        row, slot = state.steps[at], state.limits % self._slots
-        goes_on = (row[:, 1] == 0) & (row[:, 2] == 0) & (state.inserted > 0)
-        limit = jnp.where(goes_on, 1.0 + slot, row[:, 2])
 
-        def keep(ring, x):
-            return ring.at[slot, mine].set(select(goes_on, x, ring[slot, mine]))
+        The time limit is one that `episode_length` does not count: only with `episode_length` 1
+        is there always room for its final observation.
+        """
+        index, worlds = (state.inserted - 1) % self.capacity, jnp.arange(self.num_envs)
+        row, slot = state.steps[index], state.limits % self._slots
+        continues = (row[:, 1] == 0) & (row[:, 2] == 0) & (state.inserted > 0)
+        limit = jnp.where(continues, 1.0 + slot, row[:, 2])
+
+        def write_final(ring, x):
+            return ring.at[slot, worlds].set(select(continues, x, ring[slot, worlds]))
 
         return state.replace(
-            steps=state.steps.at[at, :, 2].set(limit),
-            limit_obs=jax.tree.map(keep, state.limit_obs, self._packing.pack(obs)),
-            limits=state.limits + goes_on,
+            steps=state.steps.at[index, :, 2].set(limit),
+            limit_obs=jax.tree.map(write_final, state.limit_obs, self._packing.pack(obs)),
+            limits=state.limits + continues,
         )
 
     def sample(
         self, state: ReplayState, key: jax.Array, batch_size: int, *, gamma: jax.Array | float
     ) -> Transitions:
-        """[B] steps drawn evenly, with replacement; needs more than `n_step` rows.
+        """Returns B samples, drawn uniformly with replacement; needs more than `n_step` rows.
 
         Args:
           state: contents.
           key: PRNG key.
           batch_size: B.
-          gamma: discount.
+          gamma: discount factor.
         """
         key_row, key_world = jax.random.split(key)
         oldest = jnp.maximum(state.inserted - self.capacity, 0)

@@ -1,4 +1,4 @@
-"""Returns over a few steps, and the scale of returns."""
+"""Discounted returns over n steps, and the scale of returns."""
 
 from __future__ import annotations
 
@@ -9,25 +9,26 @@ from flax import struct
 
 from jaxrl.envs.vector import LARGEST
 from jaxrl.rl import normalizer
-from jaxrl.rl.normalizer import MOST_DEVIATIONS, RunningStatistics
+from jaxrl.rl.normalizer import MAX_DEVIATIONS, RunningStatistics
 
 
 def n_step_return(
     reward: jax.Array, terminated: jax.Array, truncated: jax.Array, *, gamma: jax.Array | float
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Discounted sums over windows of n steps, cut at either kind of episode end.
+    """Discounted sums over windows of n steps, cut at terminations and time limits.
 
-    R = r_0 + gamma r_1 + ... + gamma^(m-1) r_(m-1), m = n or the first end's step + 1.
+    R = r_0 + gamma r_1 + ... + gamma^(m-1) r_(m-1), with m = n, or the number of steps up to and
+    including the first episode end.
 
     Source: Sutton & Barto 2018, "Reinforcement learning", eq. 7.1.
 
     Args:
       reward: [B, n].
       terminated, truncated: [B, n] bool.
-      gamma: discount.
+      gamma: discount factor.
 
     Returns:
-      [B] R; [B] gamma^m, or 0 if step m - 1 terminated; [B] int32 m - 1.
+      [B] R; [B] gamma^m, or 0 if step m - 1 terminated; [B] int32 m - 1, the last step's index.
     """
     chex.assert_equal_shape([reward, terminated, truncated])
     chex.assert_rank(reward, 2)
@@ -35,17 +36,17 @@ def n_step_return(
     alive = jnp.pad(ended[:, :-1] == 0, ((0, 0), (1, 0)), constant_values=True)
     last = alive.sum(1) - 1
     powers = jnp.asarray(gamma) ** jnp.arange(reward.shape[1])
-    over = jnp.take_along_axis(terminated, last[:, None], axis=1)[:, 0]
-    discount = jnp.where(over, 0.0, jnp.asarray(gamma) ** (last + 1))
+    last_terminated = jnp.take_along_axis(terminated, last[:, None], axis=1)[:, 0]
+    discount = jnp.where(last_terminated, 0.0, jnp.asarray(gamma) ** (last + 1))
     return (reward * alive * powers).sum(1), discount, last
 
 
 class ReturnScale(struct.PyTreeNode):
-    """Statistics of the running discounted return, to scale rewards with.
+    """Statistics of the running discounted return, by which rewards are scaled.
 
     Attributes:
-      running: [N] discounted return so far.
-      statistics: of all its values.
+      running: [N] discounted sum of the episode's past rewards.
+      statistics: mean and variance of all values of `running`.
     """
 
     running: jax.Array
@@ -58,17 +59,17 @@ class ReturnScale(struct.PyTreeNode):
     def update(
         self, reward: jax.Array, done: jax.Array, *, gamma: jax.Array | float
     ) -> ReturnScale:
-        """Goes on over T steps.
+        """Returns the statistics after T more control steps.
 
         Args:
           reward: [T, N].
-          done: [T, N] bool, the episode ended.
-          gamma: discount.
+          done: [T, N] bool, whether the episode ended.
+          gamma: discount factor.
         """
 
         def forward(running, step):
             reward, done = step
-            reward = jnp.where(jnp.abs(reward) < LARGEST, reward, 0.0)  # else it was cut
+            reward = jnp.where(jnp.abs(reward) < LARGEST, reward, 0.0)  # else clipped
             running = running * gamma + reward
             return jnp.where(done, 0.0, running), running
 
@@ -76,6 +77,6 @@ class ReturnScale(struct.PyTreeNode):
         return ReturnScale(running, normalizer.update(self.statistics, returns))
 
     def __call__(self, reward: jax.Array) -> jax.Array:
-        """Rewards over the standard deviation of the return, cut to `MOST_DEVIATIONS`."""
+        """Returns rewards / std of the return, clipped to [-MAX_DEVIATIONS, MAX_DEVIATIONS]."""
         scaled = reward / jnp.sqrt(self.statistics.variance + 1e-8)
-        return jnp.clip(scaled, -MOST_DEVIATIONS, MOST_DEVIATIONS)
+        return jnp.clip(scaled, -MAX_DEVIATIONS, MAX_DEVIATIONS)

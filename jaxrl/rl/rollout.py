@@ -1,4 +1,4 @@
-"""Consecutive control steps of many worlds, as an algorithm learns from them."""
+"""Rollouts: consecutive control steps of many worlds, from which an algorithm learns."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ class Rollout(struct.PyTreeNode):
     Attributes:
       obs: observations acted on.
       action: [T, N, A], or [T, N] indices of choices.
-      act_info: what `Algorithm.act` has noted of the actions.
+      act_info: data about the actions, from `Algorithm.act`.
       reward: [T, N].
       terminated, truncated: [T, N] bool.
-      limit_obs: [S, N, ...] final observations of the episodes that the time limit ended; those
-        of a world in their order.
+      limit_obs: [S, N, ...] final observations of the episodes that the time limit ended; for
+        each world in the order of its episodes.
       last_obs: [N, ...] observations to act on next.
-      memory: [N, ...] the policy's memory before the first step; empty where it has none.
+      memory: [N, ...] the policy's memory before the first step; empty if it has no memory.
     """
 
     obs: Any
@@ -34,6 +34,6 @@ class Rollout(struct.PyTreeNode):
     memory: Any
 
 
-def limit_slots(steps: int, least_episode: int) -> int:
-    """S: how often a world meets its time limit in so many control steps, at most."""
-    return -(-steps // least_episode)
+def limit_slots(steps: int, min_episode_length: int) -> int:
+    """S: the largest number of time limits of one world in `steps` control steps."""
+    return -(-steps // min_episode_length)

@@ -1,4 +1,4 @@
-"""Factors that a learning rate is multiplied with over a training run."""
+"""Learning-rate schedules: factors that multiply the learning rate during a run."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ def factor(
     boundaries: tuple[float, ...] = (),
     factors: tuple[float, ...] = (),
 ) -> jax.Array:
-    """The factor at a point of the run.
+    """Returns the factor at a point of the run.
 
     Args:
       kind: "constant", "linear", "piecewise" or "cosine".
       progress: scalar in [0, 1], share of the run that is done.
       final: factor at the end (linear, cosine).
       boundaries: increasing shares of the run at which a piecewise schedule changes.
-      factors: factor after each boundary; before the first it is 1.
+      factors: factor after each boundary; before the first boundary the factor is 1.
     """
     progress = jnp.clip(progress, 0.0, 1.0)
     if kind == "constant":

@@ -1,7 +1,7 @@
-"""Where the worlds of a task live: what trains, judges and films on them.
+"""Interfaces of a runtime, which steps the worlds of a task in training, evaluation and videos.
 
-A task chooses its runtime (`Task.runtime`). The trainer, evaluations and videos go through it,
-and know no more of the worlds than is here.
+A task chooses its runtime (`Task.runtime`). The trainer, evaluations and videos use only these
+interfaces of it.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 
 
 class Worlds(Protocol):
-    """`num_envs` worlds that are trained on, as far as an algorithm knows them.
+    """The `num_envs` worlds of a training run, as algorithms use them.
 
     Attributes:
       num_envs: number of worlds N.
-      least_episode: control steps between two time limits of a world, at least.
-      statistics: names of what is known of an episode that has ended.
+      min_episode_length: smallest number of control steps between two time limits of a world.
+      statistics: names of the statistics of a finished episode.
     """
 
     num_envs: int
-    least_episode: int
+    min_episode_length: int
 
     @property
     def statistics(self) -> tuple[str, ...]: ...
@@ -40,10 +40,10 @@ class Worlds(Protocol):
 
 
 class Training(Protocol):
-    """The training of one run, a chunk of iterations at a time.
+    """Trains a run, one chunk of iterations at a time.
 
     Attributes:
-      stopped: whether the user has asked to stop; nothing then waits for long.
+      stopped: returns whether the user has stopped training; then no wait lasts long.
     """
 
     stopped: Callable[[], bool]
@@ -52,28 +52,28 @@ class Training(Protocol):
         """A new training state."""
 
     def resume(self, state: Any) -> Any:
-        """A training state from a checkpoint, ready to go on from."""
+        """Prepares a training state from a checkpoint for further training."""
 
     def run(self, state: Any, count: int) -> tuple[Any, Any]:
-        """`count` iterations; the state that is given is used up.
+        """Runs `count` iterations. The given state must not be used afterwards.
 
         Returns:
-          the state; and means of the metrics, sums over the episodes that ended, and for each
-          member whether all its numbers are finite.
+          the new state; and (means of the metrics, sums over the episodes that ended, and for
+          each member whether all its numbers are finite).
         """
 
     def counters(self) -> dict[str, float]:
-        """What there is to log besides, by log key."""
+        """Further numbers to log, by log key."""
 
     def close(self) -> None:
-        """Ends what the runtime has started."""
+        """Ends the processes that the runtime has started."""
 
 
 class Evaluator(Protocol):
     """Plays episodes with a policy.
 
     Attributes:
-      stopped: as of `Training`.
+      stopped: as in `Training`.
     """
 
     stopped: Callable[[], bool]
@@ -83,53 +83,61 @@ class Evaluator(Protocol):
         """Names of the columns that a call returns."""
 
     def compile(self, params: Any) -> None:
-        """Compiles ahead of the first call, if anything is compiled; safe in a thread.
+        """Compiles the evaluation ahead of the first call, if needed; can run in a thread.
 
         Args:
           params: shapes of the parameters.
         """
 
     def __call__(self, params: Any, key: jax.Array) -> np.ndarray:
-        """[E, S] statistics of the episodes."""
+        """Plays the episodes, and returns their statistics [E, S]."""
 
 
 class Runtime(Protocol):
     """Steps the worlds of one task.
 
     Attributes:
-      trains_populations: several runs can train in one program.
+      trains_populations: whether several runs can train in one program.
     """
 
     trains_populations: bool
 
     def check(self, name: str) -> None:
-        """Compares the task with what it declares.
+        """Checks that the task does what it declares.
+
+        Args:
+          name: name of the task, for messages.
 
         Raises:
-          UserError: the first thing that is wrong.
+          UserError: about the first difference.
         """
 
     def worlds(self, num_envs: int, *, members: int = 1) -> Worlds:
-        """The worlds that a run, or each of so many side by side, trains on."""
+        """The worlds of one training run; `members` is the number of runs in the program."""
 
     def training(self, population: Population) -> Training:
-        """What trains the runs of a population on the worlds of its algorithm."""
+        """The training of a population's runs in the worlds of its algorithm."""
 
     def evaluator(self, actor: Actor, episodes: int, *, members: int | None = None) -> Evaluator:
-        """Plays episodes with one policy, or with so many side by side.
+        """An evaluator that plays `episodes` episodes at the same time.
+
+        Args:
+          actor: the actor that chooses actions.
+          episodes: number of episodes E.
+          members: number of policies that are evaluated at once; None: a single policy.
 
         Raises:
-          UserError: they do not fit into the device's memory.
+          UserError: the episodes do not fit into the device's memory.
         """
 
     def evaluation_bytes(self, episodes: int) -> int:
-        """Least memory on the device that so many episodes side by side take."""
+        """Least memory (bytes) on the device for `episodes` episodes at the same time."""
 
-    def most_side_by_side(self) -> int:
-        """Episodes that an evaluation plays at the same time, at most."""
+    def max_worlds(self) -> int:
+        """Largest number of episodes that an evaluation plays at the same time."""
 
     def film(self, actor: Actor, params: Any, seed: int, stride: int) -> np.ndarray:
-        """[F, H, W, 3] uint8 pictures of an episode, each `stride`-th step.
+        """Pictures [F, H, W, 3] uint8 of every `stride`-th step of an episode.
 
         Raises:
           UserError: the task cannot be drawn.
@@ -137,5 +145,5 @@ class Runtime(Protocol):
 
 
 def never() -> bool:
-    """Nobody has asked to stop."""
+    """Returns false: the default of `stopped`."""
     return False

@@ -1,4 +1,4 @@
-"""Compiled tasks: simulation and learning, evaluation and videos, each as one program."""
+"""The runtime of compiled tasks: training, evaluation and videos are one compiled program each."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from jaxrl.evaluation import Actor
     from jaxrl.population import Population
 
-MOST_WORLDS = 4096  # episodes that are played side by side
+MAX_WORLDS = 4096  # largest number of episodes that are played at the same time
 
 
 class CompiledRuntime:
@@ -59,17 +59,17 @@ class CompiledRuntime:
         return CompiledEvaluator(self.task, actor, episodes, members=members)
 
     def evaluation_bytes(self, episodes: int) -> int:
-        """Its worlds before and after a step, and a start for each."""
+        """Memory of the worlds before and after a step, and of one start for each world."""
         world = jax.eval_shape(self.task.reset, jax.random.key(0))
         return 3 * episodes * platform.tree_bytes(world)
 
-    def most_side_by_side(self) -> int:
-        """Worlds whose states take at most a quarter of the memory that is free."""
+    def max_worlds(self) -> int:
+        """Number of worlds whose states take at most a quarter of the free memory."""
         free = platform.free_bytes()
         if free is None:
-            return MOST_WORLDS
+            return MAX_WORLDS
         world = jax.eval_shape(lambda key: Vector(self.task, 1).init(key), jax.random.key(0))
-        return min(max(int(free / 4 / platform.tree_bytes(world)), 1), MOST_WORLDS)
+        return min(max(int(free / 4 / platform.tree_bytes(world)), 1), MAX_WORLDS)
 
     def film(self, actor: Actor, params: Any, seed: int, stride: int) -> np.ndarray:
         task = self.task
@@ -79,17 +79,17 @@ class CompiledRuntime:
             state = jax.tree.map(lambda x: x[None], task.reset(start))
 
             def act(carry, t):
-                state, memory, over = carry
+                state, memory, ended = carry
                 action, memory = actor.act(params, state, memory, jax.random.fold_in(key, t))
                 state = jax.vmap(task.step)(state, action)
-                over = over | state.terminated[0]
-                return (state, memory, over), (state.physics, over)
+                ended = ended | state.terminated[0]
+                return (state, memory, ended), (state.physics, ended)
 
             carry = (state, actor.memory(1), jnp.zeros((), bool))
             return jax.lax.scan(act, carry, jnp.arange(task.episode_length))[1]
 
-        physics, over = jax.device_get(jax.jit(play)(params, jax.random.key(seed)))
-        length = int(np.argmax(over)) + 1 if over.any() else len(over)
+        physics, ended = jax.device_get(jax.jit(play)(params, jax.random.key(seed)))
+        length = int(np.argmax(ended)) + 1 if ended.any() else len(ended)
         return task.render(jax.tree.map(lambda x: x[:length, 0], physics), stride)
 
 
@@ -98,7 +98,7 @@ class CompiledRuntime:
 
 def iterate(algo: Algorithm, state: TrainState) -> tuple[TrainState, tuple[dict, EpisodeSums]]:
     """One iteration of an algorithm whose worlds are a `Vector`: `num_steps` control steps of
-    all worlds, and the updates that go with them. Metrics and episode sums come out."""
+    all worlds, and the updates that go with them. Returns the state, metrics and episode sums."""
     key, key_iterate = jax.random.split(state.key)
     worlds: Any = algo.worlds
     envs = worlds.advance(state.envs)
@@ -131,19 +131,19 @@ def iterate(algo: Algorithm, state: TrainState) -> tuple[TrainState, tuple[dict,
 def collect(
     algo: Algorithm, state: TrainState, key: jax.Array
 ) -> tuple[TrainState, Rollout, EpisodeSums]:
-    """`learns_every` control steps of all worlds under the policy as it is."""
+    """Takes `learns_every` control steps of all worlds with the current policy."""
     worlds: Any = algo.worlds
     steps, envs = algo.learns_every, state.envs
-    slots = limit_slots(steps, worlds.least_episode)
+    slots = limit_slots(steps, worlds.min_episode_length)
     empty = jax.tree.map(lambda x: jnp.zeros((slots, *x.shape), x.dtype), envs.obs)
 
     def step(carry, draw):
         envs, memory, limit_obs, limits = carry
         action, act_info, memory = algo.act(state.replace(envs=envs, memory=memory), draw)
         new, step = worlds.step(envs, action)
-        here = (jnp.arange(slots)[:, None] == limits) & step.truncated  # [S, N]
+        slot = (jnp.arange(slots)[:, None] == limits) & step.truncated  # [S, N], where to write
         limit_obs = jax.tree.map(
-            lambda kept, x: jnp.where(here.reshape(*here.shape, *[1] * (x.ndim - 1)), x, kept),
+            lambda old, x: jnp.where(slot.reshape(*slot.shape, *[1] * (x.ndim - 1)), x, old),
             limit_obs,
             step.final_obs,
         )
@@ -153,7 +153,7 @@ def collect(
 
     carry = (envs, state.memory, empty, jnp.zeros(algo.num_envs, jnp.int32))
     draws = algo.draws(key, steps)
-    if steps == 1:  # no loop
+    if steps == 1:  # without a loop
         carry, (row, episodes) = step(carry, jax.tree.map(lambda x: x[0], draws))
         rows = jax.tree.map(lambda x: x[None], row)
     else:
@@ -192,37 +192,38 @@ class CompiledTraining:
     def run(self, state: Any, count: int) -> tuple[Any, Any]:
         if self._chunk is None:
             self._chunk = jax.jit(self._iterations, donate_argnums=0)
-            # A restored or first state may share buffers; donation needs them apart. A replay,
-            # which may fill the device, shares none.
+            # Arrays of a restored or new state may share buffers, which donation does not allow.
+            # The replay shares none, and is not copied, since it may fill the device.
             small = jax.tree.map(lambda x: x.copy(), state.replace(replay=None))
             state = small.replace(replay=state.replay)
         return self._chunk(state, count)
 
     def _iterations(self, state: Any, count: jax.Array) -> tuple[Any, Any]:
-        """One program for every count, which reuses the state's buffers."""
+        """One compiled program for every `count`; it reuses the buffers of the state."""
 
         def iteration(_, carry):
             state, totals = carry
             state, (metrics, episodes) = self.population.step(state)
-            return state, jax.tree.map(jnp.add, totals, (_known(metrics), episodes))
+            return state, jax.tree.map(jnp.add, totals, (_sum_and_count(metrics), episodes))
 
         metrics, episodes = jax.eval_shape(self.population.step, state)[1]
         totals = jax.tree.map(
-            lambda x: jnp.zeros(x.shape, x.dtype), (jax.eval_shape(_known, metrics), episodes)
+            lambda x: jnp.zeros(x.shape, x.dtype),
+            (jax.eval_shape(_sum_and_count, metrics), episodes),
         )
-        state, (known, episodes) = jax.lax.fori_loop(0, count, iteration, (state, totals))
-        means = {name: total / number for name, (total, number) in known.items()}
+        state, (sums, episodes) = jax.lax.fori_loop(0, count, iteration, (state, totals))
+        means = {name: total / number for name, (total, number) in sums.items()}
         return state, (means, episodes, self.population.finite(state))
 
     def counters(self) -> dict[str, float]:
         return {}
 
     def close(self) -> None:
-        """There is nothing to end."""
+        """Does nothing: no processes were started."""
 
 
-def _known(metrics: dict[str, jax.Array]) -> dict[str, tuple[jax.Array, jax.Array]]:
-    """Each metric as a sum and the number of its terms; NaN is none."""
+def _sum_and_count(metrics: dict[str, jax.Array]) -> dict[str, tuple[jax.Array, jax.Array]]:
+    """Each metric as a sum and the number of its terms; NaN counts as no term."""
     return {
         name: (jnp.where(jnp.isnan(value), 0.0, value), 1.0 - jnp.isnan(value))
         for name, value in metrics.items()
@@ -236,11 +237,11 @@ class CompiledEvaluator:
     """Plays `episodes` episodes, one in each world, as one compiled program.
 
     Args:
-      task: the task; its own worlds, never those of training.
-      actor: what acts.
+      task: the task; the evaluator has its own worlds, separate from those of training.
+      actor: the actor that chooses actions.
       episodes: number of episodes E.
-      members: judge so many policies at once; parameters, keys and results begin with an
-        axis of this size.
+      members: number of policies that are evaluated at once; parameters, keys and results then
+        begin with an axis of this size. None: a single policy, without this axis.
     """
 
     def __init__(self, task: Task, actor: Actor, episodes: int, *, members: int | None = None):
@@ -279,7 +280,7 @@ class CompiledEvaluator:
             table = jnp.where(first[:, None], step.episode, table)
             return t + 1, envs, memory, ended | step.ended, table
 
-        # Only each world's first episode counts, so no memory has to be forgotten.
+        # Only each world's first episode counts, so the memory is never reset.
         memory, ended = self.actor.memory(self.episodes), jnp.zeros(self.episodes, bool)
         start = (jnp.zeros((), jnp.int32), envs, memory, ended, table)
         return jax.lax.while_loop(lambda carry: ~carry[3].all(), act, start)[4]

@@ -1,7 +1,7 @@
-"""Tasks that step on the host: their worlds live in other processes, or in this one.
+"""The runtime of tasks that step on the host: their worlds are in other processes, or in this one.
 
-The policy and the updates are compiled. Learning from replay runs while the worlds step; PPO's
-updates need the whole rollout, and wait for it.
+The policy and the updates are compiled. SAC and TD3 learn while the worlds step; PPO's updates
+need the complete rollout, and wait for it.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ from jaxrl.errors import Stopped, UserError
 from jaxrl.logs import columns, known_mean
 from jaxrl.rl.rollout import Rollout, limit_slots
 from jaxrl.runtime import never
-from jaxrl.runtime.compiled import MOST_WORLDS as MOST_SIDE_BY_SIDE
+from jaxrl.runtime.compiled import MAX_WORLDS as MAX_SIDE_BY_SIDE
 
 if TYPE_CHECKING:
     from jaxrl.bridge.gym_in import GymTask
     from jaxrl.evaluation import Actor
     from jaxrl.population import Population
 
-# Worlds of a training, which step in turn.
-MOST_WORLDS = 10_000
-# Worlds of an evaluation.
-MOST_EVALUATED = 16
-# Steps after which an evaluation no longer believes that episodes end.
+# Largest number of worlds of a training run.
+MAX_WORLDS = 10_000
+# Largest number of worlds of an evaluation.
+MAX_EVALUATED = 16
+# Control steps after which an evaluation gives up waiting for the end of an episode.
 LONGEST_EPISODE = 100_000
-# A step of all worlds, one after the other, that is not worth handing to other processes (s).
+# If all worlds, one after the other, step in less time (s), they step in the training process.
 SHORT_STEP = 5e-4
-# Times that processes are lost with no end of an episode in between, after which training gives up.
-MOST_REVIVALS = 5
-MOST_FILMED = 60.0  # s
+# Largest number of restarts of lost processes without the end of an episode in between.
+MAX_REVIVALS = 5
+MAX_FILMED = 60.0  # longest video (s of simulated time)
 NO_WRAP = WrapConfig()
 
 
@@ -55,7 +55,7 @@ class HostRuntime:
 
     Args:
       task: the environment.
-      wrap: what is around each world.
+      wrap: delay, noise and history of each world.
     """
 
     trains_populations = False
@@ -64,12 +64,12 @@ class HostRuntime:
         self.task, self.wrap = task, wrap
 
     def check(self, name: str) -> None:
-        """Nothing: the worlds look at whatever an environment gives them."""
+        """Does nothing: `Guard` checks at each step what an environment returns."""
 
     def worlds(self, num_envs: int, *, members: int = 1) -> HostVector:
-        if num_envs > MOST_WORLDS:
+        if num_envs > MAX_WORLDS:
             raise UserError(
-                f"num_envs: got {num_envs:,}, must be at most {MOST_WORLDS:,} worlds of a "
+                f"num_envs: got {num_envs:,}, must be at most {MAX_WORLDS:,} worlds of a "
                 "Gymnasium environment"
             )
         return HostVector(self.task, num_envs, self.wrap)
@@ -85,56 +85,59 @@ class HostRuntime:
     def evaluation_bytes(self, episodes: int) -> int:
         return 0
 
-    def most_side_by_side(self) -> int:
-        return MOST_SIDE_BY_SIDE
+    def max_worlds(self) -> int:
+        return MAX_SIDE_BY_SIDE
 
     def film(self, actor: Actor, params: Any, seed: int, stride: int) -> np.ndarray:
-        """As `Runtime.film`, of an episode's first minute."""
+        """As `Runtime.film`, for at most the first minute of the episode."""
         task = self.task
         kwargs = {**task.kwargs, "render_mode": "rgb_array"}
         processes = 0 if task.processes == 0 else 1
         try:
-            drawn = dataclasses.replace(
+            rendered = dataclasses.replace(
                 task, kwargs=kwargs, processes=processes, success=None, metrics=()
             )
         except UserError as error:
-            raise UserError(f"--video: gym:{task.id} draws no pictures ({error})") from error
+            raise UserError(f"--video: gym:{task.id} cannot be rendered ({error})") from error
         frames = []
-        with contextlib.closing(HostVector(drawn, 1, self.wrap)) as vector:
-            played = Player(vector, actor).play(params, jax.random.key(seed), seed)
-            for step in range(math.ceil(MOST_FILMED / task.control_dt)):
+        with contextlib.closing(HostVector(rendered, 1, self.wrap)) as vector:
+            steps = Player(vector, actor).play(params, jax.random.key(seed), seed)
+            for step in range(math.ceil(MAX_FILMED / task.control_dt)):
                 if step % stride == 0:
                     frames.append(vector.picture())
-                if next(played).ended[0]:
+                if next(steps).ended[0]:
                     break
         return np.stack(frames)
 
 
 class HostState(struct.PyTreeNode):
-    """Worlds that live in other processes: what policies see of them, leaves [N, ...]."""
+    """The worlds' part of a training state: only the observations, leaves [N, ...]."""
 
     obs: Any
 
 
 class HostVector:
-    """`num_envs` worlds of a Gymnasium environment, in processes that step as many each.
+    """`num_envs` worlds of a Gymnasium environment, spread evenly over processes.
 
-    A process that dies, or whose world takes too long, takes all down; they are started again,
-    every episode counts as cut short by a time limit, and the restart is counted.
+    If a process dies, or one of its worlds takes too long, all processes are restarted; every
+    episode then counts as cut short by a time limit, and the restarts are counted.
 
     Args:
       task: the environment.
       num_envs: number of worlds N.
-      wrap: what is around each world.
+      wrap: delay, noise and history of each world.
 
     Attributes:
-      stopped: whether training was told to stop; then no wait goes on for long (`Stopped`).
+      stopped: returns whether training was stopped; then waits soon end with `Stopped`.
+      here: whether the worlds step in this process.
+      processes: number of processes; 1 if the worlds step in this one.
+      restarts: number of restarts of worlds so far.
     """
 
     def __init__(self, task: GymTask, num_envs: int, wrap: WrapConfig = NO_WRAP):
         self.task, self.num_envs, self.wrap = task, num_envs, wrap
         self.stopped: Callable[[], bool] = never
-        self.least_episode = 1  # its own time limit may come at any step
+        self.min_episode_length = 1  # the environment's own time limit may be any
         success = (task.success,) if task.success else ()
         self._keys = (*success, *task.metrics)
         self.statistics = (
@@ -148,34 +151,34 @@ class HostVector:
         self._totals = np.zeros((num_envs, 2))  # return and length so far
 
     def _layout(self) -> tuple[bool, int]:
-        """Whether the worlds step in this process, and else in how many."""
+        """Whether the worlds step in this process, and the number of processes."""
         task, count = self.task, self.num_envs
-        even = [p for p in range(1, count + 1) if count % p == 0]
+        divisors = [p for p in range(1, count + 1) if count % p == 0]
         if task.processes is not None:
-            few = [p for p in even if p <= task.processes]
-            return not few, max(few, default=1)
+            allowed = [p for p in divisors if p <= task.processes]
+            return not allowed, max(allowed, default=1)
         seconds, independent = task.trial
         if not independent and count > 1:
             return False, count
         if independent and count * seconds < SHORT_STEP:
             return True, 1
         cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-        fewer = max(p for p in even if p <= cores)
-        # Seven worlds on four cores: rather seven processes than one.
-        more = min((p for p in even if p >= cores), default=count)
-        return False, fewer if 2 * fewer >= cores else more
+        below = max(p for p in divisors if p <= cores)
+        # With seven worlds on four cores, seven processes are better than one.
+        above = min((p for p in divisors if p >= cores), default=count)
+        return False, below if 2 * below >= cores else above
 
     def observation(self) -> Any:
         """Shapes of one observation."""
         spec = Wrapped(self.task, self.wrap).observation_spec
         return jax.tree.map(
-            lambda part: jax.ShapeDtypeStruct(part.shape, jnp.float32),
+            lambda part: jax.ShapeDtypeStruct(part.shape, part.dtype),
             spec,
             is_leaf=lambda part: isinstance(part, ArraySpec),
         )
 
     def init(self, key: jax.Array) -> HostState:
-        """Zeros that stand for the worlds until `start`, since no program starts processes."""
+        """Zeros in place of observations until `start`: compiled code cannot start processes."""
         return HostState(
             obs=jax.tree.map(
                 lambda x: jnp.zeros((self.num_envs, *x.shape), x.dtype), self.observation()
@@ -183,10 +186,10 @@ class HostVector:
         )
 
     def start(self, seed: int) -> Any:
-        """Starts the processes, or new episodes in them; returns observations [N, ...].
+        """Starts the processes if needed, and new episodes; returns observations [N, ...].
 
         Raises:
-          UserError: an environment cannot be made or observes what its space does not hold.
+          UserError: an environment cannot be made, or its observations do not match its space.
         """
         each = self.num_envs // self.processes
         self._totals[:] = 0.0
@@ -194,70 +197,71 @@ class HostVector:
         try:
             with self._user_errors():
                 if self._envs is None:
-                    self._envs = self._started()
+                    self._envs = self._make_envs()
                 self._envs.send("reset", [(seed + each * i,) for i in range(self.processes)])
-                self._warn(self._envs.answers())
+                self._report_restarts(self._envs.answers())
         except Lost as error:
             self.close()
             raise UserError(
                 f"gym:{self.task.id}: {error} while the environment was made or reset"
             ) from error
-        self._obs = jax.tree.map(lambda x: x.clip(-LARGEST, LARGEST), self._seen())
+        self._obs = jax.tree.map(_clip, self._observations())
         return self._obs
 
-    def _started(self) -> Processes | Here:
-        """The worlds, and the memory that they leave their observations in."""
+    def _make_envs(self) -> Processes | Here:
+        """Makes the worlds, and the memory that they write their observations to."""
         task, wrap = self.task, Wrap(**dataclasses.asdict(self.wrap))
         settings = task.id, dict(task.kwargs), self._keys, task.episode_length
-        one, self._tree = jax.tree.flatten(self.observation())
-        self._memory = [
-            (sharedctypes.RawArray("f", self.num_envs * math.prod(x.shape)), self.num_envs)
-            for x in one
-        ]
+        shapes, self._tree = jax.tree.flatten(self.observation())
+        self._memory = []
+        for x in shapes:
+            shape = (self.num_envs, *x.shape)
+            cells = sharedctypes.RawArray("B", math.prod(shape) * x.dtype.itemsize)
+            self._memory.append((cells, shape, x.dtype.name))
         make = functools.partial(Group, settings, wrap)
-        place = Here if self.here else Processes
-        return place([make] * self.processes, task.step_timeout, self.stopped, self._memory)
+        runner = Here if self.here else Processes
+        return runner([make] * self.processes, task.step_timeout, self.stopped, self._memory)
 
-    def _seen(self) -> Any:
-        """Observations [N, ...] that the worlds have left."""
-        return jax.tree.unflatten(self._tree, [view(*cells).copy() for cells in self._memory])
+    def _observations(self) -> Any:
+        """A copy of the observations [N, ...] that the worlds have written."""
+        return jax.tree.unflatten(self._tree, [view(*shared).copy() for shared in self._memory])
 
-    def _warn(self, failures: list[list[tuple[int, str]]]) -> None:
-        """Counts the worlds that were made anew, and tells of them."""
+    def _report_restarts(self, failures: list[list[tuple[int, str]]]) -> None:
+        """Counts the worlds that were restarted, and prints a warning for each."""
         each = self.num_envs // self.processes
-        for process, own in enumerate(failures):
-            for i, error in own:
+        for process, of_process in enumerate(failures):
+            for i, error in of_process:
                 self.restarts += 1
                 world = each * process + i
-                print(f"warning: world {world} was made anew after {error}", file=sys.stderr)
+                print(f"warning: world {world} was restarted after {error}", file=sys.stderr)
 
     def send(self, actions: np.ndarray) -> None:
-        """Lets the worlds step under actions [N, A], or [N] indices; returns at once."""
+        """Starts a step of the worlds with actions [N, A], or indices [N]; returns at once."""
         each = actions.reshape(self.processes, -1, *actions.shape[1:])
-        self._envs.send("step", [(own,) for own in each])
+        self._envs.send("step", [(part,) for part in each])
 
     def picture(self) -> np.ndarray:
-        """[H, W, 3] uint8 of the only world."""
+        """A picture [H, W, 3] uint8 of the only world."""
         try:
             with self._user_errors():
                 self._envs.send("picture", [()])
                 return self._envs.answers()[0]
         except Lost as error:
-            raise UserError(f"gym:{self.task.id}: {error} while it drew a picture") from error
+            raise UserError(f"gym:{self.task.id}: {error} while it rendered a picture") from error
 
     def receive(self) -> tuple[Any, Timestep]:
-        """Waits for the step: observations to act on next, and what came of it."""
+        """Waits for the step. Returns the observations to act on next, and its results."""
         try:
             with self._user_errors():
                 answers: list[Any] = self._envs.answers()
-                *numbers, groups, failures = map(list, zip(*answers))
+                *results, groups, failures = map(list, zip(*answers))
         except Lost as error:
             return self._revive(error)
-        reward, terminated, truncated = map(np.concatenate, numbers)
-        self._warn(failures)
-        obs = self._seen()
+        reward, terminated, truncated = map(np.concatenate, results)
+        self._report_restarts(failures)
+        obs = self._observations()
         final_obs = obs
-        last = np.zeros((self.num_envs, len(self._keys)))
+        last_info = np.zeros((self.num_envs, len(self._keys)))
         nonfinite = np.zeros(self.num_envs, bool)
         each = self.num_envs // self.processes
         ended = [
@@ -269,27 +273,29 @@ class HostVector:
             self._revivals = 0
             final_obs = jax.tree.map(np.copy, obs)
         for i, final, info in ended:
-            jax.tree.map(lambda whole, own, i=i: whole.__setitem__(i, own), final_obs, final)
-            last[i], nonfinite[i] = info["last"], info.get("nonfinite", False)
-        truncated = truncated & ~terminated
-        seen = [x.reshape(self.num_envs, -1) for x in jax.tree.leaves((reward, obs, final_obs))]
-        out_of_range = np.any([(np.abs(x) > LARGEST).any(1) for x in seen], 0)
-        if out_of_range.any():
-            obs, final_obs, reward = jax.tree.map(
-                lambda x: x.clip(-LARGEST, LARGEST), (obs, final_obs, reward)
+            jax.tree.map(
+                lambda all_worlds, one_world, i=i: all_worlds.__setitem__(i, one_world),
+                final_obs,
+                final,
             )
-        step = self._timestep(reward, terminated, truncated, final_obs, nonfinite, last)
+            last_info[i], nonfinite[i] = info["last"], info.get("nonfinite", False)
+        truncated = truncated & ~terminated
+        numbers = [x.reshape(self.num_envs, -1) for x in jax.tree.leaves((reward, obs, final_obs))]
+        out_of_range = np.any([(np.abs(x) > LARGEST).any(1) for x in numbers], 0)
+        if out_of_range.any():
+            obs, final_obs, reward = jax.tree.map(_clip, (obs, final_obs, reward))
+        step = self._timestep(reward, terminated, truncated, final_obs, nonfinite, last_info)
         self._obs = obs
         return obs, step.replace(out_of_range=out_of_range)
 
-    def _timestep(self, reward, terminated, truncated, final_obs, nonfinite, last) -> Timestep:
-        """The step, and the sums of the episodes that end with it."""
+    def _timestep(self, reward, terminated, truncated, final_obs, nonfinite, last_info) -> Timestep:
+        """The results of a step, with the statistics of the episodes that end with it."""
         done = terminated | truncated
         self._totals[:, 0] += reward
         self._totals[:, 1] += 1.0
-        episode = np.where(done[:, None], np.hstack([self._totals, last]), 0.0)
+        episode = np.where(done[:, None], np.hstack([self._totals, last_info]), 0.0)
         self._totals[done] = 0.0
-        fields: dict[str, Any] = {  # NumPy's arrays stand for JAX's
+        fields: dict[str, Any] = {  # NumPy arrays in place of JAX arrays
             "reward": np.asarray(reward, np.float32),
             "terminated": terminated,
             "truncated": truncated,
@@ -302,41 +308,48 @@ class HostVector:
         return Timestep(**fields)
 
     def _revive(self, error: Lost) -> tuple[Any, Timestep]:
-        """Starts all processes again after one was lost."""
+        """Restarts all processes after one of them was lost."""
         self.restarts += self.num_envs
         self._revivals += 1
-        if self._revivals > MOST_REVIVALS:
+        if self._revivals > MAX_REVIVALS:
             raise UserError(
-                f"gym:{self.task.id}: processes were lost {self._revivals} times with no end of an "
-                f"episode in between, the last time since {error}"
+                f"gym:{self.task.id}: processes were lost {self._revivals} times before an episode "
+                f"ended; the last reason: {error}"
             )
-        print(f"warning: {error}; all worlds are started again", file=sys.stderr)
+        print(f"warning: {error}; all worlds are restarted", file=sys.stderr)
         before, seed = self._obs, self._seed + self.num_envs
         self.close()
-        none, every = np.zeros(self.num_envs, bool), np.ones(self.num_envs, bool)
+        no_world, all_worlds = np.zeros(self.num_envs, bool), np.ones(self.num_envs, bool)
         obs = self.start(seed)
-        # Nothing is known of the step: it ends where it began, as at a time limit.
+        # The step's results are lost: it counts as a time limit at the observation before it.
         unknown = np.zeros((self.num_envs, len(self._keys)))
-        step = self._timestep(np.zeros(self.num_envs), none, every, before, none, unknown)
-        return obs, step.replace(episode=step.episode * 0.0, ended=none)
+        step = self._timestep(
+            np.zeros(self.num_envs), no_world, all_worlds, before, no_world, unknown
+        )
+        return obs, step.replace(episode=step.episode * 0.0, ended=no_world)
 
     def close(self) -> None:
-        """Ends the processes, whatever they are at."""
+        """Ends the processes, also in the middle of a step."""
         if self._envs is not None:
             self._envs.close()
             self._envs = None
 
     @contextlib.contextmanager
     def _user_errors(self):
-        """What a world complains of, as an error for the user."""
+        """Turns the errors of a world into a `UserError`."""
         try:
             yield
         except (Unusable, TimeoutError) as error:
             raise UserError(f"gym:{self.task.id}: {line(error)}") from error
 
 
+def _clip(x: np.ndarray) -> np.ndarray:
+    """Numbers within the range that is allowed; bytes of images as they are."""
+    return x if x.dtype == np.uint8 else x.clip(-LARGEST, LARGEST)
+
+
 class _Stoppable:
-    """What waits for worlds, and is told to stop through them."""
+    """Base of classes that wait for a `HostVector`; `stopped` is that of the vector."""
 
     vector: Any  # a HostVector
 
@@ -361,8 +374,8 @@ class HostTraining(_Stoppable):
         self._init = population.init
         self._finite = jax.jit(population.finite)
 
-        # Whatever is done once a control step is compiled whole: alone, each small operation of
-        # JAX costs as much as an environment's step.
+        # The work of each control step is one compiled function: a small JAX operation outside of
+        # it would cost as much as an environment's step.
         def act(state, obs, memory, ended, key, t):
             memory = algo.policy.forget(memory, ended)
             draw = jax.tree.map(lambda x: x[0], algo.draws(jax.random.fold_in(key, t), 1))
@@ -384,7 +397,7 @@ class HostTraining(_Stoppable):
 
     def resume(self, state: Any) -> Any:
         print(
-            "resumed but for the simulators' own state: new episodes begin in all worlds",
+            "resumed without the simulators' own state: new episodes begin in all worlds",
             file=sys.stderr,
         )
         return self.algo.interrupt(state)
@@ -426,8 +439,10 @@ class HostTraining(_Stoppable):
             steps.append((acted_on, action, act_info, before, step))
             sums.append(episode_sums(step))
         state, metric = self._improve(state, steps, memory, key_learn, algo.config.num_steps)
-        each = jax.device_get([*metrics, metric])
-        means: dict[str, Any] = {n: known_mean(np.array([m[n] for m in each])) for n in each[0]}
+        metrics = jax.device_get([*metrics, metric])
+        means: dict[str, Any] = {
+            name: known_mean(np.array([values[name] for values in metrics])) for name in metrics[0]
+        }
         means[columns.LEARNING_RATE] = state.hyper["learning_rate"] * algo.rate(state)
         state = state.replace(key=key, iteration=state.iteration + 1)
         return state, (means, jax.tree.map(lambda *x: np.sum(x, 0), *sums))
@@ -435,24 +450,24 @@ class HostTraining(_Stoppable):
     def _improve(
         self, state: Any, steps: list[tuple], memory: Any, key: jax.Array, t: int
     ) -> tuple[Any, dict]:
-        """The algorithm's updates on some control steps."""
+        """The algorithm's updates after the given control steps."""
         rollout = self._rollout(steps)
         return self._learn(state, rollout, memory, key, t)
 
     def _rollout(self, steps: list[tuple]) -> Rollout:
-        """The steps side by side; what a `Rollout` is made of in a compiled program."""
+        """The steps as a `Rollout`, of NumPy arrays."""
         obs, action, act_info, memory, results = zip(*steps, strict=True)
 
         def stack(trees):
             return jax.tree.map(lambda *x: np.stack(x), *trees)
 
-        slots = limit_slots(len(steps), self.vector.least_episode)
+        slots = limit_slots(len(steps), self.vector.min_episode_length)
         limit_obs = jax.tree.map(lambda x: np.zeros((slots, *x.shape), x.dtype), self._obs)
         limits = np.zeros(self.vector.num_envs, int)
         for step in results:
             worlds = np.flatnonzero(step.truncated)
             jax.tree.map(
-                lambda kept, x, w=worlds: kept.__setitem__((limits[w], w), x[w]),
+                lambda stored, x, w=worlds: stored.__setitem__((limits[w], w), x[w]),
                 limit_obs,
                 step.final_obs,
             )
@@ -481,7 +496,7 @@ class HostTraining(_Stoppable):
 
 
 class _Worlds(struct.PyTreeNode):
-    """As much of a task's `State` as actors read."""
+    """The fields of a task's `State` that actors read."""
 
     obs: Any
 
@@ -491,11 +506,11 @@ class _Worlds(struct.PyTreeNode):
 
 
 class Player:
-    """Steps worlds under an actor.
+    """Steps worlds with the actions of an actor.
 
     Args:
       vector: the worlds.
-      actor: what acts.
+      actor: the actor that chooses actions.
     """
 
     def __init__(self, vector: HostVector, actor: Actor):
@@ -509,12 +524,12 @@ class Player:
         self._act = jax.jit(act)
 
     def play(self, params: Any, key: jax.Array, seed: int) -> Iterator[Timestep]:
-        """Starts new episodes, and returns their steps, without end.
+        """Starts new episodes, and returns an endless iterator over their steps.
 
         Args:
-          params: what the actor takes.
-          key: of what the actor draws.
-          seed: of the episodes.
+          params: the actor's parameters.
+          key: PRNG key of the actor's random numbers.
+          seed: seed of the episodes.
         """
         return self._steps(params, key, self.vector.start(seed))
 
@@ -531,18 +546,18 @@ class Player:
 
 
 class HostEvaluator(_Stoppable):
-    """Plays `episodes` episodes in processes.
+    """Plays `episodes` episodes in the worlds of a `HostVector`.
 
     Args:
       task: the environment.
-      actor: what acts.
+      actor: the actor that chooses actions.
       episodes: number of episodes E.
-      wrap: what is around each world.
+      wrap: delay, noise and history of each world.
     """
 
     def __init__(self, task: GymTask, actor: Actor, episodes: int, wrap: WrapConfig = NO_WRAP):
         self.episodes = episodes
-        self.vector = HostVector(task, min(episodes, MOST_EVALUATED), wrap)
+        self.vector = HostVector(task, min(episodes, MAX_EVALUATED), wrap)
         self._player = Player(self.vector, actor)
 
     @property
@@ -550,24 +565,24 @@ class HostEvaluator(_Stoppable):
         return self.vector.statistics
 
     def compile(self, params: Any) -> None:
-        """Nothing: the policy alone compiles in a moment."""
+        """Does nothing: the policy alone compiles fast."""
 
     def __call__(self, params: Any, key: jax.Array) -> np.ndarray:
         vector, rows = self.vector, list[np.ndarray]()
-        # Each world plays its share, so that short episodes are not preferred.
-        shares = np.full(vector.num_envs, self.episodes // vector.num_envs)
-        shares[: self.episodes % vector.num_envs] += 1
+        # Each world plays a fixed number of episodes, so that short ones are not preferred.
+        remaining = np.full(vector.num_envs, self.episodes // vector.num_envs)
+        remaining[: self.episodes % vector.num_envs] += 1
         age = np.zeros(vector.num_envs, int)
         with contextlib.closing(vector):
-            played = self._player.play(params, key, int(jax.random.bits(key) >> 1))
-            while (shares > 0).any():
-                if age[shares > 0].max() >= LONGEST_EPISODE:
+            steps = self._player.play(params, key, int(jax.random.bits(key) >> 1))
+            while (remaining > 0).any():
+                if age[remaining > 0].max() >= LONGEST_EPISODE:
                     raise UserError(
-                        f"gym:{vector.task.id}: an episode has not ended in {LONGEST_EPISODE} "
-                        "steps; give them a time limit with env.episode_seconds"
+                        f"gym:{vector.task.id}: an episode has not ended after {LONGEST_EPISODE} "
+                        "steps; set a time limit with env.episode_seconds"
                     )
-                step = next(played)
-                rows.extend(step.episode[step.ended & (shares > 0)])
-                shares = shares - step.ended
-                age = np.where(step.ended, 0, age + 1)
+                step = next(steps)
+                rows.extend(step.episode[step.ended & (remaining > 0)])
+                remaining = remaining - step.ended
+                age = np.where(step.terminated | step.truncated, 0, age + 1)
         return np.stack(rows)
