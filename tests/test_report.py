@@ -266,7 +266,7 @@ def test_what_is_no_run_is_refused(tmp_path):
     run, empty = write_run(tmp_path / "run"), tmp_path / "empty"
     (empty / "members").mkdir(parents=True)
     for argv, message in [
-        ([], "expected the folder of a run"),
+        ([], "expected the folder of at least one run"),
         ([tmp_path], "not a run's folder .it has no config.yaml"),
         ([tmp_path / "nowhere"], "nowhere: not a run's folder"),
         ([run, tmp_path], "not a run's folder"),
