@@ -5,7 +5,7 @@ Runs with brax 0.14.2; nothing else in the project imports Brax.
 
 from __future__ import annotations
 
-import copy
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -15,40 +15,50 @@ import jax.numpy as jnp
 from brax.training.agents.ppo import networks as brax_networks
 from brax.training.agents.ppo import train as brax_ppo
 from flax import linen as nn
+from flax import struct
 from mujoco import mjx
 
-from envs_mjx import physics as jaxrl_physics
+from envs_mjx.physics import MJXPhysics, PhysicsState
 from envs_mjx.physics.mjx import _step
 from jaxrl.algos import PPOConfig
 from jaxrl.envs import State, Task
 
 
-class StockPhysics(jaxrl_physics.Physics):
+@struct.dataclass
+class StockState(PhysicsState):
+    """A world's state with MJX's whole `Data`."""
+
+    data: mjx.Data | None = None
+
+
+class StockPhysics(MJXPhysics):
     """Physics as in Brax and MuJoCo Playground: unchanged MJX, with the whole `Data` as state.
 
     Args:
       tuned: the task's physics, to take the model and the substeps from.
     """
 
-    def __init__(self, tuned: jaxrl_physics.Physics):
+    def __init__(self, tuned: MJXPhysics):
         vars(self).update(vars(tuned))
 
-    def init(self, qpos: jax.Array, qvel: jax.Array | None = None) -> mjx.Data:
-        return self._data(super().init(qpos, qvel))
+    def init(self, *args: Any, **kwargs: Any) -> StockState:
+        state = super().init(*args, **kwargs)
+        return StockState(**vars(state), data=self._data(state))
 
-    def step(self, state: mjx.Data, ctrl: jax.Array) -> mjx.Data:
+    def step(self, state: StockState, ctrl: jax.Array) -> StockState:
         def substep(data: mjx.Data, _) -> tuple[mjx.Data, None]:
             return _step(self, self.mjx_model, data.replace(ctrl=ctrl)), None
 
-        return jax.lax.scan(substep, state, length=self.substeps)[0]
+        data = jax.lax.scan(substep, state.data, length=self.substeps)[0]
+        return self._with_poses(self._updated(state.replace(data=data), data))
 
-    def kinematics(self, state: mjx.Data) -> mjx.Data:
-        return mjx.com_pos(self.mjx_model, mjx.kinematics(self.mjx_model, state))
+    def _carried(self, state: PhysicsState) -> dict[str, jax.Array]:
+        return {name: x for name, x in super()._carried(state).items() if name != "data"}
 
 
 def stock(task: Task) -> Task:
     """The same task on `StockPhysics`."""
-    task = copy.copy(task)
+    task = dataclasses.replace(task, engine="mjx")
     vars(task)["physics"] = StockPhysics(task.physics)  # replaces the cached property's value
     return task
 

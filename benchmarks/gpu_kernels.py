@@ -363,7 +363,7 @@ def main() -> None:
         num_minibatches=args.minibatches,
         network=NetworkConfig(policy_hidden=hidden, value_hidden=hidden),
     )
-    task, placement = Ballbot(drive=args.drive), h100()
+    task, placement = Ballbot(drive=args.drive, engine="mjx"), h100()
     open_trips = int(task.physics.model.opt.iterations)
     programs = {
         "jaxrl": (compile_jaxrl, task),

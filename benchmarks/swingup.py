@@ -14,10 +14,10 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from envs_mjx.physics import Physics, PhysicsState
+from envs_mjx.physics import Physics, PhysicsState, Simulated, make_physics
 from jaxrl import cli, envs
 from jaxrl.commands import train
-from jaxrl.envs import ArraySpec, State, Task
+from jaxrl.envs import ArraySpec, State
 from jaxrl.options import option
 
 NAME = "swingup"
@@ -40,7 +40,7 @@ MODEL = """
 
 
 @dataclasses.dataclass(frozen=True)
-class SwingUp(Task):
+class SwingUp(Simulated):
     """A cart-pole that swings up; the fields are the task's settings.
 
     Observation [5]: cart position (m) and velocity (m/s), cosine and sine of the pole's angle
@@ -60,7 +60,7 @@ class SwingUp(Task):
 
     @functools.cached_property
     def physics(self) -> Physics:
-        return Physics(MODEL, substeps=2)
+        return make_physics(MODEL, engine=self.engine, substeps=2)
 
     @property
     def action_spec(self) -> ArraySpec:

@@ -129,7 +129,8 @@ class Pieces:
         )
         flat = jnp.zeros((self.config.num_steps, self.algo.num_envs))
         raw = jax.random.normal(state.key, self.shape)
-        acted = Acted(raw, flat, expert=None)
+        expert = None if self.algo._expert is None else jnp.zeros_like(raw)
+        acted = Acted(raw, flat, expert=expert)
         return Batch(obs, acted, flat, raw[..., 0], flat, reset=None)
 
     def rows(self, state):

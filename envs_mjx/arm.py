@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from envs_mjx.physics import Data, Physics, PhysicsState, Simulated
+from envs_mjx.physics import Physics, PhysicsState, Simulated
 from jaxrl.envs import State
 
 
@@ -97,15 +97,15 @@ class Arm:
         goals = low + 0.5 * (high - low) * (jnp.clip(action, -1.0, 1.0) + 1.0)
         return targets + jnp.clip(goals - targets, -self.joint_step, self.joint_step)
 
-    def view(self, state: PhysicsState, data: Data, targets: jax.Array) -> ArmView:
-        """The arm as its scripted expert sees it; `data` is the state's kinematics."""
-        position, rotation = self.physics.site_pose(data, self.site)
+    def view(self, state: PhysicsState, targets: jax.Array) -> ArmView:
+        """The arm as its scripted expert sees it."""
+        position, rotation = self.physics.site_pose(state, self.site)
         return ArmView(
             targets=targets,
             q=state.qpos[self.qpos],
             position=position,
             rotation=rotation,
-            jacobian=self.physics.site_jacobian(data, self.site)[:, self.dofs],
+            jacobian=self.physics.site_jacobian(state, self.site)[:, self.dofs],
         )
 
     def solve(
@@ -117,7 +117,7 @@ class Arm:
           start: [n] joint positions at which the search begins (rad).
           position: [3] goal of the site (m, world).
           rotation: [3, 3] goal of the site, site to world.
-          steps: number of steps of the search.
+          steps: largest number of steps of the search.
         """
         qpos, q = self.physics.rest.copy(), np.array(start, float)
         for _ in range(steps):
@@ -125,6 +125,8 @@ class Arm:
             actual_position, actual_rotation, jacobian = self.physics.pose_in_c(qpos, self.site)
             turn = 0.5 * np.cross(actual_rotation, rotation, axis=0).sum(1)
             error = np.concatenate([position - actual_position, turn])
+            if np.abs(error).max() < 1e-9:
+                break
             arm_jacobian = jacobian[:, self.dofs]
             q += arm_jacobian.T @ np.linalg.solve(
                 arm_jacobian @ arm_jacobian.T + 1e-4 * np.eye(6), error

@@ -92,8 +92,9 @@ def train(
         trainer.close()
     else:
         count = f"{len(trainer.population)} runs at once, " if config.is_population else ""
+        engine = f" on the engine {config.env.engine_name}" if config.env.engine_name else ""
         print(
-            f"{config.task} with {config.train.algo}, {count}{config.train.num_envs} worlds"
+            f"{config.task}{engine} with {config.train.algo}, {count}{config.train.num_envs} worlds"
             f"{' each' if count else ''} -> {folder}",
             file=sys.stderr,
         )

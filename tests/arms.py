@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from envs_mjx.physics import CPhysics
+from envs_mjx.physics import CSimulation
 from jaxrl.envs import State
 
 
@@ -34,7 +34,7 @@ def play_in_c(task, worlds: int, steps: int, *, level: float = 1.0) -> tuple[np.
 
     keys = jax.random.split(jax.random.key(0), worlds)
     starts = jax.jit(jax.vmap(lambda key: task.reset(key, jnp.full((1,), level))))(keys)
-    c = CPhysics(task.physics, worlds)
+    c = CSimulation(task.physics, worlds)
     qpos = np.asarray(starts.physics.qpos, np.float64)
     qvel, info = np.zeros((worlds, task.physics.model.nv)), starts.info
     c.reset(qpos, qvel)

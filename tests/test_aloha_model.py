@@ -13,7 +13,7 @@ from tests.arms import play_in_c
 
 @pytest.fixture(scope="module")
 def physics():
-    return ph.Physics(model.mjcf(), substeps=5)
+    return ph.MJXPhysics(model.mjcf(), substeps=5)
 
 
 def start(physics: ph.Physics) -> np.ndarray:
@@ -102,7 +102,7 @@ def test_mjx_follows_c_while_the_arms_swing(physics):
     home = np.tile(np.append(model.HOME, model.FINGER_OPEN), 2)
     sway = rng.uniform(-0.3, 0.3, (worlds, 14))
     sway[:, [6, 13]] = -0.02
-    c = ph.CPhysics(physics, worlds)
+    c = ph.CSimulation(physics, worlds)
     c.reset(qpos, qvel)
     begun, state = qpos, jax.vmap(physics.init)(jnp.asarray(qpos))
     step = jax.jit(jax.vmap(physics.step))

@@ -10,7 +10,6 @@ import pytest
 from jaxrl import evaluation, video
 from jaxrl.commands import evaluate
 from jaxrl.commands.evaluate import baselines
-from jaxrl.envs.randomization import Randomization, Range
 from jaxrl.errors import UserError
 from jaxrl.evaluation import play, summarize
 from jaxrl.files import check_writable, write_text
@@ -125,22 +124,6 @@ def test_names_of_results_are_names_of_files():
     assert evaluate._name("best/12", {}, ["mjx", "mujoco"]) == "best-12-on-mjx-mujoco.json"
     long = [evaluate._name("best/12", {"env": {"text": LONG + end}}) for end in "ab"]
     assert long[0] != long[1] and max(map(len, long)) < 200
-
-
-def test_randomisation_is_switched_off_by_the_settings_that_are_named():
-    from envs_mjx.franka_reach import FrankaReach
-    from jaxrl.config import resolve
-    from jaxrl.options import nest
-
-    with pytest.raises(UserError, match=r"--set env.randomize.gravity.low=0 --set .*mass.high=1$"):
-        evaluate._elsewhere(FrankaReach(), "franka_reach", {"on": "mujoco"})
-    named = evaluate._varied(FrankaReach())
-    off = nest(dict(setting.split("=") for setting in named))
-    task = resolve({"env": {"name": "franka_reach"}}, off, platform="none").env
-    assert all(term.is_off for term in task.randomizations)
-    assert set(evaluate._elsewhere(task, "franka_reach", {"on": "mujoco"})) == {"mjx", "mujoco"}
-    spread = Range(1.0, 0.1, "normal")
-    assert not Randomization((), "scale", spread).is_off
 
 
 def test_a_missing_library_is_said_before_an_episode_is_played(unplayed, monkeypatch, tmp_path):

@@ -52,9 +52,9 @@ def grip_by_hand(q) -> np.ndarray:
     return pose[:3, 3] + (0.107 + 0.1034) * pose[:3, 2]
 
 
-@pytest.fixture(scope="module")
-def physics():
-    return ph.Physics(panda.mjcf(0.005), substeps=4)
+@pytest.fixture(scope="module", params=[ph.MJXPhysics, ph.CPhysics])
+def physics(request):
+    return request.param(panda.mjcf(0.005), substeps=4, sites=("grip",), jacobians=True)
 
 
 @pytest.mark.parametrize("q", POSES)
@@ -84,8 +84,8 @@ def test_poses_and_jacobians_equal_mujocos(physics):
 
     @jax.jit
     def ours(q):
-        found = physics.kinematics(physics.init(q))
-        return (*physics.site_pose(found, "grip"), physics.site_jacobian(found, "grip"))
+        state = physics.init(q)
+        return (*physics.site_pose(state, "grip"), physics.site_jacobian(state, "grip"))
 
     position, rotation, own = ours(jnp.asarray(POSES[1]))
     np.testing.assert_allclose(position, site.xpos, atol=1e-6)
@@ -93,8 +93,8 @@ def test_poses_and_jacobians_equal_mujocos(physics):
     np.testing.assert_allclose(own, jacobian, atol=1e-6)
 
 
-def test_mjx_follows_c_for_half_a_second(physics):
-    c = ph.CPhysics(physics, 1)
+def test_engines_follow_c_for_half_a_second(physics):
+    c = ph.CSimulation(physics, 1)
     qpos = panda.HOME[None].copy()
     c.reset(qpos, np.zeros((1, 7)))
     state, step = physics.init(jnp.asarray(qpos[0])), jax.jit(physics.step)
@@ -118,7 +118,7 @@ def test_derived_constants_follow_masses_as_mujocos_compiler_says(physics):
         "actuator_biasprm",
         "body_mass",
     }
-    own = jax.jit(physics.model_with)(fields)
+    own = jax.jit(physics._with_constants)(fields)
     model = mujoco.MjModel.from_xml_string(panda.mjcf(0.005))
     before = model.body_invweight0.copy()
     model.body_mass[:] = fields["body_mass"]

@@ -8,30 +8,36 @@ pytest.importorskip("pybullet")
 
 from envs_mjx.kuka_pick_place import KukaPickPlace
 from envs_mjx.kuka_pick_place import model as m
-from envs_mjx.kuka_pick_place.bullet import BulletWorlds
-from envs_mjx.physics import CPhysics
+from envs_mjx.kuka_pick_place.bullet import BulletPhysics
+from envs_mjx.physics import CSimulation
 from jaxrl.errors import UserError
 
 TASK = KukaPickPlace(grasp="magnet")
 PHYSICS = TASK.physics
+KEYS = ("qpos", "qvel", "ctrl", "eq_active")
 CONTROLS = np.append(m.HOME, m.FINGER_OPENING)
+
+
+def advance(worlds, *arrays):
+    """Worlds [N, ...], or one, after a control step."""
+    qpos, qvel, ctrl, eq_active = (np.atleast_2d(np.float32(x)) for x in arrays)
+    fields = dict(zip(KEYS, (qpos, qvel, ctrl, eq_active), strict=True))
+    return BulletPhysics.advance(worlds, fields, PHYSICS.substeps)
 
 
 class World:
     """One world as the evaluation steps it: states come back in float32."""
 
     def __init__(self, cube=(0.5, 0.1, m.CUBE_HALF), worlds=None):
-        self.worlds = worlds or BulletWorlds(PHYSICS)
+        self.worlds = worlds or TASK.on("pybullet").physics
         self.qpos = PHYSICS.model.qpos0.copy()
         self.qpos[TASK.arm.qpos], self.qpos[TASK._fingers] = m.HOME, m.FINGER_OPENING
         self.qpos[TASK._cube] = [*cube, 1, 0, 0, 0]
         self.qpos, self.qvel = np.float32(self.qpos), np.zeros(PHYSICS.model.nv, np.float32)
 
     def step(self, ctrl, tied=0.0):
-        arrays = (np.asarray(x, float)[None] for x in (self.qpos, self.qvel, ctrl, [1.0, tied]))
-        (qpos,), (qvel,), touch = self.worlds(*arrays)
-        assert touch.shape == (1, 0)
-        self.qpos, self.qvel = np.float32(qpos), np.float32(qvel)
+        new = advance(self.worlds, self.qpos, self.qvel, ctrl, [1.0, tied])
+        self.qpos, self.qvel = np.float32(new["qpos"][0]), np.float32(new["qvel"][0])
 
     @property
     def cube(self):
@@ -46,7 +52,7 @@ class World:
 
 
 def test_the_arm_follows_its_targets_as_in_mujoco():
-    bullet, c = World(), CPhysics(PHYSICS, 1)
+    bullet, c = World(), CSimulation(PHYSICS, 1)
     c.reset(bullet.qpos[None], bullet.qvel[None], np.array([[1, 0]]))
     random, ctrl, behind = np.random.default_rng(0), CONTROLS.copy(), []
     for step in range(100):
@@ -97,13 +103,14 @@ def test_a_new_episode_begins_where_it_is_told():
 
 
 def test_worlds_side_by_side_do_not_disturb_each_other():
-    worlds, alone = BulletWorlds(PHYSICS), [World((0.5, y, m.CUBE_HALF)) for y in (0.1, -0.2, 0.3)]
+    worlds = TASK.on("pybullet").physics
+    alone = [World((0.5, y, m.CUBE_HALF)) for y in (0.1, -0.2, 0.3)]
     qpos, qvel = (np.stack([getattr(w, name) for w in alone]) for name in ("qpos", "qvel"))
     ctrl = CONTROLS + 0.1 * np.arange(3)[:, None]
     ties = np.array([[1.0, 0.0], [1.0, 1.0], [1.0, 0.0]])
     for _ in range(10):
-        made = worlds(*(np.float64(x) for x in (qpos, qvel, ctrl, ties)))
-        qpos, qvel = np.float32(made[0]), np.float32(made[1])
+        new = advance(worlds, qpos, qvel, ctrl, ties)
+        qpos, qvel = np.float32(new["qpos"]), np.float32(new["qvel"])
         for world, u, tie in zip(alone, ctrl, ties, strict=True):
             world.step(u, tie[1])
     # They share the solver's rounds, which end when the slowest of them has converged.
@@ -112,7 +119,7 @@ def test_worlds_side_by_side_do_not_disturb_each_other():
 
 
 def test_spin_is_told_in_the_cubes_own_frame():
-    bullet, c = World((0.5, 0.3, 1.0)), CPhysics(PHYSICS, 1)
+    bullet, c = World((0.5, 0.3, 1.0)), CSimulation(PHYSICS, 1)
     bullet.qpos[TASK._cube][3:] = np.float32([0.5, 0.5, -0.5, 0.5])
     bullet.qvel[PHYSICS.qvel_slice("cube")][3:] = [1.0, 2.0, 3.0]
     c.reset(bullet.qpos[None], bullet.qvel[None], np.array([[1, 0]]))

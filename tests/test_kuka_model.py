@@ -120,10 +120,12 @@ def test_magnet_variant_ties_the_cube_and_lets_the_pads_pass():
 
 def test_arm_in_mjx_follows_c_for_half_a_second():
     """Positions in m and rad; the cube falls freely, nothing touches."""
-    physics = ph.Physics(re.sub("<contact>.*</contact>", "", kuka.mjcf(), flags=re.S), substeps=4)
+    physics = ph.MJXPhysics(
+        re.sub("<contact>.*</contact>", "", kuka.mjcf(), flags=re.S), substeps=4
+    )
     qpos = physics.model.qpos0.copy()
     qpos[:7], qpos[7:9] = kuka.HOME, 0.02
-    c = ph.CPhysics(physics, 1)
+    c = ph.CSimulation(physics, 1)
     c.reset(qpos[None], np.zeros((1, physics.model.nv)))
     state, step = physics.init(jnp.asarray(qpos)), jax.jit(physics.step)
     most = 0.0

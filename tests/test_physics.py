@@ -32,7 +32,7 @@ def test_ballbot_in_mjx_follows_c_for_a_second(drive, tolerance):
             ).clip(-10, 10)
         )
     )
-    c = ph.CPhysics(physics, worlds)
+    c = ph.CSimulation(physics, worlds)
     c.reset(qpos, qvel)
     state = jax.vmap(physics.init)(jnp.asarray(qpos), jnp.asarray(qvel))
     step = jax.jit(jax.vmap(physics.step))
@@ -50,7 +50,7 @@ def test_the_drive_models_agree():
     for drive in ("no_slip", "omniwheel"):
         task = Ballbot(drive=drive)
         model = task.physics.model
-        c = ph.CPhysics(task.physics, 1)
+        c = ph.CSimulation(task.physics, 1)
         qpos, qvel = model.qpos0[None].copy(), np.zeros((1, model.nv))
         c.reset(qpos, qvel)
         gain = lqr_gain(task.timestep, task.substeps)
@@ -99,7 +99,7 @@ def chain(joints: int) -> str:
 def test_a_six_joint_chain_steps_at_about_its_c_cost():
     """XLA on a CPU makes it a hundred times that without the barriers of `envs_mjx.physics`; in
     CPU seconds, so that other work does not count."""
-    physics, worlds, steps = ph.Physics(chain(6), substeps=1), 512, 100
+    physics, worlds, steps = ph.MJXPhysics(chain(6), substeps=1), 512, 100
     qpos = np.random.default_rng(0).uniform(-1, 1, (worlds, 6))
     state = jax.vmap(physics.init)(jnp.asarray(qpos))
     none = jnp.zeros((worlds, 0))
@@ -108,7 +108,7 @@ def test_a_six_joint_chain_steps_at_about_its_c_cost():
             lambda s, _: (jax.vmap(physics.step)(s, none), None), s, length=steps
         )[0]
     )
-    c = ph.CPhysics(physics, worlds)
+    c = ph.CSimulation(physics, worlds)
     c.reset(qpos, np.zeros((worlds, 6)))
 
     def cpu_seconds(work):

@@ -23,7 +23,7 @@ from envs_mjx.aloha_insertion.expert import (
     grasp_rotation,
 )
 from envs_mjx.arm import Arm, ArmTask
-from envs_mjx.physics import Data, Physics, PhysicsState
+from envs_mjx.physics import Physics, PhysicsState, make_physics
 from jaxrl.envs import ArraySpec, CurriculumConfig, State
 from jaxrl.envs.rewards import weighted
 from jaxrl.options import option
@@ -185,7 +185,15 @@ class AlohaInsertion(ArmTask):
     @functools.cached_property
     def physics(self) -> Physics:
         watched = [pair for pairs in m.WATCHED.values() for pair in pairs]
-        return Physics(m.mjcf(self.timestep), substeps=self.substeps, watch=watched)
+        return make_physics(
+            m.mjcf(self.timestep),
+            engine=self.engine,
+            substeps=self.substeps,
+            watch=watched,
+            sites=[f"{side}/gripper" for side in m.SIDES],
+            bodies=("socket", "peg"),
+            jacobians=True,
+        )
 
     @functools.cached_property
     def arms(self) -> dict[str, Arm]:
@@ -316,9 +324,9 @@ class AlohaInsertion(ArmTask):
 
     def _judge(self, physics: PhysicsState, before: Info, action: jax.Array) -> State:
         """Reward, metrics and observation of the step that led to `physics`."""
-        data, touch = self.physics.kinematics(physics), self._touches(physics)
+        touch = self._touches(physics)
         held = {name: (touch[f"{name}_held"] > 0).all() for name in REST_Z}
-        poses = {name: self.physics.body_pose(data, name) for name in REST_Z}
+        poses = {name: self.physics.body_pose(physics, name) for name in REST_Z}
         geometry = _Geometry.of(poses["peg"], poses["socket"])
         rise = {name: pose[0][2] - REST_Z[name] for name, pose in poses.items()}
         lifted = {
@@ -333,7 +341,7 @@ class AlohaInsertion(ArmTask):
             (touch["peg_pin"] > 0).any(),
         )
         info = before.replace(best=jnp.maximum(before.best, stage))
-        grips = {side: self.physics.site_pose(data, f"{side}/gripper") for side in m.SIDES}
+        grips = {side: self.physics.site_pose(physics, f"{side}/gripper") for side in m.SIDES}
         velocities = [physics.qvel[arm.dofs] for arm in self.arms.values()]
         terms = {
             "reach": sum(
@@ -414,19 +422,18 @@ class AlohaInsertion(ArmTask):
         return {"scripted": self._scripted}
 
     def _scripted(self, state: State) -> jax.Array:
-        data = self.physics.kinematics(state.physics)
-        return expert(self._view(state, data), joint_step=self.joint_step)
+        return expert(self._view(state), joint_step=self.joint_step)
 
-    def _view(self, state: State, data: Data) -> View:
+    def _view(self, state: State) -> View:
         physics, hands = state.physics, {}
         for i, side in enumerate(m.SIDES):
             targets = state.info.controls[7 * i : 7 * i + 6]
             hands[side] = Hand(
-                arm=self.arms[side].view(physics, data, targets),
+                arm=self.arms[side].view(physics, targets),
                 finger=physics.qpos[self._fingers[side][0]],
             )
-        peg, peg_axes = self.physics.body_pose(data, "peg")
-        socket, socket_axes = self.physics.body_pose(data, "socket")
+        peg, peg_axes = self.physics.body_pose(physics, "peg")
+        socket, socket_axes = self.physics.body_pose(physics, "socket")
         return View(
             **hands, peg=peg, peg_rotation=peg_axes, socket=socket, socket_rotation=socket_axes
         )

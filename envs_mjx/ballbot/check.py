@@ -14,7 +14,7 @@ import numpy as np
 from envs_mjx.ballbot.controllers import gravity_in_body, linear_control, lqr_gain, pd_gain
 from envs_mjx.ballbot.model import DRIVES, MAX_TORQUE
 from envs_mjx.ballbot.task import Ballbot
-from envs_mjx.physics import CPhysics
+from envs_mjx.physics import CSimulation
 
 SECONDS = 20.0
 PUSH = 0.2  # m/s
@@ -24,7 +24,7 @@ def balance(drive: str, gain: np.ndarray, seconds: float = SECONDS) -> dict[str,
     """Seconds upright, largest and final tilt (deg) and drift (m) of one run."""
     task = Ballbot(drive=drive)
     physics = task.physics
-    sim = CPhysics(physics, 1)
+    sim = CSimulation(physics, 1)
     qpos, qvel = physics.rest[None].copy(), np.zeros((1, physics.nv))
     half = np.deg2rad(3.0) / 2
     qpos[0, 3:7] = [np.cos(half), np.sin(half), 0, 0]

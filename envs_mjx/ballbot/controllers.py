@@ -14,7 +14,7 @@ import numpy as np
 import scipy.linalg
 
 from envs_mjx.ballbot import model as m
-from envs_mjx.physics import CPhysics, Physics
+from envs_mjx.physics import CPhysics, CSimulation, Physics
 
 
 def heading(quat: jax.Array) -> jax.Array:
@@ -59,7 +59,7 @@ def _linearise(physics: Physics) -> tuple[np.ndarray, np.ndarray]:
     """A [9, 9], B [9, 3] of one control step about rest, by central differences in C MuJoCo."""
     nq, nv, eps = physics.nq, physics.nv, 1e-4
     rest = np.tile(physics.rest, (1, 1))
-    sim = CPhysics(physics, 1)
+    sim = CSimulation(physics, 1)
     sim.reset(rest, np.zeros((1, nv)))
     for _ in range(25):  # sink to the contacts' equilibrium
         qpos, _ = sim.step(np.zeros((1, 3)))
@@ -98,7 +98,7 @@ def lqr_gain(timestep: float, substeps: int) -> np.ndarray:
     Discrete LQR about rest for the no_slip model at the given control rate; the weights
     penalise 0.1 m, 3 deg, 0.2 m/s, 1 rad/s and 3 N m equally.
     """
-    physics = Physics(m.mjcf("no_slip", timestep), substeps=substeps)
+    physics = CPhysics(m.mjcf("no_slip", timestep), substeps=substeps)
     with jax.ensure_compile_time_eval():
         a, b = _linearise(physics)
     q = np.diag(1 / np.array([0.1, 0.1, 0.05, 0.05, 0.2, 0.2, 1, 1, 1]) ** 2)

@@ -21,7 +21,7 @@ from envs_mjx.ballbot.controllers import (
     pd_gain,
     to_heading,
 )
-from envs_mjx.physics import Physics, PhysicsState, Simulated
+from envs_mjx.physics import Physics, PhysicsState, Simulated, make_physics
 from jaxrl.envs import ArraySpec, State
 from jaxrl.errors import UserError
 from jaxrl.options import option
@@ -183,8 +183,9 @@ class Ballbot(Simulated):
 
     @functools.cached_property
     def physics(self) -> Physics:
-        return Physics(
+        return make_physics(
             m.mjcf(self.drive, self.timestep),
+            engine=self.engine,
             substeps=self.substeps,
             rolling_geoms=m.WHEEL_GEOMS if self.drive == "omniwheel" else (),
         )

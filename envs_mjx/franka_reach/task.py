@@ -15,7 +15,7 @@ from flax import struct
 from envs_mjx.arm import Arm, ArmTask
 from envs_mjx.franka_reach import model as m
 from envs_mjx.ik import damped_least_squares
-from envs_mjx.physics import Physics, PhysicsState
+from envs_mjx.physics import Physics, PhysicsState, make_physics
 from jaxrl.envs import ArraySpec, CurriculumConfig, State
 from jaxrl.envs.randomization import Randomization, Range, draw
 from jaxrl.envs.rewards import weighted
@@ -148,7 +148,13 @@ class FrankaReach(ArmTask):
 
     @functools.cached_property
     def physics(self) -> Physics:
-        return Physics(m.mjcf(self.timestep), substeps=self.substeps)
+        return make_physics(
+            m.mjcf(self.timestep),
+            engine=self.engine,
+            substeps=self.substeps,
+            sites=("grip",),
+            jacobians=True,
+        )
 
     @functools.cached_property
     def arm(self) -> Arm:
@@ -190,9 +196,7 @@ class FrankaReach(ArmTask):
         centre, half = (TARGET_LOW + TARGET_HIGH) / 2, (TARGET_HIGH - TARGET_LOW) / 2
         target = centre + level * half * jax.random.uniform(key_target, (3,), minval=-1.0)
         fields = draw(self.randomizations, self.physics.field, key_model)
-        physics = self.physics.init(q).replace(
-            mocap_pos=target[None], model=self.physics.model_with(fields) or None
-        )
+        physics = self.physics.init(q, mocap_pos=target[None], fields=fields)
         info = Info(
             target=target,
             controls=q,
@@ -213,7 +217,7 @@ class FrankaReach(ArmTask):
 
     def _judge(self, physics: PhysicsState, before: Info, action: jax.Array) -> State:
         """Reward, metrics and observation of the step that led to `physics`."""
-        grip, _ = self.physics.site_pose(self.physics.kinematics(physics), "grip")
+        grip, _ = self.physics.site_pose(physics, "grip")
         distance = jnp.linalg.norm(grip - before.target)
         reached = (distance < self.tolerance).astype(jnp.float32)
         held = jnp.where(reached > 0, before.held + 1, 0)
@@ -257,8 +261,7 @@ class FrankaReach(ArmTask):
 
     def _scripted(self, state: State) -> jax.Array:
         """Moves the grip straight to the target, and the rest of the arm towards home."""
-        data = self.physics.kinematics(state.physics)
-        arm = self.arm.view(state.physics, data, state.info.controls)
+        arm = self.arm.view(state.physics, state.info.controls)
         # Motion that the servos' present targets still cause is subtracted.
         underway = arm.jacobian[:3] @ (arm.targets - arm.q)
         dq = damped_least_squares(

@@ -20,7 +20,8 @@ import numpy as np
 
 from envs_legacy.bullet import GRAVITY, connect, pybullet
 from envs_mjx.kuka_pick_place import model as m
-from envs_mjx.physics import Physics
+from envs_mjx.physics import CPhysics
+from envs_mjx.physics.host import Arrays
 from envs_mjx.scenery import text
 
 SLIDING = 0.6  # friction coefficient of all pairs that touch
@@ -81,38 +82,43 @@ def _gripper(model: Any) -> str:
     return "".join(parts)
 
 
-class BulletWorlds:
-    """Worlds in PyBullet; the `advance` function of a `HostPhysics`.
+class BulletPhysics(CPhysics):
+    """The model with the magnet, whose worlds are stepped in PyBullet; C MuJoCo computes poses.
 
     If a world's state is not the one that the last call returned (in a new episode), PyBullet's
     world is first set to that state.
-
-    Args:
-      physics: the model with the magnet.
     """
 
-    def __init__(self, physics: Physics):
+    engine = "pybullet"
+
+    def __init__(self, xml: str, **arguments: Any):
         pybullet()  # reports a missing PyBullet here, not from inside a compiled program
-        self.physics = physics
+        super().__init__(xml, **arguments)
         names = m.ARM_JOINTS + m.FINGER_JOINTS
-        self.joints = np.array([physics.qpos_slice(name).start for name in names])
-        self.dofs = np.array([physics.qvel_slice(name).start for name in names])
-        self.place, self.turn = physics.qpos_slice("cube"), physics.qvel_slice("cube")
-        self.tie = physics.equality_id("magnet")
+        self.joints = np.array([self.qpos_slice(name).start for name in names])
+        self.dofs = np.array([self.qvel_slice(name).start for name in names])
+        self.place, self.turn = self.qpos_slice("cube"), self.qvel_slice("cube")
+        self.tie = self.equality_id("magnet")
         # By the number of worlds in a call: their scene, and the states that it last returned.
         self.scenes: dict[int, _Scene] = {}
         self._returned: dict[int, np.ndarray] = {}
 
-    def __call__(
-        self, qpos: np.ndarray, qvel: np.ndarray, ctrl: np.ndarray, eq_active: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        count = len(qpos)
+    def advance(self, inputs: Arrays, steps: int) -> Arrays:
+        if steps:
+            qpos, qvel = self._step_in_bullet(inputs, steps)
+            inputs = inputs | {"qpos": qpos, "qvel": qvel}
+        return super().advance(inputs, 0)
+
+    def _step_in_bullet(self, inputs: Arrays, steps: int) -> tuple[np.ndarray, np.ndarray]:
+        """Positions [N, nq] and velocities [N, nv] after the steps."""
+        qpos, qvel, count = inputs["qpos"], inputs["qvel"], len(inputs["qpos"])
         if count not in self.scenes:
-            self.scenes[count] = _Scene(self.physics.model, count)
+            self.scenes[count] = _Scene(self.model, count)
             size = qpos.shape[1] + qvel.shape[1]
             self._returned[count] = np.full((count, size), np.nan, np.float32)
         scene, returned = self.scenes[count], self._returned[count]
         given = np.float32(np.hstack([qpos, qvel]))
+        qpos, qvel = qpos.astype(np.float64), qvel.astype(np.float64)
         for n in np.flatnonzero((given != returned).any(1)):
             x, y, z, w = qpos[n, self.place][[4, 5, 6, 3]]
             spin = scene.rotation((x, y, z, w)) @ qvel[n, self.turn][3:]
@@ -124,18 +130,17 @@ class BulletWorlds:
                 (qvel[n, self.turn][:3], spin),
             )
         for n in range(count):
-            scene.tie(n, bool(eq_active[n, self.tie]))
-            scene.drive(n, ctrl[n, :7], ctrl[n, 7])
-        for _ in range(self.physics.substeps):
+            scene.tie(n, bool(inputs["eq_active"][n, self.tie]))
+            scene.drive(n, inputs["ctrl"][n, :7].astype(float), float(inputs["ctrl"][n, 7]))
+        for _ in range(steps):
             scene.step()
-        qpos, qvel = qpos.copy(), qvel.copy()
         for n in range(count):
             qpos[n, self.joints], qvel[n, self.dofs], (place, quat), (velocity, spin) = scene.get(n)
             qpos[n, self.place] = [*place, quat[3], *quat[:3]]
             # PyBullet gives angular velocity in the world frame, MuJoCo in the body frame.
             qvel[n, self.turn] = [*velocity, *(scene.rotation(quat).T @ spin)]
         self._returned[count] = np.float32(np.hstack([qpos, qvel]))
-        return qpos, qvel, np.zeros((count, 0))
+        return qpos, qvel
 
 
 class _Scene:

@@ -15,8 +15,8 @@ from flax import struct
 from envs_mjx.arm import Arm, ArmTask
 from envs_mjx.kuka_pick_place import model as m
 from envs_mjx.kuka_pick_place.expert import ExpertInput, cube_yaw, expert
-from envs_mjx.physics import HostPhysics, Physics, PhysicsState
-from jaxrl.envs import ArraySpec, CurriculumConfig, State
+from envs_mjx.physics import Physics, PhysicsState, make_physics
+from jaxrl.envs import ArraySpec, CurriculumConfig, State, Task
 from jaxrl.envs.rewards import weighted
 from jaxrl.errors import UserError
 from jaxrl.options import option
@@ -184,28 +184,38 @@ class KukaPickPlace(ArmTask):
         "to_target_fine": 3,
     }
 
-    simulators: ClassVar[tuple[str, ...]] = ("mjx", "mujoco", "pybullet")
+    simulators: ClassVar[tuple[str, ...]] = (*ArmTask.simulators, "pybullet")
 
     @functools.cached_property
     def physics(self) -> Physics:
-        watched = m.WATCHED["left_pad_cube"] + m.WATCHED["right_pad_cube"]
-        return Physics(
-            m.mjcf(self.timestep, self.grasp),
-            substeps=self.substeps,
-            watch=watched if self.grasp == "friction" else (),
-        )
+        return make_physics(engine=self.engine, **self._model)
 
-    def physics_on(self, simulator: str) -> Physics:
+    @property
+    def _model(self) -> dict[str, Any]:
+        """Arguments of `make_physics` but for the engine."""
+        watched = m.WATCHED["left_pad_cube"] + m.WATCHED["right_pad_cube"]
+        return {
+            "xml": m.mjcf(self.timestep, self.grasp),
+            "substeps": self.substeps,
+            "watch": watched if self.grasp == "friction" else (),
+            "sites": ("grip",),
+            "bodies": ("cube",),
+            "jacobians": True,
+        }
+
+    def on(self, simulator: str) -> Task:
         if simulator != "pybullet":
-            return super().physics_on(simulator)
+            return super().on(simulator)
         if self.grasp != "magnet":
             raise UserError(
                 "--on: in PyBullet the cube is held by the magnet; add --set env.grasp=magnet, or "
                 "evaluate a policy that was trained with env.grasp=magnet"
             )
-        from envs_mjx.kuka_pick_place.bullet import BulletWorlds
+        from envs_mjx.kuka_pick_place.bullet import BulletPhysics
 
-        return HostPhysics(self.physics, BulletWorlds(self.physics))
+        task = dataclasses.replace(self)
+        vars(task)["physics"] = BulletPhysics(**self._model)  # replaces the cached property
+        return task
 
     @functools.cached_property
     def arm(self) -> Arm:
@@ -239,7 +249,7 @@ class KukaPickPlace(ArmTask):
         held = jax.random.bernoulli(key_start, self.grasped_starts * (1.0 - jnp.squeeze(level)))
         bank = jnp.asarray(self._grasped_bank, jnp.float32)
         qpos = jnp.where(held, bank[jax.random.randint(key_which, (), 0, len(bank))], qpos)
-        physics = self.physics.init(qpos).replace(mocap_pos=target[None])
+        physics = self.physics.init(qpos, mocap_pos=target[None])
         info = Info(
             controls=jnp.append(qpos[self.arm.qpos], qpos[self._fingers[0]]),
             target=target,
@@ -279,7 +289,7 @@ class KukaPickPlace(ArmTask):
 
     def _magnet(self, physics: PhysicsState, gripper: jax.Array) -> jax.Array:
         """Scalar bool: the cube is tied to the grip in the next step."""
-        grip, _ = self.physics.site_pose(self.physics.kinematics(physics), "grip")
+        grip, _ = self.physics.site_pose(physics, "grip")
         near = jnp.linalg.norm(grip - physics.qpos[self._cube][:3]) < self.magnet_radius
         return (gripper < 0) & (near | physics.eq_active[self._tie])
 
@@ -312,9 +322,8 @@ class KukaPickPlace(ArmTask):
 
     def _judge(self, physics: PhysicsState, before: Info, action: jax.Array) -> State:
         """Reward, metrics and observation of the step that led to `physics`."""
-        data = self.physics.kinematics(physics)
-        grip, grip_axes = self.physics.site_pose(data, "grip")
-        cube, cube_axes = self.physics.body_pose(data, "cube")
+        grip, grip_axes = self.physics.site_pose(physics, "grip")
+        cube, cube_axes = self.physics.body_pose(physics, "cube")
         grasped = self._grasped(physics)
         height = cube[2] - m.CUBE_HALF
         to_cube, to_target = cube - grip, before.target - cube
@@ -395,9 +404,8 @@ class KukaPickPlace(ArmTask):
 
     def _scripted(self, state: State) -> jax.Array:
         physics = state.physics
-        data = self.physics.kinematics(physics)
-        cube, cube_axes = self.physics.body_pose(data, "cube")
-        arm = self.arm.view(physics, data, state.info.controls[:7])
+        cube, cube_axes = self.physics.body_pose(physics, "cube")
+        arm = self.arm.view(physics, state.info.controls[:7])
         return expert(
             ExpertInput(
                 arm=arm,

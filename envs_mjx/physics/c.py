@@ -1,29 +1,148 @@
-"""Steps the model of a `Physics` in C MuJoCo."""
+"""C MuJoCo: many worlds at once, on all cores of the CPU."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import ctypes
+import functools
+import os
+import threading
+from typing import Any
 
+import jax
 import mujoco
 import numpy as np
 from mujoco import batch as mj_batch
 
-if TYPE_CHECKING:
-    from envs_mjx.physics.mjx import Physics
+from envs_mjx.physics.host import Arrays, HostPhysics
+from envs_mjx.physics.model import NamedModel
+from envs_mjx.physics.state import MOVE_CONSTANTS
+
+# Contacts of a watched pair whose forces are added up: two boxes have at most eight.
+CONTACTS = 8
+_POSITION = int(mujoco.mjtStage.mjSTAGE_POS)
+# What `mj_setConst` derives from the fields in `MOVE_CONSTANTS`.
+_CONSTANTS = ("body_subtreemass", "body_invweight0", "dof_invweight0")
+# A function of the C library that does nothing with a text: Python would need its own lock.
+_IGNORE = ctypes.CDLL(None).strlen
+_lock = threading.Lock()  # programs may call from several threads; each call uses all cores
 
 
-class CPhysics:
-    """`num_worlds` worlds of a model in C MuJoCo (float64).
+class CPhysics(HostPhysics):
+    """A compiled MuJoCo model, stepped by C MuJoCo in float64; arguments as `NamedModel`."""
 
-    Plain models run on a thread pool (`mujoco.batch`); models with rolling geoms are
-    stepped stage by stage, since their contact frames are turned between two stages.
+    engine = "c"
+
+    def advance(self, inputs: Arrays, steps: int) -> Arrays:
+        with _lock:
+            warn = mujoco.get_mju_user_warning()
+            # MuJoCo would write to a file that a world is unstable; this is counted elsewhere.
+            mujoco.set_mju_user_warning(_IGNORE)
+            try:
+                return self._advance(inputs, steps)
+            finally:
+                mujoco.set_mju_user_warning(warn)
+
+    def _advance(self, inputs: Arrays, steps: int) -> Arrays:
+        fields = tuple(name for name in inputs if name.startswith("model/"))
+        batch = self._batch(len(inputs["qpos"]), fields)
+        for name, values in inputs.items():
+            if name in fields:
+                batch.expand(name.removeprefix("model/"))[...] = values
+            else:
+                batch.bind(name)[...] = values
+        failed: Any = np.zeros(0, int)
+        try:
+            if steps and self.rolling_geoms:
+                self._step_rolling(batch, steps)
+            elif steps:
+                batch.step(nstep=steps, stage=_POSITION)
+            else:
+                batch.forward(stage=_POSITION)
+        except mj_batch.SimulationError as error:
+            failed = error.ids
+        names = ("qpos", "qvel", "qacc_warmstart", *(["act"] if "act" in inputs else []))
+        results = {name: batch.bind(name).copy() for name in names}
+        if len(self.watch):
+            forces = batch.bind("sensordata")[:, -3 * CONTACTS * len(self.watch) :]
+            results["touch"] = forces.reshape(-1, len(self.watch), CONTACTS, 3)[..., 0].sum(2)
+        for name, rows in self.pose_rows.items():
+            results[name] = batch.bind(name)[:, rows]
+        for values in results.values():
+            values[failed] = np.nan
+        return results
+
+    def _with_constants(self, fields: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        if not fields.keys() & MOVE_CONSTANTS:
+            return fields
+        shapes = {name: getattr(self.model, name).shape for name in _CONSTANTS}
+        return fields | self.call(
+            "constants", self._constants, dict(sorted(fields.items())), shapes
+        )
+
+    def _constants(self, fields: Arrays) -> Arrays:
+        """The constants that follow from fields of the model."""
+        batch = mj_batch.Batch(self._c_model, len(next(iter(fields.values()))), self._threads)
+        for name, values in fields.items():
+            batch.expand(name)[...] = values
+        batch.set_const()
+        return {name: batch.expand(name) for name in _CONSTANTS}
+
+    @functools.cached_property
+    def _c_model(self) -> mujoco.MjModel:
+        """The model with sensors of the watched pairs' forces."""
+        sensors = "".join(
+            f'<contact geom1="{self.model.geom(a).name}" geom2="{self.model.geom(b).name}" '
+            f'data="force" num="{CONTACTS}"/>'
+            for a, b in self.watch
+        )
+        xml = self.xml.replace("</mujoco>", f"<sensor>{sensors}</sensor></mujoco>")
+        model = mujoco.MjModel.from_xml_string(xml)
+        # A world that diverges stays so, and is counted; MuJoCo would reset it silently.
+        model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_AUTORESET
+        return model
+
+    @functools.cached_property
+    def _batches(self) -> dict[tuple[int, tuple[str, ...]], mj_batch.Batch]:
+        return {}
+
+    def _batch(self, count: int, fields: tuple[str, ...]) -> mj_batch.Batch:
+        """`count` simulations whose models differ in these fields."""
+        key = count, fields
+        if key not in self._batches:
+            batch = self._batches[key] = mj_batch.Batch(self._c_model, count, self._threads)
+            for name in self.pose_rows:  # bound before a call, which then computes them
+                batch.bind(name)
+            if len(self.watch):
+                batch.bind("sensordata")
+        return self._batches[key]
+
+    @property
+    def _threads(self) -> int:
+        if hasattr(os, "sched_getaffinity"):
+            return len(os.sched_getaffinity(0))
+        return os.cpu_count() or 1
+
+    def _step_rolling(self, batch: mj_batch.Batch, steps: int) -> None:
+        """Steps the worlds of a model with rolling geoms, one after the other."""
+        data = mujoco.MjData(self._c_model)
+        for i in range(batch.nsim):
+            batch.get_data(i, data)
+            for _ in range(steps):
+                step_rolling(self, self._c_model, data)
+            for name in ("qpos", "qvel", "qacc_warmstart"):
+                batch.bind(name)[i] = getattr(data, name)
+
+
+class CSimulation:
+    """`num_worlds` worlds of a model in C MuJoCo that keep their own state in float64, to compare
+    with.
 
     Args:
       physics: the model and its substeps.
       num_worlds: number of worlds.
     """
 
-    def __init__(self, physics: Physics, num_worlds: int):
+    def __init__(self, physics: NamedModel, num_worlds: int):
         self.physics = physics
         if physics.rolling_geoms:
             self._worlds = [mujoco.MjData(physics.model) for _ in range(num_worlds)]
@@ -52,7 +171,7 @@ class CPhysics:
             for world, u in zip(self._worlds, ctrl, strict=True):
                 world.ctrl = u
                 for _ in range(self.physics.substeps):
-                    _c_step(self.physics, world)
+                    step_rolling(self.physics, self.physics.model, world)
             return (
                 np.stack([world.qpos for world in self._worlds]),
                 np.stack([world.qvel for world in self._worlds]),
@@ -62,9 +181,8 @@ class CPhysics:
         return self._batch.bind("qpos").copy(), self._batch.bind("qvel").copy()
 
 
-def _c_step(physics: Physics, data: mujoco.MjData) -> None:
+def step_rolling(physics: NamedModel, model: mujoco.MjModel, data: mujoco.MjData) -> None:
     """One physics step in C MuJoCo that turns the contact frames of rolling geoms."""
-    model = physics.model
     mujoco.mj_kinematics(model, data)
     mujoco.mj_comPos(model, data)
     mujoco.mj_makeM(model, data)

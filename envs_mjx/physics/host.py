@@ -1,95 +1,172 @@
-"""Physics that is stepped outside of JAX, to evaluate policies."""
+"""Physics outside of JAX, which compiled programs call once a control step."""
 
 from __future__ import annotations
 
+import hashlib
 import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import mujoco
 import numpy as np
 
-from envs_mjx.physics.c import CPhysics
-from envs_mjx.physics.mjx import Physics
+from envs_mjx.physics import ffi
 from envs_mjx.physics.model import NamedModel
-from envs_mjx.physics.state import PhysicsState
-from jaxrl.errors import UserError
+from envs_mjx.physics.state import PhysicsState, initial_state
+from jaxrl import platform
+
+Arrays = dict[str, np.ndarray]
+Shapes = dict[str, tuple[int, ...]]
 
 
-class HostPhysics(Physics):
-    """The model of another `Physics`, stepped outside of JAX by C MuJoCo or by `advance`.
+class HostPhysics(NamedModel):
+    """A compiled MuJoCo model whose worlds are stepped outside of JAX; arguments as `NamedModel`.
 
-    A compiled program that steps it calls back to the host; so it is meant for evaluating
-    policies, not for training them. All worlds must have the same model.
-
-    Args:
-      physics: the physics to take the model, the substeps and the watched pairs from.
-      advance: (qpos [N, nq], qvel [N, nv], ctrl [N, nu], eq_active [N, neq]) -> qpos, qvel
-        and the watched forces [N, K] after a control step; None: C MuJoCo.
+    The state of the worlds stays in JAX: a call has all that the simulator needs, and returns
+    all that changes. So the results do not depend on the calls before.
     """
 
-    def __init__(self, physics: Physics, advance: Any = None):
-        NamedModel.__init__(self, physics.model)
-        self.substeps = physics.substeps
-        self.rolling_geoms, self.watch = physics.rolling_geoms, physics.watch
-        self._advance = advance or self._advance_in_c
-        self._worlds: dict[int, CPhysics] = {}
+    def advance(self, inputs: Arrays, steps: int) -> Arrays:
+        """Steps worlds.
 
-    def model_with(self, fields: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        if fields:
-            raise UserError(
-                "--on: this task's worlds differ in their models; switch its randomisation off "
-                "with --set (see docs/environments.md)"
-            )
-        return fields
+        Args:
+          inputs: the fields of `PhysicsState` that the model uses, "ctrl", and the worlds' own
+            values of fields of the model as "model/NAME"; arrays [N, ...] float32.
+          steps: number of physics steps; 0: only the kinematics.
+
+        Returns:
+          "qpos", "qvel", "qacc_warmstart", "act" and "touch" after the steps, if the model uses
+          them, and the fields of `pose_rows`; arrays [N, ...]. Worlds that failed are NaN.
+        """
+        raise NotImplementedError
+
+    # -- in compiled programs --------------------------------------------------------------
+
+    def init(
+        self,
+        qpos: jax.Array,
+        qvel: jax.Array | None = None,
+        *,
+        mocap_pos: jax.Array | None = None,
+        fields: dict[str, jax.Array] | None = None,
+    ) -> PhysicsState:
+        """As `MJXPhysics.init`."""
+        fields = self._with_constants(fields) if fields else None
+        state = initial_state(self, qpos, qvel, mocap_pos, fields)
+        if not self.pose_rows:
+            return state
+        # Only what the kinematics add: the rest would come back with another rounding.
+        moved = self._call(state, jnp.zeros(self.model.nu), 0)
+        return state.replace(poses=moved.poses)
 
     def step(self, state: PhysicsState, ctrl: jax.Array) -> PhysicsState:
-        shapes = [
-            jax.ShapeDtypeStruct(shape, jnp.float32)
-            for shape in (state.qpos.shape, state.qvel.shape, (len(self.watch),))
-        ]
-        eq_active = jnp.zeros(0) if state.eq_active is None else state.eq_active
-        qpos, qvel, touch = jax.pure_callback(
-            self._on_host,
-            shapes,
-            *(state.qpos, state.qvel, ctrl, eq_active),
-            vmap_method="broadcast_all",
+        """As `MJXPhysics.step`."""
+        return self._call(state, ctrl, self.substeps)
+
+    def field(self, name: str) -> jax.Array:
+        """The nominal value of a field of the model, such as "opt.gravity"."""
+        owner: Any = self.model
+        *sections, field = name.split(".")
+        for section in sections:
+            owner = getattr(owner, section)
+        return jnp.asarray(getattr(owner, field), jnp.float32)
+
+    def _with_constants(self, fields: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """Fields of the model, and with them the constants that follow from them."""
+        return fields
+
+    def _call(self, state: PhysicsState, ctrl: jax.Array, steps: int) -> PhysicsState:
+        """The state after `steps` physics steps, of one world."""
+        inputs = {"ctrl": ctrl, **_carried(state)}
+        results = self.call(
+            f"advance_{steps}",
+            lambda arrays: self.advance(arrays, steps),
+            inputs,
+            self._result_shapes(state),
         )
-        return state.replace(qpos=qpos, qvel=qvel, touch=None if state.touch is None else touch)
+        poses = {name: results.pop(name) for name in self.pose_rows}
+        return state.replace(**results, poses=poses or None)
 
-    def _on_host(self, *arrays: jax.Array) -> tuple[np.ndarray, ...]:
-        """A control step of one or many worlds; results have the same batch axes as `arrays`."""
-        batch = arrays[0].shape[:-1]
-        count = math.prod(batch)
-        rows = [np.asarray(x, np.float64).reshape(count, x.shape[-1]) for x in arrays]
-        results = self._advance(*rows)
-        return tuple(np.asarray(x, np.float32).reshape(*batch, x.shape[-1]) for x in results)
+    def call(
+        self, name: str, function: Any, inputs: dict[str, jax.Array], shapes: Shapes
+    ) -> dict[str, jax.Array]:
+        """Calls a function of arrays by name from a compiled program.
 
-    def _advance_in_c(
-        self, qpos: np.ndarray, qvel: np.ndarray, ctrl: np.ndarray, eq_active: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        count = len(qpos)
-        if count not in self._worlds:
-            self._worlds[count] = CPhysics(self, count)
-        worlds = self._worlds[count]
-        worlds.reset(qpos, qvel, eq_active if eq_active.shape[1] else None)
-        qpos, qvel = worlds.step(ctrl)
-        return qpos, qvel, self._touch_in_c(qpos, qvel, ctrl)
+        Args:
+          name: name of the function among this model's.
+          function: arrays [N, ...] by name -> arrays [N, ...] by name.
+          inputs: arrays of one world.
+          shapes: shapes of the results of one world.
+        """
+        layout = {key: x.shape for key, x in inputs.items()}
+        size = sum(math.prod(shape) for shape in shapes.values())
 
-    def _touch_in_c(self, qpos: np.ndarray, qvel: np.ndarray, ctrl: np.ndarray) -> np.ndarray:
-        """[N, K] normal forces (N) at the watched pairs."""
-        touch, force = np.zeros((len(qpos), len(self.watch))), np.zeros(6)
-        if not len(self.watch):
-            return touch
-        pairs = {frozenset(pair): k for k, pair in enumerate(self.watch.tolist())}
-        data = mujoco.MjData(self.model)
-        for n in range(len(qpos)):
-            data.qpos, data.qvel, data.ctrl = qpos[n], qvel[n], ctrl[n]
-            mujoco.mj_forward(self.model, data)
-            for i, contact in enumerate(data.contact):
-                k = pairs.get(frozenset(contact.geom.tolist()))
-                if k is not None:
-                    mujoco.mj_contactForce(self.model, data, i, force)
-                    touch[n, k] += force[0]
-        return touch
+        def of_rows(rows: np.ndarray) -> np.ndarray:
+            arrays = function(_split(rows, layout))
+            return np.concatenate([arrays[key].reshape(len(rows), -1) for key in shapes], axis=1)
+
+        row = jnp.concatenate([jnp.ravel(x).astype(jnp.float32) for x in inputs.values()])
+        if platform.target() == "cpu":
+            key = f"jaxrl_{name}_{self._fingerprint(layout, shapes)}"
+            result = ffi.call(key, of_rows, row, size)
+        else:
+
+            def batched(rows: Any) -> np.ndarray:
+                flat = np.asarray(rows, np.float32).reshape(-1, rows.shape[-1])
+                return of_rows(flat).astype(np.float32).reshape(*rows.shape[:-1], size)
+
+            shape = jax.ShapeDtypeStruct((size,), jnp.float32)
+            result = jax.pure_callback(batched, shape, row, vmap_method="broadcast_all")
+        return _split(result, shapes)
+
+    def _fingerprint(self, *layouts: Shapes) -> str:
+        """Text that is the same in every process for the same model, and for no other."""
+        facts = (type(self).__qualname__, vars_of(self), self.substeps, layouts)
+        return hashlib.blake2b(repr(facts).encode(), digest_size=8).hexdigest()
+
+    def _result_shapes(self, state: PhysicsState) -> Shapes:
+        """Shapes of what `advance` returns for one world."""
+        model = self.model
+        shapes: Shapes = {"qpos": (model.nq,), "qvel": (model.nv,), "qacc_warmstart": (model.nv,)}
+        if state.act is not None:
+            shapes["act"] = (model.na,)
+        if state.touch is not None:
+            shapes["touch"] = (len(self.watch),)
+        for name, rows in self.pose_rows.items():
+            width = {"cdof": 6, "site_xmat": 9, "xmat": 9}.get(name, 3)
+            shapes[name] = (len(rows), width)
+        return shapes
+
+
+def vars_of(physics: NamedModel) -> tuple[Any, ...]:
+    """What distinguishes a model from others."""
+    watch = tuple(map(tuple, physics.watch.tolist()))
+    return (
+        physics.xml,
+        physics.rolling_geoms,
+        watch,
+        physics.sites,
+        physics.bodies,
+        physics.jacobians,
+    )
+
+
+def _carried(state: PhysicsState) -> dict[str, jax.Array]:
+    """The fields of a world that a simulator needs, by name."""
+    fields = {
+        name: value
+        for name, value in vars(state).items()
+        if value is not None and name not in ("touch", "poses", "model")
+    }
+    own = {f"model/{name}": value for name, value in sorted((state.model or {}).items())}
+    return fields | own
+
+
+def _split(rows: Any, shapes: Shapes) -> dict[str, Any]:
+    """The arrays [..., *shape] that lie side by side in rows [..., K]."""
+    arrays, start = {}, 0
+    for key, shape in shapes.items():
+        size = math.prod(shape)
+        arrays[key] = rows[..., start : start + size].reshape(*rows.shape[:-1], *shape)
+        start += size
+    return arrays

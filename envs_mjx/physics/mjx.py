@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -17,46 +16,14 @@ with contextlib.redirect_stdout(io.StringIO()):  # MJX prints that Warp is not i
     from mujoco.mjx._src import solver as _mjx_solver
 
 from envs_mjx.physics.model import NamedModel
-from envs_mjx.physics.state import PhysicsState
+from envs_mjx.physics.state import MOVE_CONSTANTS, PhysicsState, initial_state
 from envs_mjx.physics.tuning import tuned_mjx
 
-Data = mjx.Data  # for annotations
 
+class MJXPhysics(NamedModel):
+    """A compiled MuJoCo model, stepped by MJX; arguments as `NamedModel`."""
 
-class Physics(NamedModel):
-    """A compiled MuJoCo model, stepped by MJX.
-
-    Args:
-      xml: the model as an MJCF string.
-      substeps: number of physics steps in a control step.
-      rolling_geoms: names of geoms (capsules or cylinders, axis z) whose contacts
-        have different friction along and across their axis, as an omniwheel has.
-        MuJoCo lays a contact's two friction directions along arbitrary axes; for
-        these geoms the first is turned to the rim's direction (axis x normal), the
-        second to the axis. Declare their contact pairs with friction
-        "rim axis ...".
-      watch: pairs of geoms whose contact forces `PhysicsState.touch` contains; all of the
-        model's contacts then need condim 3 and the pyramidal cone.
-
-    Raises:
-      ValueError: the model does not compile, or `watch` needs other contacts than it has.
-    """
-
-    def __init__(
-        self,
-        xml: str,
-        *,
-        substeps: int,
-        rolling_geoms: Sequence[str] = (),
-        watch: Sequence[tuple[str, str]] = (),
-    ):
-        super().__init__(mujoco.MjModel.from_xml_string(xml))
-        self.substeps = substeps
-        self.rolling_geoms = tuple(self.model.geom(name).id for name in rolling_geoms)
-        self.watch = np.array([[self.model.geom(g).id for g in pair] for pair in watch], int)
-        pyramidal = self.model.opt.cone == mujoco.mjtCone.mjCONE_PYRAMIDAL
-        if watch and not (pyramidal and (self.model.pair_dim == 3).all()):
-            raise ValueError("watched pairs need a pyramidal cone and condim 3 everywhere")
+    engine = "mjx"
 
     @functools.cached_property
     def mjx_model(self) -> mjx.Model:
@@ -82,24 +49,24 @@ class Physics(NamedModel):
 
     # -- stepping -----------------------------------------------------------------
 
-    def init(self, qpos: jax.Array, qvel: jax.Array | None = None) -> PhysicsState:
+    def init(
+        self,
+        qpos: jax.Array,
+        qvel: jax.Array | None = None,
+        *,
+        mocap_pos: jax.Array | None = None,
+        fields: dict[str, jax.Array] | None = None,
+    ) -> PhysicsState:
         """A world at rest or with the given velocities.
 
         Args:
           qpos: [nq] generalised positions.
           qvel: [nv] generalised velocities; None: zero.
+          mocap_pos: [nmocap, 3] positions of mocap bodies (m); None: those of the model.
+          fields: values of fields of the model in this world, by name; None: the model's own.
         """
-        model, blank = self.model, self._blank
-        return PhysicsState(
-            qpos=jnp.asarray(qpos, jnp.float32),
-            qvel=jnp.zeros(model.nv) if qvel is None else jnp.asarray(qvel, jnp.float32),
-            qacc_warmstart=jnp.zeros(model.nv),
-            act=blank.act if model.na else None,
-            mocap_pos=blank.mocap_pos if model.nmocap else None,
-            mocap_quat=blank.mocap_quat if model.nmocap else None,
-            eq_active=None if model.eq_active0.all() else blank.eq_active,
-            touch=jnp.zeros(len(self.watch)) if len(self.watch) else None,
-        )
+        fields = self._with_constants(fields) if fields else None
+        return self._with_poses(initial_state(self, qpos, qvel, mocap_pos, fields))
 
     def step(self, state: PhysicsState, ctrl: jax.Array) -> PhysicsState:
         """Advances one world by `substeps` physics steps under constant controls.
@@ -114,44 +81,19 @@ class Physics(NamedModel):
                 data = _step(self, self._model(state), self._data(state, ctrl))
             return self._updated(state, data), None
 
-        return jax.lax.scan(substep, state, length=self.substeps)[0]
+        poses, state = state.poses, state.replace(poses=None)
+        state = jax.lax.scan(substep, state, length=self.substeps)[0]
+        return state if poses is None else self._with_poses(state)
 
-    # -- kinematics --------------------------------------------------------------------
-
-    def kinematics(self, state: PhysicsState) -> mjx.Data:
-        """MJX `Data` of one world with poses, sites and centres of mass filled in."""
+    def _with_poses(self, state: PhysicsState) -> PhysicsState:
+        """The state with the kinematics at its positions."""
+        if not self.pose_rows:
+            return state
         with tuned_mjx(self.model):
             model = self._model(state)
-            return mjx.com_pos(model, mjx.kinematics(model, self._data(state)))
-
-    def site_pose(self, data: mjx.Data, name: str) -> tuple[jax.Array, jax.Array]:
-        """Position [3] (m) and rotation [3, 3] to the world of a site.
-
-        Args:
-          data: result of `kinematics`.
-          name: name of the site.
-        """
-        index = self.model.site(name).id
-        return data.site_xpos[index], data.site_xmat[index].reshape(3, 3)
-
-    def body_pose(self, data: mjx.Data, name: str) -> tuple[jax.Array, jax.Array]:
-        """Position [3] (m) and rotation [3, 3] to the world of a body; arguments as `site_pose`."""
-        index = self.body_id(name)
-        return data.xpos[index], data.xmat[index].reshape(3, 3)
-
-    def site_jacobian(self, data: mjx.Data, name: str) -> jax.Array:
-        """[6, nv] Jacobian of a site in the world frame: its velocity (m/s) and angular velocity
-        (rad/s) for a unit of each component of `qvel`; arguments as `site_pose`."""
-        body = int(self.model.site(name).bodyid[0])
-        return self._jacobian(data, self.site_pose(data, name)[0], body)
-
-    def _jacobian(self, data: mjx.Data, point: jax.Array, body: int) -> jax.Array:
-        """[6, nv] Jacobian of a point [3] that moves with a body."""
-        angular, linear = data.cdof[:, :3], data.cdof[:, 3:]
-        arm = point - data.subtree_com[self.model.body_rootid[body]]
-        jacobian = jnp.concatenate([linear + jnp.cross(angular, arm), angular], axis=1)
-        moves = self._subtree[self.model.dof_bodyid, body]
-        return (jacobian * moves[:, None]).T
+            data = mjx.com_pos(model, mjx.kinematics(model, self._data(state)))
+        fields = {name: getattr(data, name)[rows] for name, rows in self.pose_rows.items()}
+        return state.replace(poses={n: x.reshape(len(x), -1) for n, x in fields.items()})
 
     # -- worlds with different models -----------------------------------------------
 
@@ -159,17 +101,11 @@ class Physics(NamedModel):
         """The nominal value of a field of the MJX model, such as "opt.gravity"."""
         return functools.reduce(getattr, name.split("."), self.mjx_model)
 
-    def model_with(self, fields: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        """`PhysicsState.model` for a world with other values of some fields.
-
-        The constants that MuJoCo's compiler derives from masses, inertias, armatures and lengths
-        are computed again, as in `mj_setConst`: subtree masses, and the inverse weights that
-        scale constraint forces.
-
-        Args:
-          fields: new values by name, in the shapes of the nominal ones.
-        """
-        if not fields.keys() & _MOVE_CONSTANTS:
+    def _with_constants(self, fields: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """Fields of the model, and with them the constants that MuJoCo's compiler derives from
+        masses, inertias, armatures and lengths, as in `mj_setConst`: subtree masses, and the
+        inverse weights that scale constraint forces."""
+        if not fields.keys() & MOVE_CONSTANTS:
             return fields
         return fields | self._constants(self.mjx_model.tree_replace(fields))
 
@@ -180,7 +116,10 @@ class Physics(NamedModel):
             data = mjx.crb(model, mjx.com_pos(model, data))
             inertia = mjx.full_m(model, data)
         jacobians = jnp.stack(
-            [self._jacobian(data, data.xipos[b], b) for b in range(self.model.nbody)]
+            [
+                self.jacobian(data.cdof, data.xipos[b] - data.subtree_com[root], b)
+                for b, root in enumerate(self.model.body_rootid)
+            ]
         )
         inverse = jnp.linalg.inv(inertia)
         linear, angular = jnp.split(
@@ -197,20 +136,12 @@ class Physics(NamedModel):
             for size in sizes.get(mujoco.mjtJoint(kind), (1,)):
                 group[start : start + size, start : start + size] = 1.0 / size
                 start += size
-        subtree = self._subtree @ model.body_mass
+        subtree = self.subtree @ model.body_mass
         return {
             "body_subtreemass": subtree,
             "body_invweight0": body,
             "dof_invweight0": jnp.asarray(group, jnp.float32) @ jnp.diag(inverse),
         }
-
-    @functools.cached_property
-    def _subtree(self) -> np.ndarray:
-        """[nbody, nbody] 1 where the second body is in the subtree of the first, else 0."""
-        below = np.eye(self.model.nbody, dtype=np.float32)
-        for body in reversed(range(1, self.model.nbody)):
-            below[self.model.body_parentid[body]] += below[body]
-        return below
 
     def _model(self, state: PhysicsState) -> mjx.Model:
         return self.mjx_model.tree_replace(state.model) if state.model else self.mjx_model
@@ -226,7 +157,7 @@ class Physics(NamedModel):
         return {
             name: value
             for name, value in vars(state).items()
-            if value is not None and name not in ("model", "touch")
+            if value is not None and name not in ("model", "touch", "poses")
         }
 
     def _updated(self, state: PhysicsState, data: mjx.Data) -> PhysicsState:
@@ -247,19 +178,7 @@ class Physics(NamedModel):
         return jnp.where(same, force, 0.0).sum(1)
 
 
-# Fields from which the compiler derives constants.
-_MOVE_CONSTANTS = {
-    "body_mass",
-    "body_inertia",
-    "body_ipos",
-    "body_iquat",
-    "body_pos",
-    "body_quat",
-    "dof_armature",
-}
-
-
-def _step(physics: Physics, model: mjx.Model, data: mjx.Data) -> mjx.Data:
+def _step(physics: MJXPhysics, model: mjx.Model, data: mjx.Data) -> mjx.Data:
     """One physics step; it is MJX's own step unless the model has rolling geoms."""
     if not physics.rolling_geoms:
         return mjx.step(model, data)
@@ -278,7 +197,7 @@ def _step(physics: Physics, model: mjx.Model, data: mjx.Data) -> mjx.Data:
     return mjx.euler(model, data)
 
 
-def _turn_contact_frames(physics: Physics, data: mjx.Data) -> mjx.Data:
+def _turn_contact_frames(physics: MJXPhysics, data: mjx.Data) -> mjx.Data:
     """Turns the contact frames of rolling geoms; their rows are then normal, rim and axis."""
     contact = data._impl.contact
     rolls = np.zeros(physics.model.ngeom, bool)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from typing import Any
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
 
+import jax
+import jax.numpy as jnp
 import mujoco
 import numpy as np
 
@@ -33,20 +36,114 @@ class View:
 
 
 class NamedModel:
-    """A compiled MuJoCo model.
+    """A compiled MuJoCo model, with what a task reads of its worlds.
 
     Args:
-      model: the model.
+      xml: the model as an MJCF string.
+      substeps: number of physics steps in a control step.
+      rolling_geoms: names of geoms (capsules or cylinders, axis z) whose contacts
+        have different friction along and across their axis, as an omniwheel has.
+        MuJoCo lays a contact's two friction directions along arbitrary axes; for
+        these geoms the first is turned to the rim's direction (axis x normal), the
+        second to the axis. Declare their contact pairs with friction
+        "rim axis ...".
+      watch: pairs of geoms whose contact forces `PhysicsState.touch` contains; all of the
+        model's contacts then need condim 3 and the pyramidal cone.
+      sites, bodies: names whose poses a task reads.
+      jacobians: whether it reads Jacobians of these sites too.
 
     Attributes:
       nq, nv: sizes of `qpos` and `qvel`.
       rest: [nq] the reference pose (MuJoCo's `qpos0`).
+
+    Raises:
+      ValueError: the model does not compile, or `watch` needs other contacts than it has.
     """
 
-    def __init__(self, model: mujoco.MjModel):
-        self.model = model
-        self.nq, self.nv = int(model.nq), int(model.nv)
-        self.rest: np.ndarray = model.qpos0.copy()
+    engine: ClassVar[str]
+
+    def __init__(
+        self,
+        xml: str,
+        *,
+        substeps: int,
+        rolling_geoms: Sequence[str] = (),
+        watch: Sequence[tuple[str, str]] = (),
+        sites: Sequence[str] = (),
+        bodies: Sequence[str] = (),
+        jacobians: bool = False,
+    ):
+        self.xml, self.substeps = xml, substeps
+        self.model = mujoco.MjModel.from_xml_string(xml)
+        self.nq, self.nv = int(self.model.nq), int(self.model.nv)
+        self.rest: np.ndarray = self.model.qpos0.copy()
+        self.rolling_geoms = tuple(self.model.geom(name).id for name in rolling_geoms)
+        self.watch = np.array([[self.model.geom(g).id for g in pair] for pair in watch], int)
+        pyramidal = self.model.opt.cone == mujoco.mjtCone.mjCONE_PYRAMIDAL
+        if watch and not (pyramidal and (self.model.pair_dim == 3).all()):
+            raise ValueError("watched pairs need a pyramidal cone and condim 3 everywhere")
+        self.sites, self.bodies, self.jacobians = tuple(sites), tuple(bodies), jacobians
+
+    # -- poses -----------------------------------------------------------------------------
+
+    @property
+    def pose_rows(self) -> dict[str, np.ndarray]:
+        """Rows of MuJoCo's kinematic fields that worlds carry in `PhysicsState.poses`."""
+        model = self.model
+        sites = np.array([model.site(name).id for name in self.sites], int)
+        bodies = np.array([model.body(name).id for name in self.bodies], int)
+        rows = {"site_xpos": sites, "site_xmat": sites, "xpos": bodies, "xmat": bodies}
+        if self.jacobians:
+            rows["cdof"] = np.arange(self.nv)
+            rows["subtree_com"] = model.body_rootid[model.site_bodyid[sites]]
+        return {name: index for name, index in rows.items() if len(index)}
+
+    def site_pose(self, state: PhysicsState, name: str) -> tuple[jax.Array, jax.Array]:
+        """Position [3] (m) and rotation [3, 3] to the world of a site.
+
+        Args:
+          state: one world, from `init` or `step`.
+          name: one of `sites`.
+        """
+        return self._pose(state, "site_x", _index(self.sites, "sites", name))
+
+    def body_pose(self, state: PhysicsState, name: str) -> tuple[jax.Array, jax.Array]:
+        """As `site_pose`, of one of `bodies`."""
+        return self._pose(state, "x", _index(self.bodies, "bodies", name))
+
+    @staticmethod
+    def _pose(state: PhysicsState, prefix: str, row: int) -> tuple[jax.Array, jax.Array]:
+        poses: Any = state.poses
+        return poses[f"{prefix}pos"][row], poses[f"{prefix}mat"][row].reshape(3, 3)
+
+    def site_jacobian(self, state: PhysicsState, name: str) -> jax.Array:
+        """[6, nv] Jacobian of a site in the world frame: its velocity (m/s) and angular velocity
+        (rad/s) for a unit of each component of `qvel`; arguments as `site_pose`."""
+        poses: Any = state.poses
+        body = int(self.model.site(name).bodyid[0])
+        center = poses["subtree_com"][_index(self.sites, "sites", name)]
+        return self.jacobian(poses["cdof"], self.site_pose(state, name)[0] - center, body)
+
+    def jacobian(self, cdof: jax.Array, arm: jax.Array, body: int) -> jax.Array:
+        """[6, nv] Jacobian of a point that moves with a body.
+
+        Args:
+          cdof: [nv, 6] motion axes of the degrees of freedom.
+          arm: [3] the point, from the centre of mass of the kinematic tree (m).
+          body: index of the body.
+        """
+        angular, linear = cdof[:, :3], cdof[:, 3:]
+        jacobian = jnp.concatenate([linear + jnp.cross(angular, arm), angular], axis=1)
+        moves = self.subtree[self.model.dof_bodyid, body]
+        return (jacobian * moves[:, None]).T
+
+    @functools.cached_property
+    def subtree(self) -> np.ndarray:
+        """[nbody, nbody] 1 where the second body is in the subtree of the first, else 0."""
+        below = np.eye(self.model.nbody, dtype=np.float32)
+        for body in reversed(range(1, self.model.nbody)):
+            below[self.model.body_parentid[body]] += below[body]
+        return below
 
     # -- indices by name -------------------------------------------------------------------
 
@@ -76,13 +173,17 @@ class NamedModel:
     def pose_in_c(self, qpos: np.ndarray, site: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Position [3] (m), rotation [3, 3] to the world and Jacobian [6, nv] of a site in one
         configuration [nq], by C MuJoCo in float64; for values that are computed only once."""
-        data, index = mujoco.MjData(self.model), self.model.site(site).id
+        data, index = self._data_in_c, self.model.site(site).id
         jacobian = np.zeros((6, self.nv))
         data.qpos[:] = qpos
         mujoco.mj_kinematics(self.model, data)
         mujoco.mj_comPos(self.model, data)
         mujoco.mj_jacSite(self.model, data, jacobian[:3], jacobian[3:], index)
         return data.site_xpos[index].copy(), data.site_xmat[index].reshape(3, 3).copy(), jacobian
+
+    @functools.cached_property
+    def _data_in_c(self) -> mujoco.MjData:
+        return mujoco.MjData(self.model)
 
     # -- pictures ------------------------------------------------------------------------
 
@@ -140,3 +241,14 @@ class NamedModel:
             mujoco.mj_forward(self.model, data)
             renderer.update_scene(data, camera)
             yield renderer.render()
+
+
+def _index(names: tuple[str, ...], argument: str, name: str) -> int:
+    """The name's place among those that the model was made with.
+
+    Raises:
+      ValueError: it is none of them.
+    """
+    if name not in names:
+        raise ValueError(f"{name!r} is not carried: make the model with {argument}=({name!r},)")
+    return names.index(name)

@@ -1,34 +1,41 @@
-"""The base class of simulated tasks."""
+"""What tasks on a `Physics` share."""
 
 from __future__ import annotations
 
 import dataclasses
 from typing import ClassVar
 
-from envs_mjx.physics.host import HostPhysics
-from envs_mjx.physics.mjx import Physics
+from envs_mjx.physics.engines import Engine
+from envs_mjx.physics.protocol import Physics
 from jaxrl.envs import Task
 from jaxrl.errors import UserError
+from jaxrl.options import option
+
+# Engines by their names as simulators, in `--on`.
+SIMULATORS = {"mjx": "mjx", "mujoco": "c"}
 
 
+@dataclasses.dataclass(frozen=True)
 class Simulated(Task):
-    """Base class of tasks with a `Physics`; such a task can be played in other simulators."""
+    """A task on a `Physics`, which every engine can step."""
 
-    physics: Physics
-    simulators: ClassVar[tuple[str, ...]] = ("mjx", "mujoco")
+    engine: Engine = option(
+        "auto",
+        "physics engine: MJX in JAX (mjx), C MuJoCo on all cores (c), or the fastest on the "
+        "device (auto)",
+    )
+
+    physics: ClassVar[Physics]
+    simulators: ClassVar[tuple[str, ...]] = tuple(SIMULATORS)
+
+    @property
+    def engine_name(self) -> str:
+        return self.physics.engine
 
     def on(self, simulator: str) -> Task:
-        """The same task in another of its `simulators`, such as "mujoco" (C), for evaluation."""
+        """The same task in another simulator, to evaluate policies there."""
         if simulator not in self.simulators:
             raise UserError(
                 f"--on: got {simulator!r}, this task can be played in {', '.join(self.simulators)}"
             )
-        if simulator == "mjx":
-            return self
-        task = dataclasses.replace(self)
-        vars(task)["physics"] = self.physics_on(simulator)  # replaces the cached property
-        return task
-
-    def physics_on(self, simulator: str) -> Physics:
-        """The model in a simulator other than MJX."""
-        return HostPhysics(self.physics)
+        return dataclasses.replace(self, engine=SIMULATORS[simulator])

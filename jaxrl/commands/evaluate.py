@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import sys
 from collections.abc import Sequence
@@ -154,40 +153,7 @@ def _elsewhere(env: Any, task: str, flags: dict[str, Any]) -> dict[str, Any]:
     if not env.simulators:
         raise UserError(f"--on: the task {task} supports no other simulator")
     names = list(dict.fromkeys(["mjx", *flags["on"].split(",")]))
-    tasks = {name: env.on(name) for name in names}
-    if len(names) > 1 and (varied := _varied(env.unwrapped)):
-        arguments = " ".join(f"--set {setting}" for setting in varied)
-        raise UserError(
-            "--on: domain randomisation is on, which other simulators do not support; switch it "
-            f"off with {arguments}"
-        )
-    return tasks
-
-
-def _varied(task: Any) -> list[str]:
-    """Settings, such as "env.a.low=1", that switch off the task's domain randomisation."""
-    constant = {
-        id(term.range): (1 if term.how == "scale" else 0)
-        for term in task.randomizations
-        if not term.is_off
-    }
-    return [
-        f"env.{path}.{edge}={0 if edge == 'high' and values.distribution == 'normal' else nominal}"
-        for path, values in _sections(task)
-        if (nominal := constant.get(id(values))) is not None
-        for edge in ("low", "high")
-    ]
-
-
-def _sections(settings: Any, path: str = "") -> list[tuple[str, Any]]:
-    """Pairs (dotted key, section) of all sections in a dataclass of settings."""
-    sections = []
-    for field in dataclasses.fields(settings):
-        value = getattr(settings, field.name)
-        if dataclasses.is_dataclass(value):
-            key = f"{path}{field.name}"
-            sections += [(key, value), *_sections(value, f"{key}.")]
-    return sections
+    return {name: env.on(name) for name in names}
 
 
 def _compare_simulators(

@@ -216,6 +216,11 @@ class Task:
         raise UserError(f"--on: {type(self).__name__} cannot run in the simulator {simulator!r}")
 
     @property
+    def engine_name(self) -> str | None:
+        """Name of the physics engine in use, for a task that has a choice."""
+        return None
+
+    @property
     def can_render(self) -> bool:
         """Whether the task can be rendered."""
         return type(self).render is not Task.render

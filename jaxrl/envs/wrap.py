@@ -107,6 +107,7 @@ class Wrapped(Task):
     randomizations = property(attrgetter("task.randomizations"))
     success_criterion = property(attrgetter("task.success_criterion"))
     can_render = property(attrgetter("task.can_render"))
+    engine_name = property(attrgetter("task.engine_name"))
     render = property(attrgetter("task.render"))
     simulators = property(attrgetter("task.simulators"))
     unwrapped = property(attrgetter("task"))
