@@ -222,7 +222,7 @@ def first_update(settings: dict[str, Any]) -> int:
     platform = cli.start_jax()
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(resolve(settings, platform=platform), Path(folder))
-        jax.block_until_ready(trainer._compiled_chunk()(trainer.state, 1))
+        jax.block_until_ready(trainer.training.run(trainer.state, 1))
     return 0
 
 

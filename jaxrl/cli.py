@@ -27,9 +27,12 @@ def run(main: Callable[[list[str]], int]) -> None:
     except KeyboardInterrupt:
         status = 130
     except Exception as error:
-        if "RESOURCE_EXHAUSTED" not in str(error) or type(error).__module__ == "builtins":
+        if str(error).startswith("INTERNAL: KeyboardInterrupt"):  # in a call of a simulator
+            status = 130
+        elif "RESOURCE_EXHAUSTED" not in str(error) or type(error).__module__ == "builtins":
             raise
-        status = _fail("out of memory: lower num_envs, num_seeds, buffer_size or --episodes")
+        else:
+            status = _fail("out of memory: lower num_envs, num_seeds, buffer_size or --episodes")
     finally:
         out.flush()
         if out.failed and not isinstance(out.failed, BrokenPipeError):

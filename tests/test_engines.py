@@ -170,6 +170,32 @@ def test_what_fails_in_a_simulator_is_the_programs_error(monkeypatch):
         jax.block_until_ready(jax.jit(physics.step)(state, jnp.zeros(3)).qpos)
 
 
+UNFINISHED = """
+import sys, jaxrl, jax
+from pathlib import Path
+from jaxrl.config import resolve
+from jaxrl.trainer import Trainer
+def main():
+    config = resolve({"env": {"name": "ballbot", "engine": "c"}}, platform="cpu")
+    trainer = Trainer(config, Path(sys.argv[1]))  # its worlds are still being made
+    if sys.argv[2] == "raises":
+        raise ValueError("boom")
+main()
+"""
+
+
+@pytest.mark.parametrize(("end", "status"), [("raises", 1), ("returns", 0)])
+def test_python_can_end_while_a_program_still_calls_c(end, status, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", UNFINISHED, str(tmp_path), end],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == status, done.stderr
+    assert ("boom" in done.stderr) == (end == "raises")
+
+
 PROGRAM = """
 import jaxrl, jax, jax.numpy as jnp, logging
 logging.basicConfig(level="DEBUG")

@@ -9,6 +9,7 @@ Source: XLA's `xla/ffi/api/c_api.h`, which comes with jaxlib (`jax.ffi.include_d
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import math
 from collections.abc import Callable
@@ -21,6 +22,16 @@ Function = Callable[[np.ndarray], np.ndarray]
 _METADATA = 1  # XLA_FFI_Extension_Metadata
 _INTERNAL = 13  # XLA_FFI_Error_Code_INTERNAL
 _registered: dict[str, Any] = {}  # handlers by name: XLA keeps only pointers to them
+_ending = False  # the interpreter is about to end
+
+
+@atexit.register
+def _wait_for_programs() -> None:
+    """Lets programs end that still run: they cannot call Python once the interpreter has ended.
+    Nobody reads their results, so that the calls return at once."""
+    global _ending
+    _ending = True
+    jax.effects_barrier()
 
 
 class _Extension(ctypes.Structure):
@@ -113,7 +124,9 @@ def call(name: str, function: Function, rows: jax.Array, size: int) -> jax.Array
         address = ctypes.cast(_registered[name], ctypes.c_void_p)
         jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(address), platform="cpu")
     result = jax.ShapeDtypeStruct((size,), np.float32)
-    return jax.ffi.ffi_call(name, result, vmap_method="broadcast_all")(rows)
+    # With an effect, JAX keeps account of the programs that still run.
+    call = jax.ffi.ffi_call(name, result, vmap_method="broadcast_all", has_side_effect=True)
+    return call(rows)
 
 
 def _handler(function: Function) -> Any:
@@ -131,7 +144,7 @@ def _handler(function: Function) -> Any:
             return None
         try:
             rows, result = _view(frame.arguments), _view(frame.results)
-            result[...] = function(rows)
+            result[...] = math.nan if _ending else function(rows)
         except BaseException as error:
             return _error(frame, f"{type(error).__name__}: {error}")
         return None
