@@ -52,9 +52,6 @@ class StockPhysics(MJXPhysics):
         data = jax.lax.scan(substep, state.data, length=self.substeps)[0]
         return self._with_poses(self._updated(state.replace(data=data), data))
 
-    def _carried(self, state: PhysicsState) -> dict[str, jax.Array]:
-        return {name: x for name, x in super()._carried(state).items() if name != "data"}
-
 
 def stock(task: Task) -> Task:
     """The same task on `StockPhysics`."""

@@ -239,24 +239,29 @@ def resolve(*layers: dict[str, Any], platform: str) -> RunConfig:
     task, algo = _task(given.get("env", {})), given.get("algo", TrainConfig.algo)
     env_class = envs.env_class(task)
     cls = train_class(algo if isinstance(algo, str) else quote(algo))
+    known = functools.partial(_known, env_class, algo)
     # First without the preset, so that errors are about settings that the user gave.
-    build(cls, _training(given), known=lambda: _known(env_class, algo))
-    return _run_config(task, cls, _merge_schedules(_preset(env_class, platform, algo), *layers))
+    build(cls, _training(given), known=known)
+    values = _merge_schedules(_preset(env_class, platform, algo), *layers)
+    return _run_config(task, env_class, cls, values, known)
 
 
-def _run_config(task: str, cls: type[TrainConfig], values: dict[str, Any]) -> RunConfig:
+def _run_config(
+    task: str,
+    env_class: type[Task],
+    cls: type[TrainConfig],
+    values: dict[str, Any],
+    known: Callable[[], list[str]],
+) -> RunConfig:
     """The run that plain values describe, which must fit the schema.
 
     Args:
       task: name of the task.
+      env_class: class of the task.
       cls: class of the training settings.
       values: settings, nested as in a configuration file; the preset is among them.
+      known: returns the dotted keys of all settings, for messages.
     """
-    env_class = envs.env_class(task)
-
-    def known() -> list[str]:
-        return _known(env_class, values.get("algo", TrainConfig.algo))
-
     settings = {k: v for k, v in values.get("env", {}).items() if k not in ("name", "gym")}
     overrides = values.get("eval_overrides") or {}
     if not isinstance(overrides, dict):

@@ -15,12 +15,11 @@ from mujoco import batch as mj_batch
 
 from envs_mjx.physics.host import Arrays, HostPhysics
 from envs_mjx.physics.model import NamedModel
-from envs_mjx.physics.state import MOVE_CONSTANTS
 
 # Contacts of a watched pair whose forces are added up: two boxes have at most eight.
 CONTACTS = 8
 _POSITION = int(mujoco.mjtStage.mjSTAGE_POS)
-# What `mj_setConst` derives from the fields in `MOVE_CONSTANTS`.
+# What `mj_setConst` derives.
 _CONSTANTS = ("body_subtreemass", "body_invweight0", "dof_invweight0")
 # A function of the C library that does nothing with a text: Python would need its own lock.
 _IGNORE = ctypes.CDLL(None).strlen
@@ -71,16 +70,12 @@ class CPhysics(HostPhysics):
             values[failed] = np.nan
         return results
 
-    def _with_constants(self, fields: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        if not fields.keys() & MOVE_CONSTANTS:
-            return fields
+    def _constants(self, fields: dict[str, jax.Array]) -> dict[str, jax.Array]:
         shapes = {name: getattr(self.model, name).shape for name in _CONSTANTS}
-        return fields | self.call(
-            "constants", self._constants, dict(sorted(fields.items())), shapes
-        )
+        return self.call("constants", self._set_const, dict(sorted(fields.items())), shapes)
 
-    def _constants(self, fields: Arrays) -> Arrays:
-        """The constants that follow from fields of the model."""
+    def _set_const(self, fields: Arrays) -> Arrays:
+        """`_constants` of many models."""
         batch = mj_batch.Batch(self._c_model, len(next(iter(fields.values()))), self._threads)
         for name, values in fields.items():
             batch.expand(name)[...] = values
@@ -122,9 +117,13 @@ class CPhysics(HostPhysics):
             return len(os.sched_getaffinity(0))
         return os.cpu_count() or 1
 
+    @functools.cached_property
+    def _rolling_data(self) -> mujoco.MjData:
+        return mujoco.MjData(self._c_model)
+
     def _step_rolling(self, batch: mj_batch.Batch, steps: int) -> None:
         """Steps the worlds of a model with rolling geoms, one after the other."""
-        data = mujoco.MjData(self._c_model)
+        data = self._rolling_data
         for i in range(batch.nsim):
             batch.get_data(i, data)
             for _ in range(steps):

@@ -12,7 +12,7 @@ import numpy as np
 
 from envs_mjx.physics import ffi
 from envs_mjx.physics.model import NamedModel
-from envs_mjx.physics.state import PhysicsState, initial_state
+from envs_mjx.physics.state import PhysicsState
 from jaxrl import platform
 
 Arrays = dict[str, np.ndarray]
@@ -42,42 +42,18 @@ class HostPhysics(NamedModel):
 
     # -- in compiled programs --------------------------------------------------------------
 
-    def init(
-        self,
-        qpos: jax.Array,
-        qvel: jax.Array | None = None,
-        *,
-        mocap_pos: jax.Array | None = None,
-        fields: dict[str, jax.Array] | None = None,
-    ) -> PhysicsState:
-        """As `MJXPhysics.init`."""
-        fields = self._with_constants(fields) if fields else None
-        state = initial_state(self, qpos, qvel, mocap_pos, fields)
-        if not self.pose_rows:
-            return state
+    def _with_poses(self, state: PhysicsState) -> PhysicsState:
         # Only what the kinematics add: the rest would come back with another rounding.
-        moved = self._call(state, jnp.zeros(self.model.nu), 0)
-        return state.replace(poses=moved.poses)
+        return state.replace(poses=self._call(state, jnp.zeros(self.model.nu), 0).poses)
 
     def step(self, state: PhysicsState, ctrl: jax.Array) -> PhysicsState:
         """As `MJXPhysics.step`."""
         return self._call(state, ctrl, self.substeps)
 
-    def field(self, name: str) -> jax.Array:
-        """The nominal value of a field of the model, such as "opt.gravity"."""
-        owner: Any = self.model
-        *sections, field = name.split(".")
-        for section in sections:
-            owner = getattr(owner, section)
-        return jnp.asarray(getattr(owner, field), jnp.float32)
-
-    def _with_constants(self, fields: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        """Fields of the model, and with them the constants that follow from them."""
-        return fields
-
     def _call(self, state: PhysicsState, ctrl: jax.Array, steps: int) -> PhysicsState:
         """The state after `steps` physics steps, of one world."""
-        inputs = {"ctrl": ctrl, **_carried(state)}
+        own = {f"model/{name}": value for name, value in sorted((state.model or {}).items())}
+        inputs = {"ctrl": ctrl} | state.data_fields() | own
         results = self.call(
             f"advance_{steps}",
             lambda arrays: self.advance(arrays, steps),
@@ -121,7 +97,10 @@ class HostPhysics(NamedModel):
 
     def _fingerprint(self, *layouts: Shapes) -> str:
         """Text that is the same in every process for the same model, and for no other."""
-        facts = (type(self).__qualname__, vars_of(self), self.substeps, layouts)
+        facts = (
+            *(type(self).__qualname__, self.xml, self.rolling_geoms, self.watch.tolist()),
+            *(self.sites, self.bodies, self.jacobians, self.substeps, layouts),
+        )
         return hashlib.blake2b(repr(facts).encode(), digest_size=8).hexdigest()
 
     def _result_shapes(self, state: PhysicsState) -> Shapes:
@@ -136,30 +115,6 @@ class HostPhysics(NamedModel):
             width = {"cdof": 6, "site_xmat": 9, "xmat": 9}.get(name, 3)
             shapes[name] = (len(rows), width)
         return shapes
-
-
-def vars_of(physics: NamedModel) -> tuple[Any, ...]:
-    """What distinguishes a model from others."""
-    watch = tuple(map(tuple, physics.watch.tolist()))
-    return (
-        physics.xml,
-        physics.rolling_geoms,
-        watch,
-        physics.sites,
-        physics.bodies,
-        physics.jacobians,
-    )
-
-
-def _carried(state: PhysicsState) -> dict[str, jax.Array]:
-    """The fields of a world that a simulator needs, by name."""
-    fields = {
-        name: value
-        for name, value in vars(state).items()
-        if value is not None and name not in ("touch", "poses", "model")
-    }
-    own = {f"model/{name}": value for name, value in sorted((state.model or {}).items())}
-    return fields | own
 
 
 def _split(rows: Any, shapes: Shapes) -> dict[str, Any]:

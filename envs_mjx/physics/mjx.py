@@ -16,7 +16,7 @@ with contextlib.redirect_stdout(io.StringIO()):  # MJX prints that Warp is not i
     from mujoco.mjx._src import solver as _mjx_solver
 
 from envs_mjx.physics.model import NamedModel
-from envs_mjx.physics.state import MOVE_CONSTANTS, PhysicsState, initial_state
+from envs_mjx.physics.state import PhysicsState
 from envs_mjx.physics.tuning import tuned_mjx
 
 
@@ -49,25 +49,6 @@ class MJXPhysics(NamedModel):
 
     # -- stepping -----------------------------------------------------------------
 
-    def init(
-        self,
-        qpos: jax.Array,
-        qvel: jax.Array | None = None,
-        *,
-        mocap_pos: jax.Array | None = None,
-        fields: dict[str, jax.Array] | None = None,
-    ) -> PhysicsState:
-        """A world at rest or with the given velocities.
-
-        Args:
-          qpos: [nq] generalised positions.
-          qvel: [nv] generalised velocities; None: zero.
-          mocap_pos: [nmocap, 3] positions of mocap bodies (m); None: those of the model.
-          fields: values of fields of the model in this world, by name; None: the model's own.
-        """
-        fields = self._with_constants(fields) if fields else None
-        return self._with_poses(initial_state(self, qpos, qvel, mocap_pos, fields))
-
     def step(self, state: PhysicsState, ctrl: jax.Array) -> PhysicsState:
         """Advances one world by `substeps` physics steps under constant controls.
 
@@ -81,14 +62,10 @@ class MJXPhysics(NamedModel):
                 data = _step(self, self._model(state), self._data(state, ctrl))
             return self._updated(state, data), None
 
-        poses, state = state.poses, state.replace(poses=None)
-        state = jax.lax.scan(substep, state, length=self.substeps)[0]
-        return state if poses is None else self._with_poses(state)
+        state = jax.lax.scan(substep, state.replace(poses=None), length=self.substeps)[0]
+        return self._with_poses(state) if self.pose_rows else state
 
     def _with_poses(self, state: PhysicsState) -> PhysicsState:
-        """The state with the kinematics at its positions."""
-        if not self.pose_rows:
-            return state
         with tuned_mjx(self.model):
             model = self._model(state)
             data = mjx.com_pos(model, mjx.kinematics(model, self._data(state)))
@@ -97,20 +74,8 @@ class MJXPhysics(NamedModel):
 
     # -- worlds with different models -----------------------------------------------
 
-    def field(self, name: str) -> jax.Array:
-        """The nominal value of a field of the MJX model, such as "opt.gravity"."""
-        return functools.reduce(getattr, name.split("."), self.mjx_model)
-
-    def _with_constants(self, fields: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        """Fields of the model, and with them the constants that MuJoCo's compiler derives from
-        masses, inertias, armatures and lengths, as in `mj_setConst`: subtree masses, and the
-        inverse weights that scale constraint forces."""
-        if not fields.keys() & MOVE_CONSTANTS:
-            return fields
-        return fields | self._constants(self.mjx_model.tree_replace(fields))
-
-    def _constants(self, model: mjx.Model) -> dict[str, jax.Array]:
-        """The derived constants of a model, from its rest pose `qpos0`."""
+    def _constants(self, fields: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        model = self.mjx_model.tree_replace(fields)  # at its rest pose `qpos0`
         with tuned_mjx(self.model):
             data = mjx.kinematics(model, self._blank.replace(qpos=jnp.asarray(model.qpos0)))
             data = mjx.crb(model, mjx.com_pos(model, data))
@@ -147,22 +112,14 @@ class MJXPhysics(NamedModel):
         return self.mjx_model.tree_replace(state.model) if state.model else self.mjx_model
 
     def _data(self, state: PhysicsState, ctrl: jax.Array | None = None) -> mjx.Data:
-        fields = self._carried(state)
+        fields = state.data_fields()
         if ctrl is not None:
             fields["ctrl"] = ctrl
         return self._blank.replace(**fields)
 
-    def _carried(self, state: PhysicsState) -> dict[str, jax.Array]:
-        """The fields of a state that MJX's `Data` also has."""
-        return {
-            name: value
-            for name, value in vars(state).items()
-            if value is not None and name not in ("model", "touch", "poses")
-        }
-
     def _updated(self, state: PhysicsState, data: mjx.Data) -> PhysicsState:
         """`state` with new values of its fields from `data`."""
-        carried = {name: getattr(data, name) for name in self._carried(state)}
+        carried = {name: getattr(data, name) for name in state.data_fields()}
         if state.touch is not None:
             carried["touch"] = self._touch(data)
         return state.replace(**carried)

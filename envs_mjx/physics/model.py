@@ -35,6 +35,18 @@ class View:
     elevation: float = -15.0
 
 
+# Fields from which the compiler derives constants.
+MOVE_CONSTANTS = {
+    "body_mass",
+    "body_inertia",
+    "body_ipos",
+    "body_iquat",
+    "body_pos",
+    "body_quat",
+    "dof_armature",
+}
+
+
 class NamedModel:
     """A compiled MuJoCo model, with what a task reads of its worlds.
 
@@ -84,9 +96,62 @@ class NamedModel:
             raise ValueError("watched pairs need a pyramidal cone and condim 3 everywhere")
         self.sites, self.bodies, self.jacobians = tuple(sites), tuple(bodies), jacobians
 
+    # -- worlds ----------------------------------------------------------------------------
+
+    def init(
+        self,
+        qpos: jax.Array,
+        qvel: jax.Array | None = None,
+        *,
+        mocap_pos: jax.Array | None = None,
+        fields: dict[str, jax.Array] | None = None,
+    ) -> PhysicsState:
+        """A world at rest or with the given velocities.
+
+        Args:
+          qpos: [nq] generalised positions.
+          qvel: [nv] generalised velocities; None: zero.
+          mocap_pos: [nmocap, 3] positions of mocap bodies (m); None: those of the model.
+          fields: values of fields of the model in this world, by name; None: the model's own.
+        """
+        model = self.model
+        if mocap_pos is None:
+            mocap_pos = model.body_pos[model.body_mocapid >= 0]
+        mocap_quat = model.body_quat[model.body_mocapid >= 0]
+        state = PhysicsState(
+            qpos=jnp.asarray(qpos, jnp.float32),
+            qvel=jnp.zeros(model.nv) if qvel is None else jnp.asarray(qvel, jnp.float32),
+            qacc_warmstart=jnp.zeros(model.nv),
+            act=jnp.zeros(model.na) if model.na else None,
+            mocap_pos=jnp.asarray(mocap_pos, jnp.float32) if model.nmocap else None,
+            mocap_quat=jnp.asarray(mocap_quat, jnp.float32) if model.nmocap else None,
+            eq_active=None if model.eq_active0.all() else jnp.asarray(model.eq_active0, bool),
+            model=self._with_constants(fields) if fields else None,
+            touch=jnp.zeros(len(self.watch)) if len(self.watch) else None,
+        )
+        return self._with_poses(state) if self.pose_rows else state
+
+    def field(self, name: str) -> jax.Array:
+        """The nominal value of a field of the model, such as "opt.gravity"."""
+        return jnp.asarray(functools.reduce(getattr, name.split("."), self.model))
+
+    def _with_constants(self, fields: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """Fields of the model, and with them the constants that follow from them."""
+        return fields | self._constants(fields) if fields.keys() & MOVE_CONSTANTS else fields
+
+    def _constants(self, fields: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """The constants that MuJoCo's compiler derives from masses, inertias, armatures and
+        lengths, as in `mj_setConst`: subtree masses, and the inverse weights that scale
+        constraint forces; of a model with these fields."""
+        raise NotImplementedError
+
+    def _with_poses(self, state: PhysicsState) -> PhysicsState:
+        """The state with the kinematics at its positions."""
+        raise NotImplementedError
+
     # -- poses -----------------------------------------------------------------------------
 
-    @property
+    @functools.cached_property
     def pose_rows(self) -> dict[str, np.ndarray]:
         """Rows of MuJoCo's kinematic fields that worlds carry in `PhysicsState.poses`."""
         model = self.model

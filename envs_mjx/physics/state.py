@@ -2,25 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import jax
-import jax.numpy as jnp
 from flax import struct
 
-if TYPE_CHECKING:
-    from envs_mjx.physics.model import NamedModel
-
-# Fields from which the compiler derives constants.
-MOVE_CONSTANTS = {
-    "body_mass",
-    "body_inertia",
-    "body_ipos",
-    "body_iquat",
-    "body_pos",
-    "body_quat",
-    "dof_armature",
-}
+# The fields of a world that MuJoCo's `Data` also has.
+DATA_FIELDS = ("qpos", "qvel", "qacc_warmstart", "act", "mocap_pos", "mocap_quat", "eq_active")
 
 
 @struct.dataclass
@@ -56,28 +42,7 @@ class PhysicsState:
     touch: jax.Array | None = None
     poses: dict[str, jax.Array] | None = None
 
-
-def initial_state(
-    physics: NamedModel,
-    qpos: jax.Array,
-    qvel: jax.Array | None,
-    mocap_pos: jax.Array | None,
-    fields: dict[str, jax.Array] | None,
-) -> PhysicsState:
-    """A world's state without its poses; arguments as `Physics.init`."""
-    model = physics.model
-    rest_pos = model.body_pos[model.body_mocapid >= 0]
-    rest_quat = jnp.asarray(model.body_quat[model.body_mocapid >= 0], jnp.float32)
-    return PhysicsState(
-        qpos=jnp.asarray(qpos, jnp.float32),
-        qvel=jnp.zeros(model.nv) if qvel is None else jnp.asarray(qvel, jnp.float32),
-        qacc_warmstart=jnp.zeros(model.nv),
-        act=jnp.zeros(model.na) if model.na else None,
-        mocap_pos=jnp.asarray(rest_pos if mocap_pos is None else mocap_pos, jnp.float32)
-        if model.nmocap
-        else None,
-        mocap_quat=rest_quat if model.nmocap else None,
-        eq_active=None if model.eq_active0.all() else jnp.asarray(model.eq_active0, bool),
-        model=fields or None,
-        touch=jnp.zeros(len(physics.watch)) if len(physics.watch) else None,
-    )
+    def data_fields(self) -> dict[str, jax.Array]:
+        """The fields that MuJoCo's `Data` also has and the model uses, by name."""
+        fields = {name: getattr(self, name) for name in DATA_FIELDS}
+        return {name: value for name, value in fields.items() if value is not None}

@@ -136,12 +136,12 @@ class Replay:
     def cut(self, state: ReplayState, obs: Any) -> ReplayState:
         """Ends all episodes at the last step, as at a time limit; the next row begins new ones.
 
+        The time limit is one that `episode_length` does not count: only with `episode_length` 1
+        is there always room for its final observation.
+
         Args:
           state: contents.
           obs: [N, ...] observations that the last step led to.
-
-        The time limit is one that `episode_length` does not count: only with `episode_length` 1
-        is there always room for its final observation.
         """
         index, worlds = (state.inserted - 1) % self.capacity, jnp.arange(self.num_envs)
         row, slot = state.steps[index], state.limits % self._slots
