@@ -8,9 +8,10 @@ functions that return the same values:
   would only split kernels.
 * Small Cholesky factorisations become plain arithmetic instead of library calls: on a GPU
   they fuse with neighbouring operations, on a CPU they vectorise over the worlds.
-* On a GPU, each trip of a loop costs kernel launches, and a loop with a computed end also
-  waits for the host at each trip. The bounded loops of the solver and of its line search
-  are therefore unrolled.
+* On a GPU, a loop with a computed end waits for the host at each trip. The loops of the solver
+  and of its line search therefore make all trips that the model allows, and keep the result of
+  the last one that counts. The line search is unrolled too, which needs 40 % fewer kernels; the
+  solver is not, which would take half as long again to compile.
 * On a GPU, XLA begins a new kernel at each reduction. Sums, dot products, norms and argmins
   of few components therefore become plain arithmetic.
 """
@@ -37,8 +38,8 @@ from jaxrl import platform
 WRITTEN_OUT_CHOLESKY_MAX = 12
 # Length of the longest sum that is written out as additions on a GPU.
 WRITTEN_OUT_SUM_MAX = 16
-# Largest number of solver iterations that is unrolled on a GPU.
-UNROLLED_ITERATIONS_MAX = 5
+# Largest number of solver iterations that are all made on a GPU.
+FIXED_ITERATIONS_MAX = 5
 # Kinematic trees at least this deep are compiled with barriers on a CPU.
 BARRIER_MIN_DEPTH = 3
 
@@ -68,13 +69,26 @@ def tuned_mjx(model: mujoco.MjModel):
     with _patch_lock:
         patches = _patches(model)
         originals = [(owner, name, getattr(owner, name)) for owner, name, _ in patches]
-        for owner, name, value in patches:
-            setattr(owner, name, value)
+        for (owner, name, value), (_, _, original) in zip(patches, originals, strict=True):
+            setattr(owner, name, _in_this_thread(value, original))
         try:
             yield
         finally:
             for owner, name, value in originals:
                 setattr(owner, name, value)
+
+
+def _in_this_thread(replacement, original):
+    """The replacement in the thread that traces MJX, the original in others, which may trace
+    something else at the same time."""
+    thread = threading.get_ident()
+
+    @functools.wraps(original)
+    def function(*args, **kwargs):
+        chosen = replacement if threading.get_ident() == thread else original
+        return chosen(*args, **kwargs)
+
+    return function
 
 
 def _gpu_patches(model: mujoco.MjModel) -> list[tuple[Any, str, Any]]:
@@ -85,9 +99,9 @@ def _gpu_patches(model: mujoco.MjModel) -> list[tuple[Any, str, Any]]:
         (jnp, "argmin", _small_argmin(jnp.argmin)),
         (_mjx_math, "norm", _small_norm(_mjx_math.norm)),
     ]
-    if model.opt.iterations <= UNROLLED_ITERATIONS_MAX:
-        unrolled = _unrolled_solver(jax.lax.while_loop, model.opt.iterations)
-        patches.append((jax.lax, "while_loop", unrolled))
+    if model.opt.iterations <= FIXED_ITERATIONS_MAX:
+        fixed = _fixed_solver(jax.lax.while_loop, model.opt.iterations)
+        patches.append((jax.lax, "while_loop", fixed))
     return patches
 
 
@@ -143,21 +157,27 @@ def _small_cho_solve(library):
 
 
 def _unrolled_while(cond_fun, body_fun, init_val, max_iter):
-    value, running = init_val, cond_fun(init_val)
+    carry = init_val, cond_fun(init_val)
     for _ in range(max_iter):
-        new = body_fun(value)
-        value = jax.tree.map(lambda a, b, keep=running: jnp.where(keep, b, a), value, new)
-        running = running & cond_fun(value)
-    return value
+        carry = _trip(cond_fun, body_fun, carry)
+    return carry[0]
 
 
-def _unrolled_solver(library, iterations: int):
+def _fixed_solver(library, iterations: int):
     def while_loop(cond_fun, body_fun, init_val):
         if not isinstance(init_val, _mjx_solver.Context):
             return library(cond_fun, body_fun, init_val)
-        return _unrolled_while(cond_fun, body_fun, init_val, iterations)
+        trip = lambda _, carry: _trip(cond_fun, body_fun, carry)  # noqa: E731
+        return jax.lax.fori_loop(0, iterations, trip, (init_val, cond_fun(init_val)))[0]
 
     return while_loop
+
+
+def _trip(cond_fun, body_fun, carry):
+    """One trip of a loop; it changes nothing once the condition was false."""
+    value, running = carry
+    value = jax.tree.map(lambda a, b: jnp.where(running, b, a), value, body_fun(value))
+    return value, running & cond_fun(value)
 
 
 def _small_sum(library):
