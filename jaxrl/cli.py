@@ -135,8 +135,8 @@ def parse(
                 flag_values.setdefault("sweep", []).append(value)
             elif name in flags:
                 flag_values[name] = value
-            else:
-                flat[name] = Raw(value)
+            else:  # --env NAME is short for --env.name NAME
+                flat["env.name" if name == "env" else name] = Raw(value)
     flag_values["set"] = nest(flag_values["set"])
     return positionals, flag_values, nest(flat)
 

@@ -252,6 +252,7 @@ def test_sections_and_values_of_one_key_do_not_mix(capfd, monkeypatch):
         (["--env.wrap.history.x", "3", "--env.wrap.history", "2"], r"history: got both a section"),
         (["--" + "a." * 5000, "3"], r"unknown setting 'a"),
         (["--seed", "9" * 5000], r"seed: got .*, expected whole number"),
+        (["--env", "ballbot", "--env.drive", "x"], r"env.drive: got 'x', expected one of"),
         (["--env.gym", "X-v1", "--env.name", "ballbot"], r"env.gym: got 'X-v1', but env.name"),
         (["--se\ned", "1"], r"unknown setting se.*ned; did you mean seed\?"),
     ):

@@ -1,6 +1,8 @@
 """The engines behind the same tasks: what they agree on, and what C MuJoCo adds."""
 
 import dataclasses
+import importlib.util
+import os
 import subprocess
 import sys
 
@@ -27,6 +29,9 @@ def test_the_fastest_engine_is_taken(monkeypatch):
     assert isinstance(Ballbot(engine="mjx").physics, MJXPhysics)
     assert isinstance(Ballbot(drive="omniwheel").physics, MJXPhysics)
     monkeypatch.setattr(platform, "target", lambda: "gpu")
+    assert engines.fastest(rolling=False) == "warp"
+    assert engines.fastest(rolling=True) == "mjx"
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert engines.fastest(rolling=False) == "mjx"
 
 
@@ -123,8 +128,9 @@ def test_any_number_of_threads_gives_the_same_bits():
         np.testing.assert_array_equal(values, results[1][name])
 
 
-def test_worlds_with_other_fields_of_their_own_leave_nothing_behind():
-    physics = FrankaReach(engine="c").physics
+@pytest.mark.parametrize("engine", ["c", "warp"])
+def test_worlds_with_other_fields_of_their_own_leave_nothing_behind(engine):
+    physics = FrankaReach(engine=engine).physics
     qpos = jnp.asarray(physics.rest)
     step, ctrl = jax.jit(physics.step), jnp.full(7, 0.3)
     plain = step(physics.init(qpos), ctrl).qpos
@@ -133,16 +139,17 @@ def test_worlds_with_other_fields_of_their_own_leave_nothing_behind():
     up = step(physics.init(qpos, fields=down), ctrl)
     assert np.abs(heavy.qpos - plain).max() > 1e-4 and np.abs(up.qpos - plain).max() > 1e-4
     np.testing.assert_array_equal(step(physics.init(qpos), ctrl).qpos, plain)
-    fresh = CPhysics(physics.xml, substeps=4, sites=("grip",), jacobians=True)
+    fresh = type(physics)(physics.xml, substeps=4, sites=("grip",), jacobians=True)
     np.testing.assert_array_equal(
         jax.jit(fresh.step)(fresh.init(qpos, fields=down), ctrl).qpos, up.qpos
     )
 
 
-def test_a_run_on_c_resumes_bit_for_bit(tmp_path):
+@pytest.mark.parametrize("engine", ["c", "warp"])
+def test_a_run_resumes_bit_for_bit(engine, tmp_path):
     config = resolve(
         {
-            "env": {"name": "franka_reach", "engine": "c"},
+            "env": {"name": "franka_reach", "engine": engine},
             "num_envs": 8,
             "total_timesteps": 512,
             "chunk": 2,
@@ -197,25 +204,27 @@ def test_python_can_end_while_a_program_still_calls_c(end, status, tmp_path):
 
 
 PROGRAM = """
-import jaxrl, jax, jax.numpy as jnp, logging
+import sys, jaxrl, jax, jax.numpy as jnp, logging
 logging.basicConfig(level="DEBUG")
 from envs_mjx.ballbot import Ballbot
-physics = Ballbot(engine="c").physics
+physics = Ballbot(engine=sys.argv[1]).physics
 step = jax.jit(physics.step)
 print(step(physics.init(jnp.asarray(physics.rest)), jnp.ones(3)).qpos.tolist())
 """
 
 
-def test_programs_with_c_are_cached_for_other_processes(tmp_path):
-    import os
-
+@pytest.mark.parametrize("engine", ["c", "warp"])
+def test_programs_with_calls_are_cached_for_other_processes(engine, tmp_path):
     environment = os.environ | {
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     first, second = (
         subprocess.run(
-            [sys.executable, "-c", PROGRAM], capture_output=True, text=True, env=environment
+            [sys.executable, "-c", PROGRAM, engine],
+            capture_output=True,
+            text=True,
+            env=environment,
         )
         for _ in range(2)
     )

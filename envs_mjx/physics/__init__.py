@@ -2,8 +2,9 @@
 
 Tasks hold a `Physics` (what they may ask of it: `protocol.py`) and move a `PhysicsState`, which
 has only what the next step reads (a few hundred bytes a world). Engines step it: `mjx.py` with
-MJX, tuned by `tuning.py`, inside the compiled program; `c.py` with C MuJoCo on all cores, which
-the program calls once a control step through `host.py` and `ffi.py`. `engines.py` chooses.
+MJX, tuned by `tuning.py`, inside the compiled program; `c.py` with C MuJoCo on all cores, and
+`warp.py` with MuJoCo Warp, which the program calls once a control step (`host.py`, `ffi.py`).
+`engines.py` chooses.
 """
 
 from envs_mjx.physics.c import CPhysics, CSimulation

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any, Literal
 
 from envs_mjx.physics.c import CPhysics
 from envs_mjx.physics.mjx import MJXPhysics
 from envs_mjx.physics.protocol import Physics
 from jaxrl import platform
+from jaxrl.errors import UserError
 
-Engine = Literal["auto", "mjx", "c"]
-ENGINES: dict[str, type] = {"mjx": MJXPhysics, "c": CPhysics}
+Engine = Literal["auto", "mjx", "c", "warp"]
 
 
 def make_physics(xml: str, *, engine: str = "auto", **arguments: Any) -> Physics:
@@ -18,19 +19,33 @@ def make_physics(xml: str, *, engine: str = "auto", **arguments: Any) -> Physics
 
     Args:
       xml: the model as an MJCF string.
-      engine: "mjx", "c", or "auto" for the fastest one on the device.
+      engine: "mjx", "c", "warp", or "auto" for the fastest one on the device.
       arguments: as for `NamedModel`.
+
+    Raises:
+      UserError: the engine is not installed, or cannot step this model.
     """
+    rolling = bool(arguments.get("rolling_geoms"))
     if engine == "auto":
-        engine = fastest(rolling=bool(arguments.get("rolling_geoms")))
-    return ENGINES[engine](xml, **arguments)
+        engine = fastest(rolling=rolling)
+    if engine == "warp" and rolling:
+        raise UserError("env.engine: warp cannot step models with rolling geoms; use mjx")
+    if engine == "warp":
+        from envs_mjx.physics.warp import WarpPhysics  # takes seconds to import
+
+        return WarpPhysics(xml, **arguments)
+    return {"mjx": MJXPhysics, "c": CPhysics}[engine](xml, **arguments)
 
 
 def fastest(*, rolling: bool) -> str:
-    """The engine that was fastest on the device for all models (docs/physics.md).
+    """The installed engine that was fastest on the device for all models (docs/physics.md).
 
     Args:
       rolling: whether the model has rolling geoms, which C MuJoCo can only step one world after
-        the other.
+        the other, and Warp not at all.
     """
-    return "c" if platform.target() == "cpu" and not rolling else "mjx"
+    if rolling:
+        return "mjx"
+    if platform.target() == "cpu":
+        return "c"
+    return "warp" if importlib.util.find_spec("warp") else "mjx"

@@ -19,28 +19,13 @@ Arrays = dict[str, np.ndarray]
 Shapes = dict[str, tuple[int, ...]]
 
 
-class HostPhysics(NamedModel):
+class PackedPhysics(NamedModel):
     """A compiled MuJoCo model whose worlds are stepped outside of JAX; arguments as `NamedModel`.
 
-    The state of the worlds stays in JAX: a call has all that the simulator needs, and returns
-    all that changes. So the results do not depend on the calls before.
+    The state of the worlds stays in JAX: a call has all that the simulator needs as one row of
+    numbers for each world, and returns all that changes. So the results do not depend on the
+    calls before.
     """
-
-    def advance(self, inputs: Arrays, steps: int) -> Arrays:
-        """Steps worlds.
-
-        Args:
-          inputs: the fields of `PhysicsState` that the model uses, "ctrl", and the worlds' own
-            values of fields of the model as "model/NAME"; arrays [N, ...] float32.
-          steps: number of physics steps; 0: only the kinematics.
-
-        Returns:
-          "qpos", "qvel", "qacc_warmstart", "act" and "touch" after the steps, if the model uses
-          them, and the fields of `pose_rows`; arrays [N, ...]. Worlds that failed are NaN.
-        """
-        raise NotImplementedError
-
-    # -- in compiled programs --------------------------------------------------------------
 
     def _with_poses(self, state: PhysicsState) -> PhysicsState:
         # Only what the kinematics add: the rest would come back with another rounding.
@@ -54,46 +39,23 @@ class HostPhysics(NamedModel):
         """The state after `steps` physics steps, of one world."""
         own = {f"model/{name}": value for name, value in sorted((state.model or {}).items())}
         inputs = {"ctrl": ctrl} | state.data_fields() | own
-        results = self.call(
-            f"advance_{steps}",
-            lambda arrays: self.advance(arrays, steps),
-            inputs,
-            self._result_shapes(state),
-        )
+        results = self._results(inputs, steps, self._result_shapes(state))
         poses = {name: results.pop(name) for name in self.pose_rows}
         return state.replace(**results, poses=poses or None)
 
-    def call(
-        self, name: str, function: Any, inputs: dict[str, jax.Array], shapes: Shapes
+    def _results(
+        self, inputs: dict[str, jax.Array], steps: int, shapes: Shapes
     ) -> dict[str, jax.Array]:
-        """Calls a function of arrays by name from a compiled program.
+        """What has changed after some physics steps of one world.
 
         Args:
-          name: name of the function among this model's.
-          function: arrays [N, ...] by name -> arrays [N, ...] by name.
-          inputs: arrays of one world.
-          shapes: shapes of the results of one world.
+          inputs: the fields of `PhysicsState` that the model uses, "ctrl", and the world's own
+            values of fields of the model as "model/NAME".
+          steps: number of physics steps; 0: only the kinematics.
+          shapes: shapes of the results: "qpos", "qvel", "qacc_warmstart", "act" and "touch"
+            after the steps, if the model uses them, and the fields of `pose_rows`.
         """
-        layout = {key: x.shape for key, x in inputs.items()}
-        size = sum(math.prod(shape) for shape in shapes.values())
-
-        def of_rows(rows: np.ndarray) -> np.ndarray:
-            arrays = function(_split(rows, layout))
-            return np.concatenate([arrays[key].reshape(len(rows), -1) for key in shapes], axis=1)
-
-        row = jnp.concatenate([jnp.ravel(x).astype(jnp.float32) for x in inputs.values()])
-        if platform.target() == "cpu":
-            key = f"jaxrl_{name}_{self._fingerprint(layout, shapes)}"
-            result = ffi.call(key, of_rows, row, size)
-        else:
-
-            def batched(rows: Any) -> np.ndarray:
-                flat = np.asarray(rows, np.float32).reshape(-1, rows.shape[-1])
-                return of_rows(flat).astype(np.float32).reshape(*rows.shape[:-1], size)
-
-            shape = jax.ShapeDtypeStruct((size,), jnp.float32)
-            result = jax.pure_callback(batched, shape, row, vmap_method="broadcast_all")
-        return _split(result, shapes)
+        raise NotImplementedError
 
     def _fingerprint(self, *layouts: Shapes) -> str:
         """Text that is the same in every process for the same model, and for no other."""
@@ -112,12 +74,68 @@ class HostPhysics(NamedModel):
         if state.touch is not None:
             shapes["touch"] = (len(self.watch),)
         for name, rows in self.pose_rows.items():
-            width = {"cdof": 6, "site_xmat": 9, "xmat": 9}.get(name, 3)
-            shapes[name] = (len(rows), width)
+            size = {"cdof": 6, "site_xmat": 9, "xmat": 9}.get(name, 3)
+            shapes[name] = (len(rows), size)
         return shapes
 
 
-def _split(rows: Any, shapes: Shapes) -> dict[str, Any]:
+class HostPhysics(PackedPhysics):
+    """A compiled MuJoCo model whose worlds are stepped on the host; arguments as `NamedModel`."""
+
+    def advance(self, inputs: Arrays, steps: int) -> Arrays:
+        """Steps worlds.
+
+        Args:
+          inputs: the fields of `PhysicsState` that the model uses, "ctrl", and the worlds' own
+            values of fields of the model as "model/NAME"; arrays [N, ...] float32.
+          steps: number of physics steps; 0: only the kinematics.
+
+        Returns:
+          "qpos", "qvel", "qacc_warmstart", "act" and "touch" after the steps, if the model uses
+          them, and the fields of `pose_rows`; arrays [N, ...]. Worlds that failed are NaN.
+        """
+        raise NotImplementedError
+
+    def _results(
+        self, inputs: dict[str, jax.Array], steps: int, shapes: Shapes
+    ) -> dict[str, jax.Array]:
+        advance = lambda arrays: self.advance(arrays, steps)  # noqa: E731
+        return self.call(f"advance_{steps}", advance, inputs, shapes)
+
+    def call(
+        self, name: str, function: Any, inputs: dict[str, jax.Array], shapes: Shapes
+    ) -> dict[str, jax.Array]:
+        """Calls a function of arrays by name from a compiled program.
+
+        Args:
+          name: name of the function among this model's.
+          function: arrays [N, ...] by name -> arrays [N, ...] by name.
+          inputs: arrays of one world.
+          shapes: shapes of the results of one world.
+        """
+        layout = {key: x.shape for key, x in inputs.items()}
+        size = width(shapes)
+
+        def of_rows(rows: np.ndarray) -> np.ndarray:
+            arrays = function(split(rows, layout))
+            return np.concatenate([arrays[key].reshape(len(rows), -1) for key in shapes], axis=1)
+
+        row = packed(inputs)
+        if platform.target() == "cpu":
+            key = f"jaxrl_{name}_{self._fingerprint(layout, shapes)}"
+            result = ffi.call(key, of_rows, row, size)
+        else:
+
+            def batched(rows: Any) -> np.ndarray:
+                flat = np.asarray(rows, np.float32).reshape(-1, rows.shape[-1])
+                return of_rows(flat).astype(np.float32).reshape(*rows.shape[:-1], size)
+
+            shape = jax.ShapeDtypeStruct((size,), jnp.float32)
+            result = jax.pure_callback(batched, shape, row, vmap_method="broadcast_all")
+        return split(result, shapes)
+
+
+def split(rows: Any, shapes: Shapes) -> dict[str, Any]:
     """The arrays [..., *shape] that lie side by side in rows [..., K]."""
     arrays, start = {}, 0
     for key, shape in shapes.items():
@@ -125,3 +143,13 @@ def _split(rows: Any, shapes: Shapes) -> dict[str, Any]:
         arrays[key] = rows[..., start : start + size].reshape(*rows.shape[:-1], *shape)
         start += size
     return arrays
+
+
+def packed(arrays: dict[str, jax.Array]) -> jax.Array:
+    """[K] float32, the arrays of one world side by side."""
+    return jnp.concatenate([jnp.ravel(x).astype(jnp.float32) for x in arrays.values()])
+
+
+def width(shapes: Shapes) -> int:
+    """Number of values in arrays of these shapes."""
+    return sum(math.prod(shape) for shape in shapes.values())

@@ -63,6 +63,8 @@ class NamedModel:
         model's contacts then need condim 3 and the pyramidal cone.
       sites, bodies: names whose poses a task reads.
       jacobians: whether it reads Jacobians of these sites too.
+      max_contacts: contacts that a world has room for in Warp, of which it cannot have more; None:
+        all that MJX can find between its geoms.
 
     Attributes:
       nq, nv: sizes of `qpos` and `qvel`.
@@ -84,6 +86,7 @@ class NamedModel:
         sites: Sequence[str] = (),
         bodies: Sequence[str] = (),
         jacobians: bool = False,
+        max_contacts: int | None = None,
     ):
         self.xml, self.substeps = xml, substeps
         self.model = mujoco.MjModel.from_xml_string(xml)
@@ -95,6 +98,7 @@ class NamedModel:
         if watch and not (pyramidal and (self.model.pair_dim == 3).all()):
             raise ValueError("watched pairs need a pyramidal cone and condim 3 everywhere")
         self.sites, self.bodies, self.jacobians = tuple(sites), tuple(bodies), jacobians
+        self.max_contacts = max_contacts
 
     # -- worlds ----------------------------------------------------------------------------
 
@@ -148,6 +152,10 @@ class NamedModel:
     def _with_poses(self, state: PhysicsState) -> PhysicsState:
         """The state with the kinematics at its positions."""
         raise NotImplementedError
+
+    def check(self) -> None:
+        """Raises a UserError if a step since the last call was wrong, as when the engine had no
+        room for all contacts."""
 
     # -- poses -----------------------------------------------------------------------------
 

@@ -67,6 +67,10 @@ class Physics(Protocol):
     def step(self, state: PhysicsState, ctrl: jax.Array) -> PhysicsState:
         """Advances one world by `substeps` physics steps under constant controls [nu]."""
 
+    def check(self) -> None:
+        """Raises a UserError if a step since the last call was wrong, as when the engine had no
+        room for all contacts."""
+
     def field(self, name: str) -> jax.Array:
         """The nominal value of a field of the model, such as "opt.gravity"."""
 

@@ -21,8 +21,8 @@ class Simulated(Task):
 
     engine: Engine = option(
         "auto",
-        "physics engine: MJX in JAX (mjx), C MuJoCo on all cores (c), or the fastest on the "
-        "device (auto)",
+        "physics engine: MJX in JAX (mjx), C MuJoCo on all cores (c), MuJoCo Warp in kernels of "
+        "a GPU (warp), or the fastest on the device (auto)",
     )
 
     physics: ClassVar[Physics]
@@ -31,6 +31,9 @@ class Simulated(Task):
     @property
     def engine_name(self) -> str:
         return self.physics.engine
+
+    def check_engine(self) -> None:
+        self.physics.check()
 
     def on(self, simulator: str) -> Task:
         """The same task in another simulator, to evaluate policies there."""

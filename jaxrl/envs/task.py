@@ -220,6 +220,10 @@ class Task:
         """Name of the physics engine in use, for a task that has a choice."""
         return None
 
+    def check_engine(self) -> None:
+        """Raises a UserError if the engine could not simulate all that was asked of it since the
+        last call; it is called after each chunk of training, evaluation and video."""
+
     @property
     def can_render(self) -> bool:
         """Whether the task can be rendered."""

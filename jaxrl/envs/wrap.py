@@ -108,6 +108,7 @@ class Wrapped(Task):
     success_criterion = property(attrgetter("task.success_criterion"))
     can_render = property(attrgetter("task.can_render"))
     engine_name = property(attrgetter("task.engine_name"))
+    check_engine = property(attrgetter("task.check_engine"))
     render = property(attrgetter("task.render"))
     simulators = property(attrgetter("task.simulators"))
     unwrapped = property(attrgetter("task"))

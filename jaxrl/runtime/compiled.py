@@ -89,6 +89,7 @@ class CompiledRuntime:
             return jax.lax.scan(act, carry, jnp.arange(task.episode_length))[1]
 
         physics, ended = jax.device_get(jax.jit(play)(params, jax.random.key(seed)))
+        task.check_engine()
         length = int(np.argmax(ended)) + 1 if ended.any() else len(ended)
         return task.render(jax.tree.map(lambda x: x[:length, 0], physics), stride)
 
@@ -216,6 +217,7 @@ class CompiledTraining:
         return state, (means, episodes, self.population.finite(state))
 
     def counters(self) -> dict[str, float]:
+        self.population.algo.task.check_engine()
         return {}
 
     def close(self) -> None:
@@ -264,7 +266,9 @@ class CompiledEvaluator:
         self._play = self._play.lower(params, keys).compile()
 
     def __call__(self, params: Any, key: jax.Array) -> np.ndarray:
-        return np.asarray(self._play(params, key))
+        table = np.asarray(self._play(params, key))
+        self.vector.env.check_engine()
+        return table
 
     def _episodes(self, params: Any, key: jax.Array) -> jax.Array:
         key_start, key_act = jax.random.split(key)
