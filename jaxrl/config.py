@@ -115,6 +115,12 @@ class TrainConfig:
         "ppo", "learning algorithm: ppo, sac, td3, or one that an installed package adds"
     )
     num_envs: int = option(256, "number of worlds that are simulated in parallel", minimum=1)
+    devices: int | None = option(
+        None,
+        "number of devices (GPUs, or cores of the CPU) that the worlds are split over; none: all "
+        "that make the run faster",
+        minimum=1,
+    )
     total_timesteps: int = option(
         1_000_000,
         "control steps that a run trains, summed over its worlds; rounded up to whole iterations",

@@ -18,7 +18,9 @@ _chosen = threading.local()
 
 
 def start() -> str:
-    """Finds the device, and sets the folder of the compile cache; returns "cpu" or "gpu".
+    """Finds the devices, and sets the folder of the compile cache; returns "cpu" or "gpu".
+
+    The cores of a CPU are devices of their own.
 
     The cache lies in the user's own cache folder, since cached programs are executable code; set
     JAX_COMPILATION_CACHE_DIR to move it. If the folder cannot be written, there is no cache.
@@ -29,6 +31,8 @@ def start() -> str:
     chosen = jax.config.values.get("jax_compilation_cache_dir")
     if chosen in (None, os.environ.get("JAX_COMPILATION_CACHE_DIR")):  # else set by user code
         jax.config.update("jax_compilation_cache_dir", _cache_folder())
+    with contextlib.suppress(RuntimeError):  # JAX has begun already, with its own number
+        jax.config.update("jax_num_cpu_devices", cores())
     try:
         return "cpu" if jax.default_backend() == "cpu" else "gpu"
     except Exception as error:  # each backend has its own type
@@ -36,6 +40,13 @@ def start() -> str:
         condition = f" with JAX_PLATFORMS={requested}" if requested else ""
         message = str(error).strip() or "no such device (for a GPU: pip install 'jaxrl[gpu]')"
         raise UserError(f"JAX finds no device{condition}: {message.splitlines()[0]}") from error
+
+
+def cores() -> int:
+    """Number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _cache_folder() -> str | None:

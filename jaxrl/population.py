@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxrl import platform
+from jaxrl import devices, platform
 from jaxrl.algos import ALGORITHMS
 from jaxrl.config import MAX_MEMBERS, RunConfig, TrainConfig
 from jaxrl.envs.vector import MEMBERS_AXIS
@@ -133,6 +133,12 @@ class Population:
         self._check_memory(config, shapes)
         self.members = members(config)
         self._axes = self.algo.shared(jax.tree.map(lambda _: 0, shapes))
+        self.mesh = devices.mesh(self.algo.devices)
+        # Members have an axis of their own before that of the worlds.
+        self._specs = jax.tree.map(
+            lambda axis: devices.spec(axis + (not self._is_single) * (axis >= 0)),
+            self.algo.worlds_axes(shapes),
+        )
 
     def __len__(self) -> int:
         return self._count
@@ -194,7 +200,29 @@ class Population:
     def init(self) -> Any:
         """Returns the training state at the start."""
         init = self.algo.init if self._is_single else jax.vmap(self.algo.init, out_axes=self._axes)
+        if self.algo.devices > 1:
+            init = jax.shard_map(
+                init, mesh=self.mesh, in_specs=jax.P(), out_specs=self._specs, check_vma=False
+            )
         return init(self.seeds(), self.hyperparameters())
+
+    def on_devices(self, run: Any) -> Any:
+        """Returns a function of a training state and an integer, which returns a training state
+        and scalars, so that it runs on all devices: on each with its part of the worlds."""
+        if self.algo.devices == 1:
+            return run
+        specs = (self._specs, jax.P())
+        return jax.shard_map(run, mesh=self.mesh, in_specs=specs, out_specs=specs, check_vma=False)
+
+    def spread(self, state: Any) -> Any:
+        """Returns a training state with its arrays on the devices that need them."""
+        if self.algo.devices == 1:
+            return state
+        return jax.tree.map(
+            lambda x, spec: jax.device_put(x, jax.NamedSharding(self.mesh, spec)),
+            state,
+            self._specs,
+        )
 
     def step(self, state: Any) -> tuple[Any, Any]:
         """Runs one iteration of all members; returns the state, and metrics with episode sums."""

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import functools
 import json
-import os
 import platform as host
 import sys
 import time
@@ -15,10 +14,10 @@ from typing import Any
 
 import jax
 
-from jaxrl import __version__, assets, evaluation
-from jaxrl.algos import ALGORITHMS, Algorithm
+from jaxrl import __version__, assets, evaluation, platform
+from jaxrl.algos import ALGORITHMS, Algorithm, PPOConfig
 from jaxrl.checkpoint import Checkpointer, DamagedError, read_meta
-from jaxrl.config import RunConfig, resolve
+from jaxrl.config import RunConfig, TrainConfig, resolve
 from jaxrl.envs import ArraySpec, Task
 from jaxrl.errors import UserError
 from jaxrl.files import check_writable, write_text
@@ -27,16 +26,54 @@ from jaxrl.options import build
 from jaxrl.policy import Policy, PolicyState
 
 EVAL_SEED = 0x5EED  # seed of evaluations, whose random numbers differ from those of training
+MIN_WORLDS = 32  # with fewer worlds on each, another device is not used unless it is asked for
 MEMBERS = "members"  # folder of a population's runs
 
 
 def make_algorithm(config: RunConfig, *, members: int = 1) -> Algorithm:
     """The configured algorithm on the configured task; `members` is the number of such runs in the
     program."""
-    train = config.train
+    train, num_devices = config.train, number_of_devices(config)
     iterations = -(-train.total_timesteps // (train.settings.num_steps * train.num_envs))
-    worlds = config.env.runtime().worlds(train.num_envs, members=members)
+    worlds = config.env.runtime().worlds(
+        train.num_envs // num_devices, members=members, num_devices=num_devices
+    )
     return ALGORITHMS[train.algo](train.settings, config.env, worlds, iterations)
+
+
+def number_of_devices(config: RunConfig) -> int:
+    """The number of devices that the worlds of a run are split over.
+
+    Raises:
+      UserError: there are not so many devices, or the worlds cannot be split over them.
+    """
+    train, runtime = config.train, config.env.runtime()
+    count = train.devices
+    if count is None:
+        most = runtime.useful_devices()
+        return max(n for n in range(1, most + 1) if n == 1 or _fits(train, n))
+    if count > 1 and not runtime.trains_on_devices:
+        raise UserError(f"devices: got {count}, must be 1: {config.task} is not compiled")
+    if count > jax.device_count():
+        raise UserError(
+            f"devices: got {count}, but JAX finds {jax.device_count()} "
+            f"({jax.devices()[0].platform}; on a CPU, each core is one)"
+        )
+    if train.num_envs % count:
+        raise UserError(f"num_envs: {train.num_envs} worlds cannot be split over {count} devices")
+    return count
+
+
+def _fits(train: TrainConfig, count: int) -> bool:
+    """Whether the worlds and batches can be split over `count` devices, and are worth it."""
+    settings: Any = train.settings
+    each = train.num_envs // count
+    if train.num_envs % count or each < MIN_WORLDS:
+        return False
+    if isinstance(settings, PPOConfig):
+        samples = each * (1 if settings.network.memory != "none" else settings.num_steps)
+        return samples % settings.num_minibatches == 0
+    return getattr(settings, "batch_size", count) % count == 0
 
 
 def hardware() -> dict[str, Any]:
@@ -47,9 +84,7 @@ def hardware() -> dict[str, Any]:
         "platform": device.platform,
         "devices": jax.device_count(),
         "cpu": _cpu_name(),
-        "cpu_cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
+        "cpu_cores": platform.cores(),
         "python": host.python_version(),
         "jax": jax.__version__,
         "jaxrl": __version__,

@@ -92,10 +92,12 @@ def train(
         trainer.close()
     else:
         count = f"{len(trainer.population)} runs at once, " if config.is_population else ""
+        number = trainer.population.algo.devices
+        places = f" on {number} devices" if number > 1 else ""
         engine = f" on the engine {config.env.engine_name}" if config.env.engine_name else ""
         print(
             f"{config.task}{engine} with {config.train.algo}, {count}{config.train.num_envs} worlds"
-            f"{' each' if count else ''} -> {folder}",
+            f"{' each' if count else ''}{places} -> {folder}",
             file=sys.stderr,
         )
         status = trainer.run()

@@ -12,12 +12,14 @@ CACHE = os.environ.setdefault(
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
+import jax
 import pytest
 
 import jaxrl  # noqa: F401  before JAX
 from jaxrl import envs
 from tests import toys
 
+jax.config.update("jax_num_cpu_devices", 4)
 envs.register("countdown", toys.Countdown)
 envs.register("fragile", toys.Fragile)
 

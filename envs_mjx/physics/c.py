@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import os
 import threading
 from typing import Any
 
@@ -15,6 +14,7 @@ from mujoco import batch as mj_batch
 
 from envs_mjx.physics.host import Arrays, HostPhysics
 from envs_mjx.physics.model import NamedModel
+from jaxrl import platform
 
 # Contacts of a watched pair whose forces are added up: two boxes have at most eight.
 CONTACTS = 8
@@ -113,9 +113,7 @@ class CPhysics(HostPhysics):
 
     @property
     def _threads(self) -> int:
-        if hasattr(os, "sched_getaffinity"):
-            return len(os.sched_getaffinity(0))
-        return os.cpu_count() or 1
+        return platform.cores()
 
     @functools.cached_property
     def _rolling_data(self) -> mujoco.MjData:

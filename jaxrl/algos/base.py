@@ -145,8 +145,13 @@ class Algorithm:
     Args:
       config: settings.
       task: the task.
-      worlds: the task's N worlds.
+      worlds: the task's N worlds; with several devices, those of one device.
       total_iterations: length of the run, for the learning-rate schedule.
+
+    Attributes:
+      num_envs: N.
+      devices: number of devices.
+      batch_size: control steps in an iteration, on all devices.
 
     Raises:
       UserError: settings do not fit together, or do not fit the task.
@@ -162,7 +167,8 @@ class Algorithm:
         self.worlds = worlds
         self.num_envs = worlds.num_envs
         self.total_iterations = total_iterations
-        self.batch_size = config.num_steps * self.num_envs
+        self.devices = worlds.devices
+        self.batch_size = config.num_steps * self.num_envs * self.devices
         self.policy = Policy(
             config.network,
             task.observation_spec,
@@ -207,6 +213,19 @@ class Algorithm:
             hyper=hyper,
             key=key,
             iteration=jnp.zeros((), jnp.int32),
+        )
+
+    def worlds_axes(self, shapes: TrainState) -> TrainState:
+        """The axis of each array along which the worlds lie; -1 for arrays without one.
+
+        Args:
+          shapes: the training state as shapes.
+        """
+        none = jax.tree.map(lambda _: -1, shapes)
+        return none.replace(
+            return_scale=none.return_scale.replace(running=0),
+            envs=self.worlds.axes(shapes.envs),
+            memory=jax.tree.map(lambda _: 0, shapes.memory),
         )
 
     def shared(self, axes: TrainState) -> TrainState:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from jaxrl import platform
+from jaxrl import devices, platform
 from jaxrl.algos import base
 from jaxrl.algos.base import Algorithm, AlgorithmConfig, TrainState
 from jaxrl.envs.task import Task
@@ -130,7 +130,7 @@ class OffPolicy(Algorithm):
         c, policy = self.config, self.policy
         obs = worlds.observation()
         self.replay = Replay(
-            c.buffer_size // self.num_envs,
+            c.buffer_size // (self.num_envs * self.devices),
             self.num_envs,
             obs,
             policy.action_size,
@@ -145,11 +145,17 @@ class OffPolicy(Algorithm):
             c.network, c.num_critics, self.value.outputs, policy.parts, policy.encoders
         )
         # Rows in the replay (control steps of all worlds) before the first update.
-        self.start_rows = max(math.ceil(c.learning_starts / self.num_envs), c.n_step + 1)
+        everywhere = self.num_envs * self.devices
+        self.start_rows = max(math.ceil(c.learning_starts / everywhere), c.n_step + 1)
 
     def _check(self) -> None:
         super()._check()
         c, name = self.config, self.name
+        if c.batch_size % self.devices:
+            raise UserError(
+                f"{name}.batch_size: got {c.batch_size}, must be a multiple of the number of "
+                f"devices, {self.devices}"
+            )
         if self.task.action_spec.discrete:
             raise UserError(f"algo: {name} needs continuous actions; use ppo for discrete ones")
         if self.policy.has_memory:
@@ -159,11 +165,12 @@ class OffPolicy(Algorithm):
                 f"{name}.network.shared_trunk: not possible, because critics also take the action; "
                 "set it to false"
             )
-        smallest = self.num_envs * max(c.n_step + 2, math.ceil(c.learning_starts / self.num_envs))
+        worlds = self.num_envs * self.devices
+        smallest = worlds * max(c.n_step + 2, math.ceil(c.learning_starts / worlds))
         if c.buffer_size < smallest:
             raise UserError(
                 f"{name}.buffer_size: got {c.buffer_size}, must be at least {smallest} (room for "
-                f"learning_starts, and {c.n_step + 2} control steps of {self.num_envs} worlds)"
+                f"learning_starts, and {c.n_step + 2} control steps of {worlds} worlds)"
             )
         if len(c.value_range) != 2 or c.value_range[0] >= c.value_range[1]:
             raise UserError(
@@ -213,7 +220,7 @@ class OffPolicy(Algorithm):
 
     @property
     def refill_steps(self) -> int:
-        return self.start_rows * self.num_envs
+        return self.start_rows * self.num_envs * self.devices
 
     def memory_needs(self, shapes: TrainState) -> Iterator[tuple[str, tuple[int, str]]]:
         c, name, action = self.config, self.name, 4 * self.policy.action_size
@@ -240,6 +247,10 @@ class OffPolicy(Algorithm):
                 replay=axes.replay.replace(inserted=None),
             )
         )
+
+    def worlds_axes(self, shapes: TrainState) -> TrainState:
+        rows = jax.tree.map(lambda _: 1, shapes.replay)
+        return super().worlds_axes(shapes).replace(replay=rows.replace(limits=0, inserted=-1))
 
     def interrupt(self, state: TrainState) -> TrainState:
         state = super().interrupt(state)
@@ -290,16 +301,17 @@ class OffPolicy(Algorithm):
         c = self.config
 
         def learn(carry):
+            size = c.batch_size // self.devices
             samples = self.replay.sample(
                 state.replay,
                 key_sample,
-                c.gradient_steps * c.batch_size,
+                c.gradient_steps * size,
                 gamma=state.hyper["gamma"],
             )
             if c.normalize_reward:
                 samples = samples.replace(reward=state.return_scale(samples.reward))
             batches = jax.tree.map(
-                lambda x: x.reshape(c.gradient_steps, c.batch_size, *x.shape[1:]), samples
+                lambda x: x.reshape(c.gradient_steps, size, *x.shape[1:]), samples
             )
             keys = jax.random.split(key_learn, c.gradient_steps)
             carry, metrics = jax.lax.scan(
@@ -316,8 +328,8 @@ class OffPolicy(Algorithm):
         learner, hyper, rate = carry[1], state.hyper, self.rate(state)
         key_next, key_policy = jax.random.split(key)
         target = self._critic_target(state, carry, batch, key_next)
-        gradient, metrics = jax.grad(self._critic_loss, has_aux=True)(
-            learner.critic, state, batch, target
+        gradient, metrics = devices.mean(
+            jax.grad(self._critic_loss, has_aux=True)(learner.critic, state, batch, target)
         )
         critic, critic_opt = self._descend(
             learner.critic,
@@ -330,8 +342,8 @@ class OffPolicy(Algorithm):
 
         def policy_step(carry):
             params, learner = carry
-            gradient, metrics = jax.grad(self._policy_loss, has_aux=True)(
-                params, state, learner, batch, key_policy
+            gradient, metrics = devices.mean(
+                jax.grad(self._policy_loss, has_aux=True)(params, state, learner, batch, key_policy)
             )
             params, policy_opt = self._descend(
                 params,

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from jaxrl import platform
+from jaxrl import devices, platform
 from jaxrl.algos.base import Algorithm, AlgorithmConfig, TrainState, shuffled
 from jaxrl.errors import UserError
 from jaxrl.logs import columns
@@ -124,12 +124,13 @@ class PPO(Algorithm):
         super()._check()
         c, network = self.config, self.config.network
         # With a memory, a minibatch holds all steps of some worlds, in their order.
+        each = " of a device" if self.devices > 1 else ""
         count, described = (
-            self.batch_size,
-            f"num_envs x ppo.num_steps = {self.num_envs} x {c.num_steps}",
+            self.num_envs * c.num_steps,
+            f"num_envs{each} x ppo.num_steps = {self.num_envs} x {c.num_steps}",
         )
         if self.policy.has_memory:
-            count, described = self.num_envs, "with a memory, num_envs"
+            count, described = self.num_envs, f"with a memory, num_envs{each}"
         if count % c.num_minibatches:
             samples = f"{count} worlds" if self.policy.has_memory else f"{count} samples"
             raise UserError(
@@ -162,7 +163,8 @@ class PPO(Algorithm):
         yield from super().memory_needs(shapes)
         c, action = self.config, 4 * self.policy.action_size
         obs = platform.tree_bytes(shapes.envs.obs) // self.num_envs
-        rollout = self.batch_size * (2 * obs + 3 * action + 24)  # collected data, and a packed copy
+        # Collected data, and a packed copy.
+        rollout = c.num_steps * self.num_envs * (2 * obs + 3 * action + 24)
         passes = 32 * c.num_epochs * c.num_minibatches
         yield "rollout", (rollout + passes, "num_envs, ppo.num_steps, ppo.num_epochs")
 
@@ -355,7 +357,7 @@ class PPO(Algorithm):
         def take(order):
             return packing.unpack({kind: rows[order] for kind, rows in packed.items()}), ()
 
-        return self.batch_size, take
+        return self.config.num_steps * self.num_envs, take
 
     def _update(
         self,
@@ -367,7 +369,9 @@ class PPO(Algorithm):
     ) -> tuple[tuple[Any, optax.OptState], dict[str, jax.Array]]:
         """Makes one gradient step on a minibatch."""
         params, opt_state = carry
-        gradient, metrics = jax.grad(self._loss, has_aux=True)(params, state, rows, key)
+        gradient, metrics = devices.mean(
+            jax.grad(self._loss, has_aux=True)(params, state, rows, key)
+        )
         carry = self._descend(params, opt_state, gradient, hyper=state.hyper, rate=rate)
         return carry, metrics
 
@@ -382,7 +386,8 @@ class PPO(Algorithm):
         value, _ = self.policy.values(policy, batch.obs, memory, batch.reset)
         advantage = batch.advantage
         if c.normalize_advantage:
-            advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+            std = jnp.sqrt(devices.variance(advantage))
+            advantage = (advantage - devices.mean(advantage.mean())) / (std + 1e-8)
         log_ratio = distribution.log_prob(gaussian, batch.acted.raw) - batch.acted.log_prob
         policy_loss = losses.clipped_surrogate(log_ratio, advantage, hyper["clip_range"]).mean()
         value_loss = losses.value_loss(value, batch.returns, batch.value, c.value_clip_range).mean()

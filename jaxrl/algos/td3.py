@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxrl import devices
 from jaxrl.algos.base import TrainState
 from jaxrl.algos.off_policy import Learner, OffPolicy, OffPolicyConfig, soft_update
 from jaxrl.errors import UserError
@@ -81,7 +82,8 @@ class TD3(OffPolicy):
     def _explore(self, state: TrainState, obs: Any, key: jax.Array) -> jax.Array:
         """Returns actions with noise; its size grows evenly from the first world to the last."""
         hyper = state.hyper
-        share = (jnp.arange(self.num_envs) + 0.5)[:, None] / self.num_envs
+        place = devices.index() * self.num_envs + jnp.arange(self.num_envs)
+        share = (place + 0.5)[:, None] / (self.num_envs * self.devices)
         std = hyper["exploration_noise_minimum"] + share * (
             hyper["exploration_noise"] - hyper["exploration_noise_minimum"]
         )

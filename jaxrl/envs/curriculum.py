@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from jaxrl import devices
 from jaxrl.errors import UserError
 from jaxrl.options import option
 
@@ -90,6 +91,19 @@ def observe(state: CurriculumState, sums: jax.Array, episodes: jax.Array) -> Cur
       episodes: number of these episodes.
     """
     return state.replace(sums=state.sums + sums, episodes=state.episodes + episodes)
+
+
+def everywhere(before: CurriculumState, after: CurriculumState) -> CurriculumState:
+    """Returns the state after an iteration on all devices, which began it with the same state.
+
+    Args:
+      before: state at the start of the iteration.
+      after: state with the episodes that ended on this device added.
+    """
+    if devices.count() == 1:
+        return after
+    sums, episodes = devices.total((after.sums - before.sums, after.episodes - before.episodes))
+    return observe(before, sums, episodes)
 
 
 def advance(config: CurriculumConfig, state: CurriculumState) -> CurriculumState:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jaxrl import platform
+from jaxrl import devices, platform
 from jaxrl.envs import curriculum
 from jaxrl.envs.curriculum import CurriculumConfig, CurriculumState
 from jaxrl.envs.task import State, Task
@@ -28,27 +28,24 @@ MEMBERS_AXIS = "members"
 
 
 class Starts(struct.PyTreeNode):
-    """Fresh starts, computed N at a time when they are needed; each is used only once.
+    """Fresh starts in N places, computed when they are needed; each is used only once.
 
-    All starts of a run form one endless sequence, in generations of N. The key of the start at
-    place j of generation g depends only on (g, j) and on the key of the sequence, so it does not
-    matter when the start is computed.
+    The key of a start depends only on its place, on how many starts the place has had, and on
+    `key`.
 
     Attributes:
-      fresh: leaves [N, ...], N consecutive starts of the sequence.
-      generation: uint32, generation of the first start in `fresh`.
-      place: int32 in [0, N), place of the first start in its generation.
-      used: int32, number of starts in `fresh` that have been used; N: all.
-      key: PRNG key of the sequence.
-      redrawn: int32, number of draws so far that repeated a start that was not finite.
+      fresh: leaves [N, ...], the places' newest starts.
+      number: [N] uint32, how many starts a place had before its newest.
+      used: [N] bool, whether its newest start has been used.
+      redrawn: [N] int32, how many draws so far repeated a start that was not finite.
+      key: PRNG key.
     """
 
     fresh: State
-    generation: jax.Array
-    place: jax.Array
+    number: jax.Array
     used: jax.Array
-    key: jax.Array
     redrawn: jax.Array
+    key: jax.Array
 
 
 class VectorState(struct.PyTreeNode):
@@ -76,7 +73,8 @@ class VectorState(struct.PyTreeNode):
 
     @property
     def redrawn(self) -> jax.Array:
-        return self.starts.redrawn
+        """Number of draws so far that repeated a start that was not finite."""
+        return self.starts.redrawn.sum()
 
 
 class Timestep(struct.PyTreeNode):
@@ -139,6 +137,7 @@ class Vector:
       num_envs: number of worlds N.
       members: number of vectors that run in parallel under `vmap`; if more than 1, the axis
         must have the name `MEMBERS_AXIS`.
+      num_devices: number of devices that have N worlds each.
       training: whether starts follow the task's curriculum; else they have full difficulty.
 
     Raises:
@@ -151,6 +150,7 @@ class Vector:
         num_envs: int,
         *,
         members: int = 1,
+        num_devices: int = 1,
         training: bool = False,
     ):
         if env.episode_length is None:
@@ -158,7 +158,7 @@ class Vector:
         self.env = env
         self.num_envs = num_envs
         self.min_episode_length = env.episode_length  # control steps between two time limits
-        self.members = members
+        self.members, self.devices = members, num_devices
         self.block = max(CPU_BLOCK // members, 1)
         metrics = jax.eval_shape(env.reset, jax.random.key(0)).metrics
         self.metric_names = tuple(sorted(metrics))
@@ -186,6 +186,7 @@ class Vector:
             so that they do not all end together; statistics leave such episodes out.
         """
         key_worlds, key_starts, key_steps = jax.random.split(key, 3)
+        key_worlds, key_steps = devices.own(key_worlds), devices.own(key_steps)
         n = self.num_envs
         current = curriculum.init(self.curriculum) if self.curriculum else None
         steps = jnp.zeros(n, jnp.int32)
@@ -196,11 +197,10 @@ class Vector:
             worlds=worlds,
             starts=Starts(
                 fresh=jax.tree.map(jnp.copy, worlds),  # only for the shapes; all count as used
-                generation=jnp.zeros((), jnp.uint32),
-                place=jnp.zeros((), jnp.int32),
-                used=jnp.full((), n, jnp.int32),
-                key=key_starts,
+                number=jnp.zeros(n, jnp.uint32),
+                used=jnp.ones(n, bool),
                 redrawn=redrawn,
+                key=key_starts,
             ),
             steps=steps,
             full_episode=steps == 0,
@@ -208,47 +208,73 @@ class Vector:
             curriculum=current,
         )
 
+    def axes(self, state: VectorState) -> VectorState:
+        """The axis of each array along which the worlds lie; -1 for arrays without one."""
+        first = jax.tree.map(lambda _: 0, state)
+        curriculum = jax.tree.map(lambda _: -1, state.curriculum)
+        return first.replace(starts=first.starts.replace(key=-1), curriculum=curriculum)
+
     def advance(self, state: VectorState) -> VectorState:
         """Advances the curriculum; call it once per iteration. A new level drops old starts."""
         if state.curriculum is None or self.curriculum is None:
             return state
         current = curriculum.advance(self.curriculum, state.curriculum)
         moved = (current.level != state.curriculum.level).any()
-        used = jnp.where(moved, self.num_envs, state.starts.used)
+        used = state.starts.used | moved
         return state.replace(curriculum=current, starts=state.starts.replace(used=used))
 
     def _supply(self, state: VectorState, count: jax.Array) -> Starts:
-        """Returns the starts, with at least `count` (at most N) unused ones.
+        """Returns the starts, of which at least `count` (at most N) are unused.
 
         New starts are computed in a loop of one round or none: a conditional would copy them in
         each step. All members of a population renew their starts when one of them has to, so
-        that the loop has a single condition; the values of the starts do not depend on this.
+        that the loop has a single condition.
         """
-        rounds = (state.starts.used + count > self.num_envs).astype(jnp.int32)
+        n = self.num_envs
+        rounds = (count > n - state.starts.used.sum()).astype(jnp.int32)
         if self.members > 1:
             rounds = jax.lax.pmax(rounds, MEMBERS_AXIS)
 
         def renew(_, starts: Starts) -> Starts:
-            place = starts.place + starts.used
-            first, n = place % self.num_envs, self.num_envs
-            generation = starts.generation + (place // n).astype(jnp.uint32)
-            indices = first + jnp.arange(n)
-            keys = jax.vmap(lambda g, j: jax.random.fold_in(jax.random.fold_in(starts.key, g), j))(
-                generation + (indices // n).astype(jnp.uint32), indices % n
+            number = starts.number + starts.used
+            places = devices.index() * n + jnp.arange(n)
+            keys = jax.vmap(lambda j, k: jax.random.fold_in(jax.random.fold_in(starts.key, j), k))(
+                places, number
             )
-            fresh, redrawn = self._reset(keys, state.curriculum)
+            drawn, redrawn = self._reset(keys, state.curriculum)
             return starts.replace(
-                fresh=fresh,
-                generation=generation,
-                place=first,
-                used=jnp.zeros_like(starts.used),
-                redrawn=starts.redrawn + redrawn,
+                fresh=select(starts.used, drawn, starts.fresh),
+                number=number,
+                used=jnp.zeros(n, bool),
+                redrawn=starts.redrawn + redrawn * starts.used,
             )
 
         return jax.lax.fori_loop(0, rounds, renew, state.starts)
 
+    def _take(self, starts: Starts, done: jax.Array) -> tuple[State, Starts]:
+        """Returns a start for each world that is done ([N] bool), any for the others, and the
+        starts after that."""
+        n = self.num_envs
+        # First come those of which their places have had the fewest, then the others; so the order
+        # in which starts are taken does not depend on when they were computed.
+        unused = ~starts.used
+        first = unused & (
+            starts.number == jnp.where(unused, starts.number, jnp.uint32(2**32 - 1)).min()
+        )
+        later = unused & ~first
+        rank = jnp.where(first, jnp.cumsum(first), first.sum() + jnp.cumsum(later)) - 1
+        places = (
+            jnp.zeros(n, jnp.int32)
+            .at[jnp.where(unused, rank, n)]
+            .set(jnp.arange(n), mode="drop", unique_indices=True)
+        )
+        places = places[jnp.maximum(jnp.cumsum(done) - 1, 0)]
+        used = starts.used | (unused & (rank < done.sum()))
+        return jax.tree.map(lambda x: x[places], starts.fresh), starts.replace(used=used)
+
     def _reset(self, keys: jax.Array, current: CurriculumState | None) -> tuple[State, jax.Array]:
-        """Returns starts [N, ...] from keys [N], and how many draws repeated a non-finite start."""
+        """Returns starts [N, ...] from keys [N], and for each how many draws repeated a non-finite
+        start, [N]."""
 
         def reset(key: jax.Array) -> State:
             return self.env.reset(key, *([] if current is None else [current.level]))
@@ -259,16 +285,16 @@ class Vector:
             drawn = self._in_blocks(reset, draw_keys)
             drawn = drawn.replace(obs=_clipped(drawn.obs))
             not_finite = ~all_finite((drawn.physics, drawn.obs), self.num_envs)
-            redrawn += jnp.where(count > 0, missing.sum(), 0)
+            redrawn += missing & (count > 0)
             return count + 1, redrawn, select(missing, drawn, worlds), missing & not_finite
 
-        zero = jnp.zeros((), jnp.int32)
+        zero, no_draws = jnp.zeros((), jnp.int32), jnp.zeros(self.num_envs, jnp.int32)
         shapes = jax.eval_shape(jax.vmap(reset), keys)
         blank = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         _, redrawn, worlds, _ = jax.lax.while_loop(
             lambda carry: carry[3].any() & (carry[0] <= MAX_DRAWS),
             draw,
-            (zero, zero, blank, jnp.ones(self.num_envs, bool)),
+            (zero, no_draws, blank, jnp.ones(self.num_envs, bool)),
         )
         return worlds, redrawn
 
@@ -298,13 +324,10 @@ class Vector:
         totals, episode = self._statistics(state.totals, reward, metrics)
         ended = done & state.full_episode
         episode = jnp.where(ended[:, None], episode, 0.0)
-        num_done = done.sum()
-        starts = self._supply(state, num_done)
-        indices = jnp.clip(starts.used + jnp.cumsum(done) - 1, 0, self.num_envs - 1)
-        fresh = jax.tree.map(lambda x: x[indices], starts.fresh)
+        fresh, starts = self._take(self._supply(state, done.sum()), done)
         new = state.replace(
             worlds=select(done, fresh, worlds.replace(obs=final_obs)),
-            starts=starts.replace(used=starts.used + num_done),
+            starts=starts,
             steps=jnp.where(done, 0, steps),
             full_episode=state.full_episode | done,
             totals=jnp.where(done[:, None], 0.0, totals),

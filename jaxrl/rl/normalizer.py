@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from jaxrl import devices
 from jaxrl.envs.vector import LARGEST
 
 # Values are clipped to about this many standard deviations from the mean. Statistics that are far
@@ -56,15 +57,15 @@ def update(statistics: RunningStatistics, batch: Any) -> RunningStatistics:
     if not jax.tree.leaves(batch):
         return statistics
     first, mean0 = jax.tree.leaves(batch)[0], jax.tree.leaves(statistics.mean)[0]
-    added = first.size // mean0.size
+    added = devices.count() * (first.size // mean0.size)
     total = jnp.minimum(statistics.count + added, added * MEMORY)
     share = added / total
 
     def merge(mean, variance, x):
         x = _clipped(x.reshape(-1, *mean.shape), mean, variance, statistics.count)
-        delta = x.mean(0) - mean
+        delta = devices.mean(x.mean(0)) - mean
         variance = jnp.where(statistics.count > 0, variance, 0.0)  # the initial 1 is not measured
-        change = x.var(0) + (1 - share) * delta**2 - variance
+        change = devices.variance(x, axis=0) + (1 - share) * delta**2 - variance
         return mean + share * delta, variance + share * change
 
     merged = jax.tree.map(merge, statistics.mean, statistics.variance, batch)
@@ -83,7 +84,7 @@ def _clipped(x: jax.Array, mean: jax.Array, variance: jax.Array, count: jax.Arra
     one value of 1e6 among thousands adds next to nothing. A component that was constant so far
     can change by at most 1 in one batch, and by about twenty times more in each following batch.
     """
-    span = jnp.sqrt(jnp.sqrt(jnp.abs(x))).mean(0) ** 4
+    span = devices.mean(jnp.sqrt(jnp.sqrt(jnp.abs(x))).mean(0)) ** 4
     spread = jnp.where(count > 0, jnp.sqrt(variance), span)
     middle = jnp.where(count > 0, mean, 0.0)
     largest = MAX_DEVIATIONS * spread + 1.0

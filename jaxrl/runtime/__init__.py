@@ -21,12 +21,14 @@ class Worlds(Protocol):
     """The `num_envs` worlds of a training run, as algorithms use them.
 
     Attributes:
-      num_envs: number of worlds N.
+      num_envs: number of worlds N; with several devices, of one device.
+      devices: number of devices.
       min_episode_length: smallest number of control steps between two time limits of a world.
       statistics: names of the statistics of a finished episode.
     """
 
     num_envs: int
+    devices: int
     min_episode_length: int
 
     @property
@@ -37,6 +39,9 @@ class Worlds(Protocol):
 
     def init(self, key: jax.Array) -> Any:
         """The worlds' part of a training state, with observations [N, ...] in `obs`."""
+
+    def axes(self, state: Any) -> Any:
+        """The axis along which the worlds lie of each array in that part; -1: none."""
 
 
 class Training(Protocol):
@@ -98,9 +103,14 @@ class Runtime(Protocol):
 
     Attributes:
       trains_populations: whether several runs can train in one program.
+      trains_on_devices: whether the worlds can be split over several devices.
     """
 
     trains_populations: bool
+    trains_on_devices: bool
+
+    def useful_devices(self) -> int:
+        """Largest number of the devices at hand that make training faster."""
 
     def check(self, name: str) -> None:
         """Checks that the task does what it declares.
@@ -112,8 +122,14 @@ class Runtime(Protocol):
           UserError: about the first difference.
         """
 
-    def worlds(self, num_envs: int, *, members: int = 1) -> Worlds:
-        """The worlds of one training run; `members` is the number of runs in the program."""
+    def worlds(self, num_envs: int, *, members: int = 1, num_devices: int = 1) -> Worlds:
+        """The worlds of one training run on one device.
+
+        Args:
+          num_envs: number of worlds on a device.
+          members: number of runs in the program.
+          num_devices: number of devices.
+        """
 
     def training(self, population: Population) -> Training:
         """The training of a population's runs in the worlds of its algorithm."""

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl import platform
+from jaxrl import devices, platform
+from jaxrl.envs import curriculum
 from jaxrl.envs.checking import check_task
 from jaxrl.envs.task import Task
 from jaxrl.envs.vector import MEMBERS_AXIS, EpisodeSums, Vector, episode_sums
@@ -34,15 +35,22 @@ class CompiledRuntime:
     """
 
     trains_populations = True
+    trains_on_devices = True
 
     def __init__(self, task: Task):
         self.task = task
 
+    def useful_devices(self) -> int:
+        """As `Runtime.useful_devices`; a CPU's cores are devices, from which MJX gains: C MuJoCo
+        uses all cores anyway."""
+        is_cpu = platform.target() == "cpu"
+        return 1 if is_cpu and self.task.engine_name != "mjx" else jax.device_count()
+
     def check(self, name: str) -> None:
         check_task(self.task, name)
 
-    def worlds(self, num_envs: int, *, members: int = 1) -> Vector:
-        return Vector(self.task, num_envs, members=members, training=True)
+    def worlds(self, num_envs: int, *, members: int = 1, num_devices: int = 1) -> Vector:
+        return Vector(self.task, num_envs, members=members, num_devices=num_devices, training=True)
 
     def training(self, population: Population) -> CompiledTraining:
         return CompiledTraining(population)
@@ -101,6 +109,7 @@ def iterate(algo: Algorithm, state: TrainState) -> tuple[TrainState, tuple[dict,
     """One iteration of an algorithm whose worlds are a `Vector`: `num_steps` control steps of
     all worlds, and the updates that go with them. Returns the state, metrics and episode sums."""
     key, key_iterate = jax.random.split(state.key)
+    key_iterate = devices.own(key_iterate)
     worlds: Any = algo.worlds
     envs = worlds.advance(state.envs)
     rate = state.hyper["learning_rate"] * algo.rate(state)
@@ -122,8 +131,11 @@ def iterate(algo: Algorithm, state: TrainState) -> tuple[TrainState, tuple[dict,
         episodes = jax.tree.map(lambda x: x.sum(0), episodes)
     redrawn = state.envs.redrawn - envs.redrawn
     episodes = episodes.replace(nonfinite=episodes.nonfinite + redrawn)
+    metrics, episodes = devices.mean(metrics), devices.total(episodes)
     metrics[columns.LEARNING_RATE] = rate
     if envs.curriculum is not None:
+        after = curriculum.everywhere(envs.curriculum, state.envs.curriculum)
+        state = state.replace(envs=state.envs.replace(curriculum=after))
         for i, level in enumerate(envs.curriculum.level):
             metrics[f"{columns.LEVEL}_{i}" if i else columns.LEVEL] = level
     return state.replace(key=key, iteration=state.iteration + 1), (metrics, episodes)
@@ -188,11 +200,12 @@ class CompiledTraining:
         return jax.jit(self.population.init)()
 
     def resume(self, state: Any) -> Any:
-        return state
+        return self.population.spread(state)
 
     def run(self, state: Any, count: int) -> tuple[Any, Any]:
         if self._chunk is None:
-            self._chunk = jax.jit(self._iterations, donate_argnums=0)
+            chunk = self.population.on_devices(self._iterations)
+            self._chunk = jax.jit(chunk, donate_argnums=0)
             # Arrays of a restored or new state may share buffers, which donation does not allow.
             # The replay shares none, and is not copied, since it may fill the device.
             small = jax.tree.map(lambda x: x.copy(), state.replace(replay=None))
@@ -266,7 +279,7 @@ class CompiledEvaluator:
         self._play = self._play.lower(params, keys).compile()
 
     def __call__(self, params: Any, key: jax.Array) -> np.ndarray:
-        table = np.asarray(self._play(params, key))
+        table = np.asarray(self._play(devices.first(params), key))
         self.vector.env.check_engine()
         return table
 

@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import functools
 import math
-import os
 import sys
 from collections.abc import Callable, Iterator
 from multiprocessing import sharedctypes
@@ -21,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from jaxrl import platform
 from jaxrl.bridge.processes import Here, Lost, Processes
 from jaxrl.bridge.worker import Group, Unusable, Wrap, line, view
 from jaxrl.envs import ArraySpec, Timestep, WrapConfig, Wrapped
@@ -59,14 +59,18 @@ class HostRuntime:
     """
 
     trains_populations = False
+    trains_on_devices = False
 
     def __init__(self, task: GymTask, wrap: WrapConfig):
         self.task, self.wrap = task, wrap
 
+    def useful_devices(self) -> int:
+        return 1
+
     def check(self, name: str) -> None:
         """Does nothing: `Guard` checks at each step what an environment returns."""
 
-    def worlds(self, num_envs: int, *, members: int = 1) -> HostVector:
+    def worlds(self, num_envs: int, *, members: int = 1, num_devices: int = 1) -> HostVector:
         if num_envs > MAX_WORLDS:
             raise UserError(
                 f"num_envs: got {num_envs:,}, must be at most {MAX_WORLDS:,} worlds of a "
@@ -137,6 +141,7 @@ class HostVector:
     def __init__(self, task: GymTask, num_envs: int, wrap: WrapConfig = NO_WRAP):
         self.task, self.num_envs, self.wrap = task, num_envs, wrap
         self.stopped: Callable[[], bool] = never
+        self.devices = 1
         self.min_episode_length = 1  # the environment's own time limit may be any
         success = (task.success,) if task.success else ()
         self._keys = (*success, *task.metrics)
@@ -162,7 +167,7 @@ class HostVector:
             return False, count
         if independent and count * seconds < SHORT_STEP:
             return True, 1
-        cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+        cores = platform.cores()
         below = max(p for p in divisors if p <= cores)
         # With seven worlds on four cores, seven processes are better than one.
         above = min((p for p in divisors if p >= cores), default=count)
@@ -184,6 +189,10 @@ class HostVector:
                 lambda x: jnp.zeros((self.num_envs, *x.shape), x.dtype), self.observation()
             )
         )
+
+    def axes(self, state: HostState) -> HostState:
+        """As `Worlds.axes`."""
+        return jax.tree.map(lambda _: 0, state)
 
     def start(self, seed: int) -> Any:
         """Starts the processes if needed, and new episodes; returns observations [N, ...].
