@@ -206,6 +206,19 @@ class Population:
             )
         return init(self.seeds(), self.hyperparameters())
 
+    def shapes(self) -> Any:
+        """Returns the training state as shapes, placed on the devices."""
+        shapes = jax.eval_shape(self.init)
+        if self.algo.devices == 1:
+            return shapes
+        return jax.tree.map(
+            lambda x, spec: jax.ShapeDtypeStruct(
+                x.shape, x.dtype, sharding=jax.NamedSharding(self.mesh, spec)
+            ),
+            shapes,
+            self._specs,
+        )
+
     def on_devices(self, run: Any) -> Any:
         """Returns a function of a training state and an integer, which returns a training state
         and scalars, so that it runs on all devices: on each with its part of the worlds."""

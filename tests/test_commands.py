@@ -13,6 +13,7 @@ from jaxrl import cli, options
 from jaxrl.commands import evaluate, report, train
 from jaxrl.config import read_yaml, resolve, write_yaml
 from jaxrl.errors import UserError
+from jaxrl.planning import plan
 
 
 def refuse(main, argv, pattern, capfd, monkeypatch):
@@ -229,3 +230,23 @@ def test_video_is_written_or_its_lack_explained(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="install EGL"):
         record(task, baselines(task)["lqr"], None, path)
     shutil.rmtree(tmp_path)
+
+
+def test_a_dry_run_says_what_a_run_needs_and_trains_nothing(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = ["--env", "countdown", "--num_envs", "64", "--ppo.num_steps", "8"]
+    assert train.main([*settings, "--dry_run"]) == 0
+    out = capsys.readouterr().out
+    lines = dict(line.split(maxsplit=1) for line in out.splitlines())
+    assert lines["run"].startswith("countdown with ppo, 64 worlds")
+    assert "networks" in lines["memory"] and lines["fits"].startswith("num_envs up to about")
+    assert list(tmp_path.iterdir()) == []
+    assert train.main(["--env.gym", "Pendulum-v1", "--algo", "sac", "--dry_run"]) == 0
+    out = capsys.readouterr().out
+    assert "replay" in out and "compile" not in out
+
+
+def test_the_memory_of_a_plan_grows_with_the_worlds(small_run):
+    few, many = (plan(small_run({"num_envs": count})) for count in (64, 4096))
+    assert few["program_bytes"] < many["program_bytes"]
+    assert few["max_worlds"] == pytest.approx(many["max_worlds"], rel=0.5)

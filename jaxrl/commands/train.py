@@ -30,6 +30,8 @@ Trains a policy; without arguments, on the task ballbot. Settings are dotted key
   --eval_overrides.SETTING VALUE
                    value that the task's setting --env.SETTING has in evaluations only
   --wandb          also log to Weights & Biases
+  --dry_run        do not train: print what will run where, its memory, the seconds that
+                   compilation takes, and about the largest num_envs that fits
   --print_config   print the settings of the run as YAML, which --config can read, and exit
   --help           print this text and all settings, with the values they have in this run
 """
@@ -40,6 +42,7 @@ FLAGS = {
     "resume": True,
     "sweep": True,
     "wandb": False,
+    "dry_run": False,
     "print_config": False,
     "help": False,
 }
@@ -60,6 +63,11 @@ def main(argv: list[str]) -> int:
         return _help(config)
     if flags.get("print_config"):
         return _print_config(config)
+    if flags.get("dry_run"):
+        from jaxrl import planning
+
+        print(planning.describe(planning.plan(config)))
+        return 0
     from jaxrl import training
 
     resume = flags.get("resume")

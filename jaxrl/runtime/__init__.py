@@ -67,6 +67,10 @@ class Training(Protocol):
           each member whether all its numbers are finite).
         """
 
+    def compile(self, shapes: Any) -> Any:
+        """The compiled program of `run`, for a training state of these shapes; None if there is no
+        such program."""
+
     def counters(self) -> dict[str, float]:
         """Further numbers to log, by log key."""
 

@@ -204,13 +204,18 @@ class CompiledTraining:
 
     def run(self, state: Any, count: int) -> tuple[Any, Any]:
         if self._chunk is None:
-            chunk = self.population.on_devices(self._iterations)
-            self._chunk = jax.jit(chunk, donate_argnums=0)
+            self._chunk = self._program()
             # Arrays of a restored or new state may share buffers, which donation does not allow.
             # The replay shares none, and is not copied, since it may fill the device.
             small = jax.tree.map(lambda x: x.copy(), state.replace(replay=None))
             state = small.replace(replay=state.replay)
         return self._chunk(state, count)
+
+    def compile(self, shapes: Any) -> Any:
+        return self._program().lower(shapes, 1).compile()
+
+    def _program(self) -> Any:
+        return jax.jit(self.population.on_devices(self._iterations), donate_argnums=0)
 
     def _iterations(self, state: Any, count: jax.Array) -> tuple[Any, Any]:
         """One compiled program for every `count`; it reuses the buffers of the state."""

@@ -404,6 +404,9 @@ class HostTraining(_Stoppable):
     def init(self) -> Any:
         return jax.jit(self._init)()
 
+    def compile(self, shapes: Any) -> None:
+        return None
+
     def resume(self, state: Any) -> Any:
         print(
             "resumed without the simulators' own state: new episodes begin in all worlds",
