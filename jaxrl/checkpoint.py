@@ -211,10 +211,12 @@ class Checkpointer:
                     ) from error
 
     def _open(self) -> ocp.CheckpointManager:
+        self.folder.mkdir(parents=True, exist_ok=True)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=preservation_policy.LatestN(self._keep),
             enable_async_checkpointing=True,
-            create=True,
+            create=False,
+            multiprocessing_options=_alone(),
         )
         return ocp.CheckpointManager(self.folder, options=options)
 
@@ -223,7 +225,8 @@ class Checkpointer:
         folder = self.folder / str(step) / name
         blank = [np.empty(row["shape"], row["dtype"]) for row in stored]
         try:
-            with ocp.PyTreeCheckpointer() as reader:
+            handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=_alone())
+            with ocp.Checkpointer(handler, multiprocessing_options=_alone()) as reader:
                 read = reader.restore(
                     folder,
                     args=ocp.args.PyTreeRestore(
@@ -251,6 +254,16 @@ class Checkpointer:
             f"checkpoint {step} could not be written to {self.folder}: {reason[:200]} (earlier "
             "checkpoints are unchanged; free space or repair the folder, then use --resume)"
         )
+
+
+def _alone() -> ocp.options.MultiprocessingOptions:
+    """Options with which Orbax does not wait for the other processes of a run."""
+    if jax.process_count() == 1:
+        return ocp.options.MultiprocessingOptions()
+    here = jax.process_index()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=here, active_processes={here}, barrier_sync_key_prefix=f"process-{here}"
+    )
 
 
 class DamagedError(Exception):

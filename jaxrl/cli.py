@@ -38,6 +38,10 @@ def run(main: Callable[[list[str]], int]) -> None:
         if out.failed and not isinstance(out.failed, BrokenPipeError):
             status = _fail(f"cannot write to standard output: {out.failed.strerror}")
         sys.stdout, sys.stderr = before
+    if "jax" in sys.modules:
+        from jaxrl import hosts
+
+        hosts.leave(status)
     sys.exit(status or (141 if out.failed else 0))
 
 

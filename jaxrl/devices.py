@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 AXIS = "devices"
 
@@ -44,9 +45,10 @@ def own(key: jax.Array) -> jax.Array:
 
 
 def mesh(number: int) -> jax.sharding.Mesh:
-    """The first devices, in a row."""
-    axis_types = (jax.sharding.AxisType.Auto,)
-    return jax.make_mesh((number,), (AXIS,), axis_types=axis_types, devices=jax.devices()[:number])
+    """A row of devices, the first ones of each process."""
+    each = number // jax.process_count()
+    chosen = [d for i in range(jax.process_count()) for d in jax.local_devices(i)[:each]]
+    return jax.sharding.Mesh(np.array(chosen), (AXIS,))
 
 
 def spec(axis: int) -> jax.P:

@@ -31,8 +31,9 @@ def start() -> str:
     chosen = jax.config.values.get("jax_compilation_cache_dir")
     if chosen in (None, os.environ.get("JAX_COMPILATION_CACHE_DIR")):  # else set by user code
         jax.config.update("jax_compilation_cache_dir", _cache_folder())
-    with contextlib.suppress(RuntimeError):  # JAX has begun already, with its own number
-        jax.config.update("jax_num_cpu_devices", cores())
+    if "JAX_NUM_CPU_DEVICES" not in os.environ:
+        with contextlib.suppress(RuntimeError):  # JAX has begun already, with its own number
+            jax.config.update("jax_num_cpu_devices", cores())
     try:
         return "cpu" if jax.default_backend() == "cpu" else "gpu"
     except Exception as error:  # each backend has its own type
@@ -83,7 +84,7 @@ def compile_for(platform: str) -> Iterator[None]:
 
 def free_bytes() -> int | None:
     """Free memory of the device in bytes; None if it is unknown."""
-    stats = jax.devices()[0].memory_stats() or {}
+    stats = jax.local_devices()[0].memory_stats() or {}
     if "bytes_limit" in stats:
         return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
     try:

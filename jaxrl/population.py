@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxrl import devices, platform
 from jaxrl.algos import ALGORITHMS
@@ -231,11 +232,14 @@ class Population:
         """Returns a training state with its arrays on the devices that need them."""
         if self.algo.devices == 1:
             return state
-        return jax.tree.map(
-            lambda x, spec: jax.device_put(x, jax.NamedSharding(self.mesh, spec)),
-            state,
-            self._specs,
-        )
+
+        def put(x: Any, spec: Any) -> Any:
+            if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+                return jax.random.wrap_key_data(put(jax.random.key_data(x), spec))
+            x, place = np.asarray(x), jax.NamedSharding(self.mesh, spec)
+            return jax.make_array_from_callback(x.shape, place, lambda index: x[index])
+
+        return jax.tree.map(put, state, self._specs)
 
     def step(self, state: Any) -> tuple[Any, Any]:
         """Runs one iteration of all members; returns the state, and metrics with episode sums."""

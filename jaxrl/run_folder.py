@@ -104,7 +104,7 @@ class RunFolder:
           UserError: no checkpoint fits, or settings were changed but nothing is left to train.
         """
         restored = self.checkpoints.restore(
-            self._items(shapes),
+            self.items(shapes),
             optional=("replay",),
             warn=lambda text: print(text, file=sys.stderr),
         )
@@ -184,7 +184,7 @@ class RunFolder:
         for member in self.members:
             member.best.wait()  # the best model of a checkpoint is always on disk
         self.checkpoints.save(
-            progress.timesteps, self._items(state), _meta(self.config, progress, policy)
+            progress.timesteps, self.items(state), _meta(self.config, progress, policy)
         )
 
     def save_best(
@@ -208,13 +208,46 @@ class RunFolder:
         scores = [-float("inf") if score is None else score for score in progress.best]
         return self.members[scores.index(max(scores))].path
 
-    def _items(self, state: Any) -> dict[str, Any]:
+    def items(self, state: Any) -> dict[str, Any]:
         """A training state as checkpoint items. The policy is separate, so that it can be loaded
         alone; and the replay, since it may be left out."""
         items = {"policy": state.policy, "train": state.replace(policy=None, replay=None)}
         if self.config.train.checkpoint.replay and jax.tree.leaves(state.replay):
             items["replay"] = state.replay
         return items
+
+
+class Elsewhere(RunFolder):
+    """The folder of a run that another process writes; nothing here reads or writes it."""
+
+    def __init__(self, path: Path, config: RunConfig, members: list[Member]):
+        self.path, self.config, self._lock = path, config, None
+        self.checkpoints = Nothing(path / "checkpoints")
+        self.members = [MemberFolder(path, member) for member in members]
+
+    def begin(self) -> Progress:
+        return Progress(best=[None] * len(self.members))
+
+    def write_configuration(self, progress: Progress, changed: dict[str, list[Any]]) -> None:
+        """Does nothing."""
+
+    def save(self, state: Any, progress: Progress, policy: Any) -> None:
+        """Does nothing."""
+
+    def save_best(
+        self, i: int, params: Any, progress: Progress, policy: Any, row: dict[str, float]
+    ) -> None:
+        """Does nothing."""
+
+
+class Nothing(Checkpointer):
+    """The checkpoints of a folder that another process writes."""
+
+    def steps(self) -> list[int]:
+        return []
+
+    def wait(self) -> None:
+        """Does nothing."""
 
 
 def _meta(config: RunConfig, progress: Progress, policy: Any) -> dict[str, Any]:

@@ -48,12 +48,19 @@ def number_of_devices(config: RunConfig) -> int:
       UserError: there are not so many devices, or the worlds cannot be split over them.
     """
     train, runtime = config.train, config.env.runtime()
-    count = train.devices
+    count, processes = train.devices, jax.process_count()
+    if max(count or 1, processes) > 1 and not runtime.trains_on_devices:
+        raise UserError(
+            f"devices: {config.task} is not compiled, and trains on one device of one process"
+        )
     if count is None:
         most = runtime.useful_devices()
-        return max(n for n in range(1, most + 1) if n == 1 or _fits(train, n))
-    if count > 1 and not runtime.trains_on_devices:
-        raise UserError(f"devices: got {count}, must be 1: {config.task} is not compiled")
+        each = range(processes, most + 1, processes)
+        count = max(n for n in each if n == processes or _fits(train, n))
+    if count % processes:
+        raise UserError(
+            f"devices: got {count}, must be a multiple of the number of processes, {processes}"
+        )
     if count > jax.device_count():
         raise UserError(
             f"devices: got {count}, but JAX finds {jax.device_count()} "

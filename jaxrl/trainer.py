@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import sys
 import threading
@@ -12,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from jaxrl import evaluation
+from jaxrl import evaluation, hosts
 from jaxrl.callbacks import Callback
 from jaxrl.config import RunConfig
 from jaxrl.envs.vector import LARGEST
@@ -23,7 +25,7 @@ from jaxrl.logs import SINKS, Console, CSVSink, Sink, columns
 from jaxrl.logs.rows import episode_row, mean_and_std
 from jaxrl.population import Population
 from jaxrl.rhythm import Rhythm
-from jaxrl.run_folder import RunFolder
+from jaxrl.run_folder import Elsewhere, Progress, RunFolder
 from jaxrl.runs import EVAL_SEED
 from jaxrl.runtime import Evaluator
 from jaxrl.signals import SignalGuard
@@ -55,7 +57,8 @@ class Trainer:
         self.population = Population(config)
         self.algo = self.population.algo
         self.training = self.population.runtime.training(self.population)
-        self.folder = RunFolder(Path(folder), config, self.population.members)
+        folder_class = RunFolder if hosts.is_first() else Elsewhere
+        self.folder = folder_class(Path(folder), config, self.population.members)
         self.console = Console(config.train.total_timesteps, enabled=False)
         self._signal = SignalGuard(self.console.close)
         self._stop_reason: str | None = None
@@ -63,7 +66,7 @@ class Trainer:
         self._warned_of_range = False
         self._changed: dict[str, list[Any]] = {}  # settings that differ from the checkpoint's
         try:
-            if resume and self.folder.checkpoints.steps():
+            if hosts.share_json(bool(resume and self.folder.checkpoints.steps())):
                 self.state = self.training.resume(self._restore())
             else:  # new, or killed before its first checkpoint: a restart gives the same bits
                 self.progress = self.folder.begin()
@@ -75,13 +78,21 @@ class Trainer:
     def _restore(self) -> Any:
         """The training state of the newest intact checkpoint; also restores the counters."""
         shapes = jax.eval_shape(self.population.init)
-        restored, self.progress, self._changed = self.folder.restore(shapes)
+        facts, items = None, {}
+        if hosts.is_first():
+            restored, progress, changed = self.folder.restore(shapes)
+            items = restored.items
+            facts = [dataclasses.asdict(progress), changed, list(items)]
+        progress, self._changed, names = hosts.share_json(facts)
+        self.progress = Progress(**progress)
+        blank = {name: tree for name, tree in self.folder.items(shapes).items() if name in names}
+        items = hosts.share(items or jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), blank))
         # Traced settings that were changed on the command line take effect from here on.
-        state = restored.items["train"].replace(
-            policy=restored.items["policy"], hyper=self.population.hyperparameters()
+        state = items["train"].replace(
+            policy=items["policy"], hyper=self.population.hyperparameters()
         )
-        if "replay" in restored.items:
-            return state.replace(replay=restored.items["replay"])
+        if "replay" in items:
+            return state.replace(replay=items["replay"])
         if jax.tree.leaves(shapes.replay):
             print(
                 "the checkpoint holds no replay buffer: the policy plays "
@@ -118,7 +129,7 @@ class Trainer:
         self.console = Console(
             train.total_timesteps,
             start=self.progress.timesteps,
-            enabled=train.log.console,
+            enabled=train.log.console and hosts.is_first(),
             table=train.log.table,
         )
         self._signal = SignalGuard(self.console.close)
@@ -146,9 +157,9 @@ class Trainer:
     ) -> None:
         progress, rhythm = self.progress, Rhythm(self.config.train.chunk)
         self.training.stopped = lambda: self._signal.number is not None
-        while not self.finished and self._signal.number is None and self._stop_reason is None:
+        while not self.finished and not self._stops():
             before, started = progress.timesteps, time.monotonic()
-            count = rhythm.next(self._iterations_left())
+            count = hosts.share_json(rhythm.next(self._iterations_left()))
             self.state, output = self.training.run(self.state, count)
             metrics, episodes, finite = jax.device_get(output)
             progress.timesteps += count * self.algo.batch_size
@@ -158,7 +169,8 @@ class Trainer:
             rows = self._rows(metrics, episodes, (progress.timesteps - before) / seconds)
             is_due = self.finished or _crossed(before, progress.timesteps, self.config.eval_every)
             if evaluator:
-                evaluator.compile(self.state.policy)  # in a thread, while training goes on
+                if hosts.is_first():
+                    evaluator.compile(self.state.policy)  # in a thread, while training goes on
                 if is_due:
                     self._evaluate(evaluator, rows)
                     progress.elapsed = time.monotonic() - start_time
@@ -171,6 +183,14 @@ class Trainer:
             self.console.print("stopped after a complete iteration; saving the training state")
         elif self._stop_reason is not None:
             self.console.print(self._stop_reason)
+
+    def _stops(self) -> bool:
+        """Whether a signal or a reason ends training, in this or another process."""
+        number, stop = hosts.largest([self._signal.number or 0, int(self._stop_reason is not None)])
+        self._signal.number = number or None
+        if stop and self._stop_reason is None:
+            self._stop_reason = "another process ends training"
+        return bool(number or stop)
 
     def _iterations_left(self) -> int:
         """Iterations until the next evaluation, the next checkpoint or the end."""
@@ -234,7 +254,7 @@ class Trainer:
         that is the best one of its member so far."""
         evaluator.wait()
         progress, policy = self.progress, self.state.policy
-        tables = self.population.split(evaluator(policy, self._evaluation_keys()))
+        tables = self.population.split(self._table(evaluator, policy))
         policies = self.population.split(policy)
         for i, (row, table) in enumerate(zip(rows, tables, strict=True)):
             results = evaluation.scalars(evaluator.statistics, table)
@@ -244,6 +264,14 @@ class Trainer:
             if i not in self._diverged and (best is None or score > best):
                 progress.best[i] = score
                 self.folder.save_best(i, policies[i], progress, self.algo.policy, results)
+
+    def _table(self, evaluator: _Evaluations, policy: Any) -> np.ndarray:
+        """The results of an evaluation, which the first process plays."""
+        if hosts.is_first():
+            return hosts.share(evaluator(policy, self._evaluation_keys()))
+        members = [len(self.population)] if self.config.is_population else []
+        shape = (*members, self.config.train.eval.episodes, len(evaluator.statistics))
+        return hosts.share(np.zeros(shape, np.float32))
 
     def _evaluation_keys(self) -> jax.Array:
         """PRNG keys of this evaluation: [M] for a population, [] for a single run."""
@@ -318,6 +346,8 @@ class Trainer:
     def _sinks(self, stack: contextlib.ExitStack) -> tuple[list[Sink], list[Sink]]:
         """The sinks of the run, and for a population one sink for each member."""
         start, log = self.progress.timesteps, self.config.train.log
+        if not hosts.is_first():
+            return [], []
 
         def close_at_end(sink: Sink) -> Sink:
             def close() -> None:
@@ -342,7 +372,7 @@ class Trainer:
     # -- saving -----------------------------------------------------------------------
 
     def _save(self) -> None:
-        self.folder.save(self.state, self.progress, self.algo.policy)
+        self.folder.save(hosts.gathered(self.state), self.progress, self.algo.policy)
         for callback in self.callbacks:
             callback.on_checkpoint(self, self.folder.checkpoints.folder)
 
@@ -362,6 +392,15 @@ class Trainer:
                 f"cannot write to {folder.path}: {error.strerror or error} (earlier "
                 "checkpoints are intact; free disk space or repair the folder, then use --resume)"
             ) from error
+        except jax.errors.JaxRuntimeError as error:
+            if hosts.count() > 1:
+                time.sleep(5)  # the watch, which knows for certain, ends this process
+                raise UserError(
+                    f"another process of the run has ended ({str(error).splitlines()[0][:160]}); "
+                    f"continue from the newest checkpoint with --resume {folder.path}"
+                ) from error
+            self._save_in_emergency(error)
+            raise
         except BaseException as error:
             self._save_in_emergency(error)
             raise

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxrl import hosts
 from jaxrl.algos import ALGORITHMS
 from jaxrl.callbacks import Callback
 from jaxrl.config import RunConfig, read_yaml, resolve
@@ -80,10 +81,13 @@ def train(
     Raises:
       UserError: the run cannot be trained.
     """
-    folder = resume or new_folder(config)
+    folder = resume or Path(hosts.share_json(str(_folder(config))))
+    watch = hosts.Watch(f"continue from the newest checkpoint with --resume {folder}")
     trainer = _make_trainer(config, folder, resume=resume is not None, callbacks=callbacks)
     was_finished, status = trainer.finished, 0
-    if was_finished:
+    if not hosts.is_first():  # the first process prints and evaluates
+        status = 0 if was_finished else trainer.run()
+    elif was_finished:
         print(
             f"{folder}: all of its {trainer.progress.timesteps:,} control steps have been trained; "
             "to continue, give a larger --total_timesteps",
@@ -101,13 +105,15 @@ def train(
             file=sys.stderr,
         )
         status = trainer.run()
-    if status:
+    if status and hosts.is_first():
         print(
             f"stopped and saved; continue with: python -m jaxrl.train --resume {folder}",
             file=sys.stderr,
         )
+    watch.done()
     # A finished run has no final evaluation if it was killed before its end.
     ends = not status and not (was_finished and (folder / "eval" / "final.json").exists())
+    ends = ends and hosts.is_first()
     return Trained(
         config=config,
         folder=folder,
@@ -192,6 +198,11 @@ def _check_resume(run: Path, settings: set[str]) -> None:
         raise UserError(
             f"--resume {run}: holds a trained policy, but no training state to continue from"
         )
+
+
+def _folder(config: RunConfig) -> Path | None:
+    """The folder of a new run, which the first process makes."""
+    return new_folder(config) if hosts.is_first() else None
 
 
 def new_folder(config: RunConfig) -> Path:

@@ -29,6 +29,10 @@ Trains a policy; without arguments, on the task ballbot. Settings are dotted key
                    several --sweep make a grid of all combinations
   --eval_overrides.SETTING VALUE
                    value that the task's setting --env.SETTING has in evaluations only
+  --distributed auto
+                   train in the processes that SLURM or Open MPI has started; by hand, each process
+                   has --distributed.coordinator HOST:PORT (where process 0 listens),
+                   --distributed.num_processes N and --distributed.process_id I
   --wandb          also log to Weights & Biases
   --dry_run        do not train: print what will run where, its memory, the seconds that
                    compilation takes, and about the largest num_envs that fits
@@ -38,6 +42,10 @@ Trains a policy; without arguments, on the task ballbot. Settings are dotted key
 MAX_LINE = 100  # characters of a line of the settings in --help
 
 FLAGS = {
+    "distributed": True,
+    "distributed.coordinator": True,
+    "distributed.num_processes": True,
+    "distributed.process_id": True,
     "config": True,
     "resume": True,
     "sweep": True,
@@ -72,13 +80,18 @@ def main(argv: list[str]) -> int:
 
     resume = flags.get("resume")
     trained = training.train(config, Path(resume) if resume else None)
-    if trained.status == 0:
+    from jaxrl import hosts
+
+    if trained.status == 0 and hosts.is_first():
         _show(trained)
     return trained.status
 
 
 def _configure(flags: dict[str, Any], settings: dict[str, Any]) -> RunConfig:
     """The configuration of the run that the arguments describe."""
+    from jaxrl import hosts
+
+    hosts.start(flags)
     platform = cli.start_jax()
     from jaxrl import training
     from jaxrl.config import read_yaml

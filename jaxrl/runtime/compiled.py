@@ -42,9 +42,10 @@ class CompiledRuntime:
 
     def useful_devices(self) -> int:
         """As `Runtime.useful_devices`; a CPU's cores are devices, from which MJX gains: C MuJoCo
-        uses all cores anyway."""
+        uses all cores of its process anyway."""
         is_cpu = platform.target() == "cpu"
-        return 1 if is_cpu and self.task.engine_name != "mjx" else jax.device_count()
+        uses_all = is_cpu and self.task.engine_name != "mjx"
+        return jax.process_count() if uses_all else jax.device_count()
 
     def check(self, name: str) -> None:
         check_task(self.task, name)
