@@ -28,7 +28,7 @@ PPO = {
     "num_steps": 20,
     "learning_rate": 1e-3,
     "gamma": 0.98,
-    "num_epochs": 8,
+    "num_epochs": 4,
     "num_minibatches": 8,
     "max_grad_norm": 1.0,
     "normalize_reward": True,
@@ -161,7 +161,7 @@ class KukaPickPlace(ArmTask):
             "ppo": {
                 "num_envs": 2048,
                 "total_timesteps": 20_000_000,
-                "ppo": PPO | {"num_minibatches": 32},
+                "ppo": PPO | {"num_epochs": 8, "num_minibatches": 32},
             }
         },
     }
