@@ -13,6 +13,7 @@ from envs_mjx.ballbot import Ballbot
 from envs_mjx.franka_reach import FrankaReach
 from envs_mjx.kuka_pick_place import KukaPickPlace
 from envs_mjx.physics import make_physics
+from jaxrl import devices
 from jaxrl.config import resolve
 from jaxrl.errors import UserError
 from jaxrl.trainer import Trainer
@@ -84,9 +85,23 @@ def test_training_ends_with_the_engines_error(tmp_path, monkeypatch):
     )
     trainer = Trainer(config, tmp_path / "run")
     program = next(iter(config.env.unwrapped.physics._used.values()))
-    program.found.fill_(1)
+    program._arrays["cpu"].found.fill_(1)
     with pytest.raises(UserError, match="max_contacts"):
         trainer.run()
+
+
+def test_worlds_on_several_devices_are_those_of_one():
+    physics = FrankaReach(engine="warp").physics
+    states = jax.vmap(physics.init)(jnp.asarray(physics.rest) + 0.01 * jnp.arange(8.0)[:, None])
+    step = jax.vmap(lambda state: physics.step(state, jnp.zeros(7)))
+    split = jax.shard_map(
+        step,
+        mesh=devices.mesh(4),
+        in_specs=devices.spec(0),
+        out_specs=devices.spec(0),
+        check_vma=False,
+    )
+    np.testing.assert_array_equal(jax.jit(split)(states).qpos, jax.jit(step)(states).qpos)
 
 
 def test_what_cannot_be_stepped_is_refused(monkeypatch):

@@ -16,7 +16,7 @@ import numpy as np
 
 from envs_mjx.physics.host import PackedPhysics, Shapes, packed, split, width
 from envs_mjx.physics.mjx import MJXPhysics
-from jaxrl import platform
+from jaxrl import devices, platform
 from jaxrl.errors import UserError
 
 try:
@@ -43,8 +43,7 @@ class WarpPhysics(PackedPhysics):
     def check(self) -> None:
         found = 0
         for program in list(self._used.values()):
-            found |= int(program.found.numpy()[0])
-            program.found.zero_()
+            found |= program.overflows()
         if found:
             kinds = ", ".join(str(flag.name) for flag in OverflowType if flag & found)
             raise UserError(
@@ -86,11 +85,13 @@ class WarpPhysics(PackedPhysics):
         return split(advance(packed(inputs)[None])[0], shapes)
 
     def _program(self, count: int, steps: int, layout: Shapes, shapes: Shapes) -> _Program:
-        device = "cpu" if platform.target() == "cpu" else "cuda:0"
+        places = ["cpu"]
+        if platform.target() != "cpu":  # the program runs on each of them
+            places = [f"cuda:{i}" for i in range(devices.count() // jax.process_count())]
         facts = self._fingerprint(layout, shapes)
-        name = f"jaxrl_{steps}_{count}_{self.max_contacts}_{device}_{facts}"
+        name = f"jaxrl_{steps}_{count}_{self.max_contacts}_{places[-1]}_{facts}"
         if name not in _programs:
-            _programs[name] = _Program(self, name, count, steps, layout, shapes, device)
+            _programs[name] = _Program(self, name, count, steps, layout, shapes, places)
         self._used[name] = _programs[name]
         return _programs[name]
 
@@ -104,9 +105,6 @@ class _Program:
 
     A program on a GPU is captured as one CUDA graph. It keeps its arrays between calls, but what
     it computes depends only on the rows.
-
-    Attributes:
-      found: [1] the overflows so far.
     """
 
     def __init__(
@@ -117,39 +115,29 @@ class _Program:
         steps: int,
         layout: Shapes,
         shapes: Shapes,
-        device: str,
+        places: list[str],
     ):
         self.physics, self.count, self.steps = physics, count, steps
         self.layout, self.shapes = layout, shapes
-        own = [name.removeprefix("model/") for name in self.layout if name.startswith("model/")]
-        with wp.ScopedDevice(device):
-            batch_sizes = {name: count for name in own if "." not in name}
-            self._model = mjw.put_model(physics.model, batch_sizes)
-            self._model.opt.warn_overflow = 0  # counted in `found`
-            for name in own:
-                if "." in name:
-                    field = name.removeprefix("opt.")
-                    one = getattr(self._model.opt, field)
-                    many = wp.zeros((count, *one.shape[1:]), dtype=one.dtype)
-                    setattr(self._model.opt, field, many)
-            self._data = mjw.make_data(physics.model, nworld=count, **physics._sizes)
-            self._columns = {name: wp.array(x, dtype=int) for name, x in self._sources().items()}
-            self._pairs = wp.array(physics.watch.astype(np.int32), dtype=wp.vec2i)
-            self.found = wp.zeros(1, dtype=int)
+        self._arrays = {}
+        for place in places:
+            with wp.ScopedDevice(place):
+                self._arrays[wp.get_device(place).alias] = _Arrays(self)
 
         def advance(rows: wp.array2d[float], results: wp.array2d[float]):
-            self._advance(rows, results)
+            with wp.ScopedDevice(rows.device):
+                self._advance(rows, results)
 
         advance.__qualname__ = name
         mode = wp.JaxCallableGraphMode
-        graph = mode.NONE if device == "cpu" else mode.WARP
+        graph = mode.NONE if places == ["cpu"] else mode.WARP
         self._call = wp.jax_callable(advance, graph_mode=graph, vmap_method=None)
 
     def __call__(self, rows: jax.Array) -> jax.Array:
         self._call.call_id = 0  # Warp counts the calls, and a program in the cache has its number
         return self._call(rows, output_dims={"results": (self.count, width(self.shapes))})[0]
 
-    def _sources(self) -> dict[str, np.ndarray]:
+    def sources(self) -> dict[str, np.ndarray]:
         """For each result, the columns that it is taken from among all numbers of its field."""
         columns = {}
         for name, shape in self.shapes.items():
@@ -162,14 +150,15 @@ class _Program:
 
     def _advance(self, rows: wp.array, results: wp.array) -> None:
         """Launches the kernels: `results` of the worlds from `rows`."""
-        model, data, count = self._model, self._data, self.count
+        arrays, count = self._arrays[rows.device.alias], self.count
+        model, data = arrays.model, arrays.data
         results.zero_()
         data.overflow.zero_()
         start = 0
         for name, shape in self.layout.items():
             size = math.prod(shape)
             if size:
-                field = self._field(name)
+                field = arrays.field(name)
                 kernel = _take_flags if field.dtype == wp.bool else _take
                 wp.launch(kernel, (count, size), [rows, start], [field])
             start += size
@@ -183,27 +172,63 @@ class _Program:
             if name == "touch":
                 contact = data.contact
                 facts = [data.nacon, contact.worldid, contact.geom, contact.efc_address]
-                facts += [data.efc.force, self._pairs, start]
-                shape_of_launch = (data.naconmax * min(self.steps, 1), len(self._pairs))
+                facts += [data.efc.force, arrays.pairs, start]
+                shape_of_launch = (data.naconmax * min(self.steps, 1), len(arrays.pairs))
                 wp.launch(_give_touch, shape_of_launch, facts, [results])
             else:
-                values = [self._field(name), self._columns[name], start]
+                values = [arrays.field(name), arrays.columns[name], start]
                 wp.launch(_give, (count, math.prod(shape)), values, [results])
             start += math.prod(shape)
-        wp.launch(_give_overflows, count, [data.overflow, _WRONG], [self.found, results])
+        wp.launch(_give_overflows, count, [data.overflow, _WRONG], [arrays.found, results])
 
-    def _field(self, name: str) -> wp.array:
+    def overflows(self) -> int:
+        """The overflows since the last call, as flags."""
+        found = 0
+        for arrays in self._arrays.values():
+            found |= int(arrays.found.numpy()[0])
+            arrays.found.zero_()
+        return found
+
+
+class _Arrays:
+    """The arrays of a program on one device.
+
+    Attributes:
+      model, data: the worlds, and their models.
+      columns: see `_Program.sources`.
+      pairs: [K] the watched pairs of geoms.
+      found: [1] the overflows so far.
+    """
+
+    def __init__(self, program: _Program):
+        physics, count = program.physics, program.count
+        own = [n.removeprefix("model/") for n in program.layout if n.startswith("model/")]
+        batch_sizes = {name: count for name in own if "." not in name}
+        self.model = mjw.put_model(physics.model, batch_sizes)
+        self.model.opt.warn_overflow = 0  # counted in `found`
+        for name in own:
+            if "." in name:
+                field = name.removeprefix("opt.")
+                one = getattr(self.model.opt, field)
+                setattr(self.model.opt, field, wp.zeros((count, *one.shape[1:]), dtype=one.dtype))
+        self.data = mjw.make_data(physics.model, nworld=count, **physics._sizes)
+        self.columns = {name: wp.array(x, dtype=int) for name, x in program.sources().items()}
+        self.pairs = wp.array(physics.watch.astype(np.int32), dtype=wp.vec2i)
+        self.found = wp.zeros(1, dtype=int)
+
+    def field(self, name: str) -> wp.array:
         """A field of the worlds or of their models as [N, K] numbers, which shares its memory."""
         if name.startswith("model/opt."):
-            field = getattr(self._model.opt, name.removeprefix("model/opt."))
+            field = getattr(self.model.opt, name.removeprefix("model/opt."))
         elif name.startswith("model/"):
-            field = getattr(self._model, name.removeprefix("model/"))
+            field = getattr(self.model, name.removeprefix("model/"))
         else:
-            field = getattr(self._data, name)
+            field = getattr(self.data, name)
         if field.dtype == wp.bool:
             return field
-        assert field.is_contiguous and len(field) == self.count
-        shape = (self.count, field.size * wp.types.type_size(field.dtype) // self.count)
+        assert field.is_contiguous
+        count = len(field)
+        shape = (count, field.size * wp.types.type_size(field.dtype) // count)
         return wp.array(ptr=field.ptr, dtype=float, shape=shape, device=field.device)
 
 
