@@ -187,7 +187,8 @@ class Trainer:
     def _stops(self) -> bool:
         """Whether a signal or a reason ends training, in this or another process."""
         number, stop = hosts.largest([self._signal.number or 0, int(self._stop_reason is not None)])
-        self._signal.number = number or None
+        if number:  # never reset: a signal can arrive at any moment
+            self._signal.number = number
         if stop and self._stop_reason is None:
             self._stop_reason = "another process ends training"
         return bool(number or stop)
