@@ -7,13 +7,24 @@ MJX, tuned by `tuning.py`, inside the compiled program; `c.py` with C MuJoCo on 
 `engines.py` chooses.
 """
 
+from typing import Any
+
 from envs_mjx.physics.c import CPhysics, CSimulation
 from envs_mjx.physics.engines import make_physics
-from envs_mjx.physics.mjx import MJXPhysics
 from envs_mjx.physics.model import View
 from envs_mjx.physics.protocol import Physics
 from envs_mjx.physics.state import PhysicsState
 from envs_mjx.physics.task import Simulated
+
+
+def __getattr__(name: str) -> Any:
+    """`MJXPhysics`, which takes seconds to import, at its first use."""
+    if name != "MJXPhysics":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from envs_mjx.physics.mjx import MJXPhysics
+
+    return MJXPhysics
+
 
 __all__ = [
     "CPhysics",

@@ -6,7 +6,6 @@ import importlib.util
 from typing import Any, Literal
 
 from envs_mjx.physics.c import CPhysics
-from envs_mjx.physics.mjx import MJXPhysics
 from envs_mjx.physics.protocol import Physics
 from jaxrl import platform
 from jaxrl.errors import UserError
@@ -30,11 +29,16 @@ def make_physics(xml: str, *, engine: str = "auto", **arguments: Any) -> Physics
         engine = fastest(rolling=rolling)
     if engine == "warp" and rolling:
         raise UserError("env.engine: warp cannot step models with rolling geoms; use mjx")
+    # MJX and Warp take seconds to import.
     if engine == "warp":
-        from envs_mjx.physics.warp import WarpPhysics  # takes seconds to import
+        from envs_mjx.physics.warp import WarpPhysics
 
         return WarpPhysics(xml, **arguments)
-    return {"mjx": MJXPhysics, "c": CPhysics}[engine](xml, **arguments)
+    if engine == "mjx":
+        from envs_mjx.physics.mjx import MJXPhysics
+
+        return MJXPhysics(xml, **arguments)
+    return CPhysics(xml, **arguments)
 
 
 def fastest(*, rolling: bool) -> str:

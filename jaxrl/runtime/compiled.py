@@ -220,13 +220,14 @@ class CompiledTraining:
 
     def _iterations(self, state: Any, count: jax.Array) -> tuple[Any, Any]:
         """One compiled program for every `count`; it reuses the buffers of the state."""
+        step = jax.jit(self.population.step, inline=True)  # traced once for both uses
 
         def iteration(_, carry):
             state, totals = carry
-            state, (metrics, episodes) = self.population.step(state)
+            state, (metrics, episodes) = step(state)
             return state, jax.tree.map(jnp.add, totals, (_sum_and_count(metrics), episodes))
 
-        metrics, episodes = jax.eval_shape(self.population.step, state)[1]
+        metrics, episodes = jax.eval_shape(step, state)[1]
         totals = jax.tree.map(
             lambda x: jnp.zeros(x.shape, x.dtype),
             (jax.eval_shape(_sum_and_count, metrics), episodes),
