@@ -35,7 +35,6 @@ from typing import Any
 from jaxrl import cli
 from jaxrl.files import write_text
 
-TASKS = "ballbot,franka_reach,kuka_pick_place,aloha_insertion"
 # Share of successful episodes that ends training: what a task's page calls learned.
 BARS = {"ballbot": 0.95, "franka_reach": 0.95, "kuka_pick_place": 0.95, "aloha_insertion": 0.8}
 CURVE = {
@@ -55,7 +54,7 @@ def main(argv: list[str]) -> int:
     if "worker" in flags:
         print(json.dumps(WORKERS[flags["worker"]](settings)))
         return 0
-    tasks = flags.get("tasks", TASKS).split(",")
+    tasks = flags.get("tasks", ",".join(BARS)).split(",")
     engines = flags.get("engines", "mjx,warp,c").split(",")
     worlds = flags.get("worlds", "1024,4096,8192").split(",")
     with tempfile.TemporaryDirectory() as folder:

@@ -27,6 +27,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from jaxrl.devices import is_key
 from jaxrl.errors import UserError
 from jaxrl.files import sync
 
@@ -292,14 +293,10 @@ def read_meta(folder: Path) -> dict[str, Any]:
 META_FILE = "metadata"  # Orbax's name for the file of a JSON item
 
 
-def _is_key(x: Any) -> bool:
-    return jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
-
-
 def _to_arrays(tree: Any) -> list[tuple[str, np.ndarray]]:
     """Paths and host arrays of the leaves; PRNG keys as their raw words."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    plain = [(p, jax.random.key_data(x) if _is_key(x) else x) for p, x in leaves]
+    plain = [(p, jax.random.key_data(x) if is_key(x) else x) for p, x in leaves]
     return [(jax.tree_util.keystr(p), np.array(x)) for p, x in jax.device_get(plain)]
 
 
@@ -309,7 +306,7 @@ def _to_shapes(tree: Any) -> list[tuple[str, Any]]:
     return [
         (
             jax.tree_util.keystr(p),
-            jax.eval_shape(jax.random.key_data, x) if _is_key(x) else x,
+            jax.eval_shape(jax.random.key_data, x) if is_key(x) else x,
         )
         for p, x in leaves
     ]
@@ -319,7 +316,7 @@ def _from_arrays(arrays: list[np.ndarray], tree: Any) -> Any:
     """The arrays in the structure of `tree`; PRNG keys are made from their raw words."""
     leaves, structure = jax.tree.flatten(tree)
     made = [
-        jax.random.wrap_key_data(jnp.asarray(a)) if _is_key(leaf) else a
+        jax.random.wrap_key_data(jnp.asarray(a)) if is_key(leaf) else a
         for a, leaf in zip(arrays, leaves, strict=True)
     ]
     return jax.tree.unflatten(structure, jax.device_put(made))

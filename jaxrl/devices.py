@@ -66,6 +66,11 @@ def first(tree: Any) -> Any:
     return jax.tree.map(take, tree)
 
 
+def is_key(x: Any) -> bool:
+    """Whether an array or shape has PRNG keys, which only `jax.random` can turn into numbers."""
+    return jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
 def variance(x: jax.Array, axis: Any = None) -> jax.Array:
     """Population variance over an axis and the devices."""
     center = mean(x.mean(axis))

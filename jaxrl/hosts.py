@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxrl.devices import is_key
 from jaxrl.errors import UserError
 
 FLAGS = ("coordinator", "num_processes", "process_id")
@@ -89,7 +90,7 @@ def share(tree: Any) -> Any:
     from jax.experimental import multihost_utils
 
     leaves, structure = jax.tree.flatten(tree)
-    arrays = [np.asarray(jax.random.key_data(x) if _is_key(x) else x) for x in leaves]
+    arrays = [np.asarray(jax.random.key_data(x) if is_key(x) else x) for x in leaves]
     # As bytes, which the sum over processes, by which they are sent, cannot change.
     sent = [np.ascontiguousarray(x).reshape(-1).view(np.uint8) for x in arrays]
     got = multihost_utils.broadcast_one_to_all([x for x in sent if x.size])
@@ -99,7 +100,7 @@ def share(tree: Any) -> Any:
         value: Any = array
         if array.size:
             value = np.asarray(next(received)).view(array.dtype).reshape(array.shape)
-        made.append(jax.random.wrap_key_data(value) if _is_key(leaf) else value)
+        made.append(jax.random.wrap_key_data(value) if is_key(leaf) else value)
     return jax.tree.unflatten(structure, made)
 
 
@@ -130,7 +131,7 @@ def gathered(tree: Any) -> Any:
     from jax.experimental import multihost_utils
 
     def gather(x: Any) -> Any:
-        if _is_key(x):
+        if is_key(x):
             return jax.random.wrap_key_data(gather(jax.random.key_data(x)))
         return multihost_utils.process_allgather(x, tiled=True)
 
@@ -189,7 +190,3 @@ def leave(status: int) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
-
-
-def _is_key(x: Any) -> bool:
-    return jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)

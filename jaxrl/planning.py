@@ -38,7 +38,7 @@ def plan(config: RunConfig) -> dict[str, Any]:
         "hardware": hardware(),
         "devices": algo.devices,
         "worlds": train.num_envs,
-        "iterations": -(-train.total_timesteps // algo.batch_size),
+        "iterations": algo.total_iterations,
         "batch_size": algo.batch_size,
         "bytes": parts,
         "free_bytes": platform.free_bytes(),

@@ -234,7 +234,7 @@ class Population:
             return state
 
         def put(x: Any, spec: Any) -> Any:
-            if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+            if devices.is_key(x):
                 return jax.random.wrap_key_data(put(jax.random.key_data(x), spec))
             x, place = np.asarray(x), jax.NamedSharding(self.mesh, spec)
             return jax.make_array_from_callback(x.shape, place, lambda index: x[index])

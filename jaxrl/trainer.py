@@ -393,16 +393,13 @@ class Trainer:
                 f"cannot write to {folder.path}: {error.strerror or error} (earlier "
                 "checkpoints are intact; free disk space or repair the folder, then use --resume)"
             ) from error
-        except jax.errors.JaxRuntimeError as error:
-            if hosts.count() > 1:
+        except BaseException as error:
+            if hosts.count() > 1 and isinstance(error, jax.errors.JaxRuntimeError):
                 time.sleep(5)  # the watch, which knows for certain, ends this process
                 raise UserError(
                     f"another process of the run has ended ({str(error).splitlines()[0][:160]}); "
                     f"continue from the newest checkpoint with --resume {folder.path}"
                 ) from error
-            self._save_in_emergency(error)
-            raise
-        except BaseException as error:
             self._save_in_emergency(error)
             raise
 

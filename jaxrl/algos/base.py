@@ -151,6 +151,7 @@ class Algorithm:
     Attributes:
       num_envs: N.
       devices: number of devices.
+      all_envs: number of worlds on all devices.
       batch_size: control steps in an iteration, on all devices.
 
     Raises:
@@ -168,7 +169,8 @@ class Algorithm:
         self.num_envs = worlds.num_envs
         self.total_iterations = total_iterations
         self.devices = worlds.devices
-        self.batch_size = config.num_steps * self.num_envs * self.devices
+        self.all_envs = self.num_envs * self.devices
+        self.batch_size = config.num_steps * self.all_envs
         self.policy = Policy(
             config.network,
             task.observation_spec,

@@ -130,7 +130,7 @@ class OffPolicy(Algorithm):
         c, policy = self.config, self.policy
         obs = worlds.observation()
         self.replay = Replay(
-            c.buffer_size // (self.num_envs * self.devices),
+            c.buffer_size // self.all_envs,
             self.num_envs,
             obs,
             policy.action_size,
@@ -145,8 +145,7 @@ class OffPolicy(Algorithm):
             c.network, c.num_critics, self.value.outputs, policy.parts, policy.encoders
         )
         # Rows in the replay (control steps of all worlds) before the first update.
-        everywhere = self.num_envs * self.devices
-        self.start_rows = max(math.ceil(c.learning_starts / everywhere), c.n_step + 1)
+        self.start_rows = max(math.ceil(c.learning_starts / self.all_envs), c.n_step + 1)
 
     def _check(self) -> None:
         super()._check()
@@ -165,12 +164,11 @@ class OffPolicy(Algorithm):
                 f"{name}.network.shared_trunk: not possible, because critics also take the action; "
                 "set it to false"
             )
-        worlds = self.num_envs * self.devices
-        smallest = worlds * max(c.n_step + 2, math.ceil(c.learning_starts / worlds))
+        smallest = self.all_envs * max(c.n_step + 2, math.ceil(c.learning_starts / self.all_envs))
         if c.buffer_size < smallest:
             raise UserError(
                 f"{name}.buffer_size: got {c.buffer_size}, must be at least {smallest} (room for "
-                f"learning_starts, and {c.n_step + 2} control steps of {worlds} worlds)"
+                f"learning_starts, and {c.n_step + 2} control steps of {self.all_envs} worlds)"
             )
         if len(c.value_range) != 2 or c.value_range[0] >= c.value_range[1]:
             raise UserError(
@@ -220,7 +218,7 @@ class OffPolicy(Algorithm):
 
     @property
     def refill_steps(self) -> int:
-        return self.start_rows * self.num_envs * self.devices
+        return self.start_rows * self.all_envs
 
     def memory_needs(self, shapes: TrainState) -> Iterator[tuple[str, tuple[int, str]]]:
         c, name, action = self.config, self.name, 4 * self.policy.action_size

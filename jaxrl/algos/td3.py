@@ -83,7 +83,7 @@ class TD3(OffPolicy):
         """Returns actions with noise; its size grows evenly from the first world to the last."""
         hyper = state.hyper
         place = devices.index() * self.num_envs + jnp.arange(self.num_envs)
-        share = (place + 0.5)[:, None] / (self.num_envs * self.devices)
+        share = (place + 0.5)[:, None] / self.all_envs
         std = hyper["exploration_noise_minimum"] + share * (
             hyper["exploration_noise"] - hyper["exploration_noise_minimum"]
         )
