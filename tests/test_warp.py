@@ -24,6 +24,17 @@ BOXES = """
 <body pos="0 0 .1"><freejoint/><geom name="box" type="box" size=".1 .1 .1"/></body>
 </worldbody></mujoco>
 """
+# A box on the floor and a turned box on it, of whose contacts MJX may keep only one.
+STAR = """
+<mujoco>
+  <custom><numeric name="max_contact_points" data="1"/></custom>
+  <worldbody>
+    <geom type="plane" size="1 1 1"/>
+    <body pos="0 0 .0995"><freejoint/><geom type="box" size=".1 .1 .1"/></body>
+    <body pos="0 0 .298" euler="0 0 45"><freejoint/><geom type="box" size=".1 .1 .1"/></body>
+  </worldbody>
+</mujoco>
+"""
 
 
 @pytest.mark.parametrize(
@@ -69,6 +80,14 @@ def test_contacts_without_room_are_an_error_and_end_only_their_world():
     with pytest.raises(UserError, match="than the 3 that they have room for"):
         physics.check()
     physics.check()  # said once
+
+
+def test_there_is_room_for_all_contacts_that_can_occur():
+    physics = make_physics(STAR, engine="warp", substeps=1)
+    step = jax.jit(jax.vmap(physics.step, in_axes=(0, None)))
+    states = jax.vmap(physics.init)(jnp.asarray(physics.rest, jnp.float32)[None])
+    assert np.isfinite(step(states, jnp.zeros(0)).qpos).all()
+    physics.check()
 
 
 def test_training_ends_with_the_engines_error(tmp_path, monkeypatch):

@@ -64,7 +64,7 @@ class NamedModel:
       sites, bodies: names whose poses a task reads.
       jacobians: whether it reads Jacobians of these sites too.
       max_contacts: contacts that a world has room for in Warp, of which it cannot have more; None:
-        all that MJX can find between its geoms.
+        as many as there are when all its pairs of geoms touch.
 
     Attributes:
       nq, nv: sizes of `qpos` and `qvel`.

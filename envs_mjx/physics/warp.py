@@ -12,10 +12,11 @@ import math
 from typing import Any
 
 import jax
+import mujoco
 import numpy as np
 
 from envs_mjx.physics.host import PackedPhysics, Shapes, packed, split, width
-from envs_mjx.physics.mjx import MJXPhysics
+from envs_mjx.physics.mjx import MJXPhysics, mjx
 from jaxrl import devices, platform
 from jaxrl.errors import UserError
 
@@ -26,6 +27,7 @@ except ImportError as error:
 
 wp.config.log_level = wp.LOG_WARNING  # else a line for each of its hundred modules
 with contextlib.redirect_stdout(io.StringIO()):
+    from mujoco.mjx._src.collision_driver import geom_pairs
     from mujoco.mjx.third_party import mujoco_warp as mjw
     from mujoco.mjx.third_party.mujoco_warp._src.types import OverflowType
 
@@ -62,11 +64,23 @@ class WarpPhysics(PackedPhysics):
     def _sizes(self) -> dict[str, int]:
         """Room for contacts, and for constraint rows, of a world."""
         model, most = self.model, self.max_contacts
-        if most is None:  # all that can occur
-            sizes = self._in_mjx.sizes
-            return {"nconmax": sizes["contacts"], "njmax": sizes["constraint_rows"]}
+        if most is None:
+            most = self._possible_contacts()
+        collides = (model.geom_contype | model.geom_conaffinity) != 0
+        dim = max([1, *model.pair_dim, *model.geom_condim[collides]])
         others = 6 * model.neq + 2 * (model.nv + model.ntendon)  # equalities, friction and limits
-        return {"nconmax": most, "njmax": others + 10 * most}  # a contact has at most ten rows
+        return {"nconmax": most, "njmax": int(others + max(2 * (dim - 1), 1) * most)}
+
+    def _possible_contacts(self) -> int:
+        """The number of contacts of a world in which all its pairs of geoms touch."""
+        spec = mujoco.MjSpec.from_string(self.xml)
+        for numeric in list(spec.numerics):  # among them limits, which MJX keeps and Warp does not
+            spec.delete(numeric)
+        model = spec.compile()
+        box = model.geom_type == mujoco.mjtGeom.mjGEOM_BOX
+        boxes = sum(bool(box[a] and box[b]) for a, b, _ in geom_pairs(model))
+        in_mjx = mjx.make_data(model, impl="jax")._impl.contact.dist
+        return len(in_mjx) + 4 * boxes  # between two boxes, MJX finds four contacts and Warp eight
 
     def _results(
         self, inputs: dict[str, jax.Array], steps: int, shapes: Shapes
