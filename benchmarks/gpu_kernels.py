@@ -1,11 +1,13 @@
 """Counts the GPU kernels that a training iteration launches; needs no GPU.
 
     python benchmarks/gpu_kernels.py --json kernels.json
+    python benchmarks/gpu_kernels.py --presets ballbot:ppo ballbot:sac kuka_pick_place:ppo
 
 With a few thousand worlds, kernel launches limit the speed of MJX, and XLA's CUDA compiler runs
 without a GPU. So this compiles one PPO iteration of jaxrl and of Brax for an H100 and counts the
 kernels in the compiled programs, multiplied by the trip counts of the loops around them. Brax is
-counted twice: with unchanged MJX (stock), and with jaxrl's physics.
+counted twice: with unchanged MJX (stock), and with jaxrl's physics. `--presets` compiles an
+iteration of tasks and algorithms with their presets for a GPU instead, stepped by MJX.
 
 Needs `pip install "jax[cuda12]" brax==0.14.2` in addition to this project. The figures are
 counts, not times: a library call counts as one kernel.
@@ -20,6 +22,7 @@ import functools
 import json
 import os
 import re
+import time
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -37,8 +40,10 @@ from jax.experimental import topologies
 from envs_mjx.ballbot import Ballbot
 from jaxrl.algos import PPOConfig
 from jaxrl.algos.ppo import PPO
+from jaxrl.config import resolve
 from jaxrl.nets import NetworkConfig
 from jaxrl.platform import compile_for
+from jaxrl.runs import make_algorithm
 from jaxrl.runtime.compiled import iterate
 
 H100 = """
@@ -250,6 +255,16 @@ def compile_jaxrl(placement: Any, config: PPOConfig, task: Ballbot, num_envs: in
         return compile_on(placement, functools.partial(iterate, ppo), state)
 
 
+def compile_preset(placement: Any, name: str) -> Any:
+    """Compiles an iteration with a preset; `name` is TASK:ALGORITHM."""
+    task, _, algo = name.partition(":")
+    with compile_for("gpu"):
+        settings = {"env": {"name": task, "engine": "mjx"}, "algo": algo, "devices": 1}
+        algorithm = make_algorithm(resolve(settings, platform="gpu"))
+        state = jax.eval_shape(algorithm.init, jax.random.key(0))
+        return compile_on(placement, functools.partial(iterate, algorithm), state)
+
+
 class _Found(Exception):
     """Carries Brax's training step, and its arguments, out of Brax's `train`."""
 
@@ -347,6 +362,7 @@ def arguments() -> argparse.Namespace:
     add("--epochs", type=int, default=4)
     add("--hidden", type=int, nargs="+", default=[64, 64], help="widths of both networks")
     add("--drive", default="no_slip", help="physics of the ballbot's wheels")
+    add("--presets", nargs="+", default=[], help="TASK:ALGORITHM ..., instead of the comparison")
     add("--only", help="compile only the program with this name")
     add("--histogram", action="store_true", help="print which files the kernels come from")
     add("--text", type=Path, help="folder to save the compiled programs in")
@@ -365,21 +381,31 @@ def main() -> None:
     )
     task, placement = Ballbot(drive=args.drive, engine="mjx"), h100()
     open_trips = int(task.physics.model.opt.iterations)
-    programs = {
+    envs = {
         "jaxrl": (compile_jaxrl, task),
         "brax": (compile_brax, brax_adapter.stock(task)),
         "brax, jaxrl's physics": (compile_brax, task),
     }
+    programs = {
+        name: functools.partial(build, placement, config, env, args.num_envs)
+        for name, (build, env) in envs.items()
+    }
+    if args.presets:
+        programs = {
+            name: functools.partial(compile_preset, placement, name) for name in args.presets
+        }
     results = {}
     print(f"{'':24}{'kernels':>9}{'rollout':>9}{'learning':>9}{'waits':>7}{'temp MiB':>10}")
-    for name, (build, env) in programs.items():
+    for name, build in programs.items():
         if args.only not in (None, name):
             continue
-        compiled = build(placement, config, env, args.num_envs)
+        begun = time.perf_counter()
+        compiled = build()
+        seconds = time.perf_counter() - begun
         if args.text:
             args.text.mkdir(parents=True, exist_ok=True)
             (args.text / f"{name.replace(' ', '_')}.txt").write_text(compiled.as_text())
-        row = results[name] = count(compiled, open_trips)
+        row = results[name] = count(compiled, open_trips) | {"compile_seconds": seconds}
         row["ratio"] = results.get("jaxrl", row)["kernels"] / row["kernels"]
         print(
             f"{name:24}{row['kernels']:9}{row['rollout']:9}{row['learning']:9}"

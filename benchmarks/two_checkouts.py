@@ -63,6 +63,8 @@ def train(checkout: Path, settings: list[str], folder: Path, name: str) -> tuple
     if process.returncode:
         raise SystemExit(f"{' '.join(command)} in {checkout} failed")
     speeds = [float(row["time/fps"]) for row in rows(folder / name)[1:]]
+    if not speeds:
+        raise SystemExit("the log has one row only; raise --total_timesteps")
     return first, statistics.median(speeds)
 
 

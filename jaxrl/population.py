@@ -125,7 +125,9 @@ class Population:
         self.runtime.check(config.task)
         try:
             self.algo = make_algorithm(config, members=len(self))
-            shapes = jax.eval_shape(self.algo.init, jax.random.key(0))
+            self._init_one = jax.jit(self.algo.init, inline=True)  # traced once for both uses
+            hyper = self.algo.hyperparameters()
+            shapes = jax.eval_shape(self._init_one, jax.random.key(0), hyper)
         except OverflowError as error:
             raise UserError(
                 f"env: with these settings {config.task} has numbers that int32 cannot hold: "
@@ -200,7 +202,9 @@ class Population:
 
     def init(self) -> Any:
         """Returns the training state at the start."""
-        init = self.algo.init if self._is_single else jax.vmap(self.algo.init, out_axes=self._axes)
+        init = self._init_one
+        if not self._is_single:
+            init = jax.vmap(init, out_axes=self._axes)
         if self.algo.devices > 1:
             init = jax.shard_map(
                 init, mesh=self.mesh, in_specs=jax.P(), out_specs=self._specs, check_vma=False

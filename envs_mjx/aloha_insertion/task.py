@@ -83,6 +83,11 @@ class Rewards:
         "weight of the reward for aligning: exp(-20 d), with d the distance of the "
         "peg's end from the socket's axis (m), while both are lifted",
     )
+    approach: float = option(
+        2.0,
+        "weight of the reward for approaching: that for aligning times exp(-10 g), with g the "
+        "gap between the peg's end and the socket's opening (m)",
+    )
     insert: float = option(
         4.0,
         "weight of the reward for inserting: the share of the way into the socket, "
@@ -343,6 +348,7 @@ class AlohaInsertion(ArmTask):
         info = before.replace(best=jnp.maximum(before.best, stage))
         grips = {side: self.physics.site_pose(physics, f"{side}/gripper") for side in m.SIDES}
         velocities = [physics.qvel[arm.dofs] for arm in self.arms.values()]
+        aligned = both_lifted * jnp.exp(-20.0 * geometry.aside)
         terms = {
             "reach": sum(
                 1.0 - jnp.tanh(5.0 * jnp.linalg.norm(poses[name][0] - grips[side][0]))
@@ -350,7 +356,8 @@ class AlohaInsertion(ArmTask):
             ),
             "hold": sum(held[name].astype(jnp.float32) for name in REST_Z),
             "lift": sum(held[t] * jnp.clip(rise[t] / 0.05, 0.0, 1.0) for t in REST_Z),
-            "align": both_lifted * jnp.exp(-20.0 * geometry.aside),
+            "align": aligned,
+            "approach": aligned * jnp.exp(-10.0 * geometry.gap),
             "insert": both_lifted * jnp.where(geometry.aside < 0.012, geometry.depth, 0.0),
             "stage": stage,
             "action": jnp.sum(jnp.square(action)),
@@ -450,12 +457,14 @@ class _Geometry:
     Attributes:
       between: [3] the peg's centre in the socket's frame (m).
       aside: scalar, distance of the peg's entering end from the socket's axis (m).
+      gap: scalar, distance of the peg's end from the socket's opening along the axis (m); 0 inside.
       depth: scalar, 0 outside of the socket, 1 at the pin.
       turned: [3] cross product of the two axes, in the world.
     """
 
     between: jax.Array
     aside: jax.Array
+    gap: jax.Array
     depth: jax.Array
     turned: jax.Array
 
@@ -468,6 +477,7 @@ class _Geometry:
         return cls(
             between=between,
             aside=jnp.linalg.norm(end[1:]),
+            gap=jnp.maximum(between[0] - m.ENTRY_DISTANCE, 0.0),
             depth=jnp.clip((m.ENTRY_DISTANCE - between[0]) / full_depth, 0.0, 1.0),
             turned=jnp.cross(along, socket[1][:, 0]),
         )

@@ -156,6 +156,7 @@ class Vector:
         if env.episode_length is None:
             raise UserError(f"{type(env).__name__}: episode_length is None, must be a whole number")
         self.env = env
+        self._reset_one = jax.jit(env.reset, inline=True)  # traced once for all its uses
         self.num_envs = num_envs
         self.min_episode_length = env.episode_length  # control steps between two time limits
         self.members, self.devices = members, num_devices
@@ -277,7 +278,7 @@ class Vector:
         start, [N]."""
 
         def reset(key: jax.Array) -> State:
-            return self.env.reset(key, *([] if current is None else [current.level]))
+            return self._reset_one(key, *([] if current is None else [current.level]))
 
         def draw(carry):  # the first round draws all starts, so that reset is compiled once
             count, redrawn, worlds, missing = carry

@@ -208,7 +208,7 @@ class CompiledTraining:
             self._chunk = self._program()
             # Arrays of a restored or new state may share buffers, which donation does not allow.
             # The replay shares none, and is not copied, since it may fill the device.
-            small = jax.tree.map(lambda x: x.copy(), state.replace(replay=None))
+            small = jax.jit(lambda x: jax.tree.map(jnp.copy, x))(state.replace(replay=None))
             state = small.replace(replay=state.replay)
         return self._chunk(state, count)
 
