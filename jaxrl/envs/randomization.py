@@ -8,6 +8,7 @@ quantities that depend on them (such as a subtree's mass, which depends on its b
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
@@ -28,14 +29,16 @@ class Range:
         "uniform", "distribution of each {section}, drawn once for each episode"
     )
 
-    def sample(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        """Returns random draws of the given shape."""
+    def at(self, share: jax.Array) -> jax.Array:
+        """The draws that belong to uniform numbers in [0, 1)."""
         if self.distribution == "normal":
-            return self.low + self.high * jax.random.normal(key, shape)
+            lowest = np.nextafter(np.float32(-1), np.float32(0))
+            number = jax.lax.erf_inv(jnp.maximum(2.0 * share - 1.0, lowest))
+            return self.low + self.high * np.sqrt(2.0) * number
         if self.distribution == "log_uniform":
             low, high = np.log(self.low), np.log(self.high)
-            return jnp.exp(jax.random.uniform(key, shape, minval=low, maxval=high))
-        return jax.random.uniform(key, shape, minval=self.low, maxval=self.high)
+            return jnp.exp(low + (high - low) * share)
+        return self.low + (self.high - self.low) * share
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,12 +84,19 @@ def draw(
       key: PRNG key.
     """
     fields: Fields = {}
-    for term, term_key in zip(terms, jax.random.split(key, max(len(terms), 1)), strict=False):
+    firsts = [term.targets[0] for term in terms]
+    shapes = [
+        () if term.shared else jnp.shape(nominal(name)[index])
+        for term, (name, index) in zip(terms, firsts, strict=True)
+    ]
+    # One call, since each takes a fifth of a second to compile. All terms have their places in it,
+    # so that one that is off leaves the draws of the others as they are.
+    ends = np.cumsum([0, *map(math.prod, shapes)])
+    shares = jax.random.uniform(key, (ends[-1],))
+    for term, shape, start, end in zip(terms, shapes, ends[:-1], ends[1:], strict=True):
         if term.is_off:
             continue
-        first, index = term.targets[0]
-        shape = () if term.shared else jnp.shape(nominal(first)[index])
-        value = term.range.sample(term_key, shape)
+        value = term.range.at(shares[start:end].reshape(shape))
         for name, index in term.targets:
             array = fields.get(name, nominal(name))
             place = array.at[index]

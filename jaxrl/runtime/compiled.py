@@ -198,7 +198,9 @@ class CompiledTraining:
         self._chunk: Any = None
 
     def init(self) -> Any:
-        return jax.jit(self.population.init)()
+        # It runs once, so the time to compile it matters more than its speed.
+        quick = {"xla_backend_optimization_level": 0} if platform.target() == "cpu" else None
+        return jax.jit(self.population.init, compiler_options=quick)()
 
     def resume(self, state: Any) -> Any:
         return self.population.spread(state)
