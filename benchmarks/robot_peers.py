@@ -175,7 +175,7 @@ def train_gym(args: argparse.Namespace, trainer: str, seed: int, clock: Clock) -
     train = resolve({"env": {"name": args.task}}, platform="cpu").train
     c, count = train.settings, os.cpu_count()
     batch = train.num_envs * c.num_steps
-    envs = make_vec_env(gym_id(args.task), count, seed=seed, vec_env_cls=SubprocVecEnv)
+    envs = make_vec_env(f"jaxrl:{gym_id(args.task)}", count, seed=seed, vec_env_cls=SubprocVecEnv)
     envs = VecNormalize(envs, norm_reward=c.normalize_reward, gamma=c.gamma)
     final = c.schedule.final if c.schedule.kind == "linear" else 1.0
     networks = {"pi": list(c.network.policy_hidden), "vf": list(c.network.value_hidden)}

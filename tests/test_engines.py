@@ -57,7 +57,7 @@ def played(task, steps, scale):
         (FrankaReach(), 0.05, 1e-4),
         (AlohaInsertion(), 0.1, 1e-3),
         (KukaPickPlace(), 0.05, 1e-4),
-        (KukaPickPlace(grasp="magnet"), 0.05, 1e-4),
+        pytest.param(KukaPickPlace(grasp="magnet"), 0.05, 1e-4, marks=pytest.mark.slow),
     ],
     ids=["ballbot", "omniwheel", "reach", "insertion", "friction", "magnet"],
 )
@@ -117,13 +117,11 @@ def test_any_number_of_threads_gives_the_same_bits():
     inputs = {name: np.asarray(getattr(states, name)) for name in fields}
     inputs["ctrl"] = np.random.default_rng(0).uniform(-1, 1, (16, 8)).astype(np.float32)
 
-    class Threads(CPhysics):
-        _threads = 1
-
     results = []
     for threads in (1, 3):
-        Threads._threads = threads
-        results.append(Threads(**task._model).advance(inputs, 40))
+        physics = CPhysics(**task._model)
+        physics._threads = lambda count, threads=threads: threads
+        results.append(physics.advance(inputs, 40))
     for name, values in results[0].items():
         np.testing.assert_array_equal(values, results[1][name])
 

@@ -16,6 +16,7 @@ from envs_mjx.physics.host import Arrays, HostPhysics
 from envs_mjx.physics.model import NamedModel
 from jaxrl import platform
 
+WORLDS_OF_A_THREAD = 4  # at least, if there is more than one thread
 # Contacts of a watched pair whose forces are added up: two boxes have at most eight.
 CONTACTS = 8
 _POSITION = int(mujoco.mjtStage.mjSTAGE_POS)
@@ -76,7 +77,8 @@ class CPhysics(HostPhysics):
 
     def _set_const(self, fields: Arrays) -> Arrays:
         """`_constants` of many models."""
-        batch = mj_batch.Batch(self._c_model, len(next(iter(fields.values()))), self._threads)
+        count = len(next(iter(fields.values())))
+        batch = mj_batch.Batch(self._c_model, count, self._threads(count))
         for name, values in fields.items():
             batch.expand(name)[...] = values
         batch.set_const()
@@ -104,16 +106,16 @@ class CPhysics(HostPhysics):
         """`count` simulations whose models differ in these fields."""
         key = count, fields
         if key not in self._batches:
-            batch = self._batches[key] = mj_batch.Batch(self._c_model, count, self._threads)
+            batch = self._batches[key] = mj_batch.Batch(self._c_model, count, self._threads(count))
             for name in self.pose_rows:  # bound before a call, which then computes them
                 batch.bind(name)
             if len(self.watch):
                 batch.bind("sensordata")
         return self._batches[key]
 
-    @property
-    def _threads(self) -> int:
-        return platform.cores()
+    def _threads(self, count: int) -> int:
+        """Number of threads for so many worlds; with a few worlds, more would only wait."""
+        return min(platform.cores(), -(-count // WORLDS_OF_A_THREAD))
 
     @functools.cached_property
     def _rolling_data(self) -> mujoco.MjData:
