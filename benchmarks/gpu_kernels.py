@@ -406,10 +406,13 @@ def main() -> None:
             args.text.mkdir(parents=True, exist_ok=True)
             (args.text / f"{name.replace(' ', '_')}.txt").write_text(compiled.as_text())
         row = results[name] = count(compiled, open_trips) | {"compile_seconds": seconds}
-        row["ratio"] = results.get("jaxrl", row)["kernels"] / row["kernels"]
+        ratio = ""
+        if "jaxrl" in results:
+            row["ratio"] = results["jaxrl"]["kernels"] / row["kernels"]
+            ratio = f"   jaxrl/this {row['ratio']:.3f}"
         print(
             f"{name:24}{row['kernels']:9}{row['rollout']:9}{row['learning']:9}"
-            f"{row['host_waits']:7}{row['memory_mib']['temp']:10}   jaxrl/this {row['ratio']:.3f}",
+            f"{row['host_waits']:7}{row['memory_mib']['temp']:10}{ratio}",
             flush=True,
         )
         if args.histogram:

@@ -31,7 +31,8 @@ OFF_POLICY: dict[str, Any] = {
 }
 SAC = OFF_POLICY | {"temperature_learning_rate": 1e-3}
 TD3 = OFF_POLICY
-# Many worlds and large batches, to keep a GPU busy. These settings were never tested on a GPU.
+# Many worlds and large batches, to keep a GPU busy. They compile for an H100 (docs/physics.md),
+# but were never run on a GPU.
 MANY = {"buffer_size": 1_000_000, "batch_size": 2048, "gradient_steps": 16}
 
 GENERIC: dict[str, dict[str, dict[str, Any]]] = {
