@@ -9,7 +9,7 @@ kernels in the compiled programs, multiplied by the trip counts of the loops aro
 counted twice: with unchanged MJX (stock), and with jaxrl's physics. `--presets` compiles an
 iteration of tasks and algorithms with their presets for a GPU instead, stepped by MJX.
 
-Needs `pip install "jax[cuda12]" brax==0.14.2` in addition to this project. The figures are
+Needs `pip install "jax[cuda13]" brax==0.14.2` in addition to this project. The figures are
 counts, not times: a library call counts as one kernel.
 """
 
@@ -39,6 +39,7 @@ from jax.experimental import topologies
 
 from envs_mjx.ballbot import Ballbot
 from jaxrl.algos import PPOConfig
+from jaxrl.algos.base import Algorithm
 from jaxrl.algos.ppo import PPO
 from jaxrl.config import resolve
 from jaxrl.nets import NetworkConfig
@@ -248,11 +249,15 @@ def compile_on(placement: jax.sharding.NamedSharding, function: Any, *args: Any)
     return traced.lower(lowering_platforms=("cuda",)).compile()
 
 
+def compile_iteration(placement: Any, algorithm: Algorithm) -> Any:
+    state = jax.eval_shape(algorithm.init, jax.random.key(0))
+    with compile_for("gpu"):
+        return compile_on(placement, functools.partial(iterate, algorithm), state)
+
+
 def compile_jaxrl(placement: Any, config: PPOConfig, task: Ballbot, num_envs: int) -> Any:
     ppo = PPO(config, task, task.runtime().worlds(num_envs), 1000)
-    state = jax.eval_shape(ppo.init, jax.random.key(0))
-    with compile_for("gpu"):
-        return compile_on(placement, functools.partial(iterate, ppo), state)
+    return compile_iteration(placement, ppo)
 
 
 def compile_preset(placement: Any, name: str) -> Any:
@@ -260,9 +265,7 @@ def compile_preset(placement: Any, name: str) -> Any:
     task, _, algo = name.partition(":")
     with compile_for("gpu"):
         settings = {"env": {"name": task, "engine": "mjx"}, "algo": algo, "devices": 1}
-        algorithm = make_algorithm(resolve(settings, platform="gpu"))
-        state = jax.eval_shape(algorithm.init, jax.random.key(0))
-        return compile_on(placement, functools.partial(iterate, algorithm), state)
+        return compile_iteration(placement, make_algorithm(resolve(settings, platform="gpu")))
 
 
 class _Found(Exception):
@@ -381,26 +384,20 @@ def main() -> None:
     )
     task, placement = Ballbot(drive=args.drive, engine="mjx"), h100()
     open_trips = int(task.physics.model.opt.iterations)
-    envs = {
-        "jaxrl": (compile_jaxrl, task),
-        "brax": (compile_brax, brax_adapter.stock(task)),
-        "brax, jaxrl's physics": (compile_brax, task),
-    }
-    programs = {
-        name: functools.partial(build, placement, config, env, args.num_envs)
-        for name, (build, env) in envs.items()
+    programs: dict[str, tuple[Any, ...]] = {  # functions that compile, with their arguments
+        "jaxrl": (compile_jaxrl, config, task, args.num_envs),
+        "brax": (compile_brax, config, brax_adapter.stock(task), args.num_envs),
+        "brax, jaxrl's physics": (compile_brax, config, task, args.num_envs),
     }
     if args.presets:
-        programs = {
-            name: functools.partial(compile_preset, placement, name) for name in args.presets
-        }
+        programs = {name: (compile_preset, name) for name in args.presets}
     results = {}
     print(f"{'':24}{'kernels':>9}{'rollout':>9}{'learning':>9}{'waits':>7}{'temp MiB':>10}")
-    for name, build in programs.items():
+    for name, (build, *rest) in programs.items():
         if args.only not in (None, name):
             continue
         begun = time.perf_counter()
-        compiled = build()
+        compiled = build(placement, *rest)
         seconds = time.perf_counter() - begun
         if args.text:
             args.text.mkdir(parents=True, exist_ok=True)

@@ -34,6 +34,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from peers import process_age
+
 from jaxrl import cli
 from jaxrl.files import write_text
 
@@ -163,7 +165,7 @@ def markdown(report: dict[str, Any]) -> str:
 
 def measure_train(settings: dict[str, Any]) -> dict[str, Any]:
     """Training with the task's preset; also compiles the evaluation, for `Suite.learn`."""
-    started = time.time() - _process_age()
+    started = time.time() - process_age()
     platform = cli.start_jax()
     import jax
 
@@ -246,13 +248,6 @@ def _alone() -> Iterator[None]:
         if LOCK in os.environ:
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-def _process_age() -> float:
-    """Seconds since this process began."""
-    ticks = float(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
-    uptime = float(Path("/proc/uptime").read_text().split()[0])
-    return uptime - ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _peak_memory_mb() -> float | None:

@@ -87,6 +87,13 @@ def worker_environment() -> dict[str, str]:
     return {"PJRT_NPROC": "8", **os.environ, "PYTHONPATH": str(REPOSITORY)}
 
 
+def process_age() -> float:
+    """Seconds since this process began."""
+    ticks = float(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    uptime = float(Path("/proc/uptime").read_text().split()[0])
+    return uptime - ticks / os.sysconf("SC_CLK_TCK")
+
+
 class Worker:
     """A trainer in its own process, which trains one chunk each time that `turn` is called.
 

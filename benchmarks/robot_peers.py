@@ -63,7 +63,10 @@ def main() -> None:
     results: dict[str, list[dict[str, Any]]] = {trainer: [] for trainer in args.trainers}
     for seed in args.seeds:
         for trainer in args.trainers:
-            curve = (run_jaxrl if trainer == "jaxrl" else run_peer)(args, trainer, seed, python)
+            if trainer == "jaxrl":
+                curve = run_jaxrl(args, seed)
+            else:
+                curve = run_peer(args, trainer, seed, python)
             done = curve and curve[-1]["success"] >= args.bar
             results[trainer].append({"seed": seed, "learned": bool(done), "curve": curve})
             last = curve[-1] if curve else {}
@@ -72,7 +75,7 @@ def main() -> None:
                 args.json.write_text(json.dumps(results, indent=1))
 
 
-def run_jaxrl(args: argparse.Namespace, _: str, seed: int, python: str) -> list[dict[str, Any]]:
+def run_jaxrl(args: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
         command = [sys.executable, "-m", "jaxrl.train", "--env", args.task, f"--seed={seed}"]
@@ -118,15 +121,17 @@ def point(steps: Any, seconds: float, success: Any) -> dict[str, Any]:
 
 def work(args: argparse.Namespace, trainer: str, seed: int) -> None:
     clock = Clock(args.task)
-    train = train_brax if trainer == "brax" else train_gym
-    train(args, trainer, seed, clock)
+    if trainer == "brax":
+        train_brax(args, seed, clock)
+    else:
+        train_gym(args, trainer, seed, clock)
 
 
 class Clock:
     """Reports steps, seconds without evaluations, and success."""
 
     def __init__(self, task: str):
-        self.begun, self.evaluating = time.time() - process_age(), 0.0
+        self.begun, self.evaluating = time.time() - peers.process_age(), 0.0
         self._task, self._worlds = task, None
 
     def report(self, steps: int, act: Callable[[np.ndarray], np.ndarray]) -> None:
@@ -153,13 +158,6 @@ class Clock:
                 success[ended] = info["is_success"][ended]
             open_ &= ~ended
         return success.mean()
-
-
-def process_age() -> float:
-    """Seconds since this process began."""
-    ticks = float(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
-    uptime = float(Path("/proc/uptime").read_text().split()[0])
-    return uptime - ticks / os.sysconf("SC_CLK_TCK")
 
 
 def train_gym(args: argparse.Namespace, trainer: str, seed: int, clock: Clock) -> None:
@@ -220,15 +218,15 @@ def train_gym(args: argparse.Namespace, trainer: str, seed: int, clock: Clock) -
 
 def activation(trainer: str, name: str) -> Any:
     if trainer == "sbx":
-        from flax import linen
+        from jaxrl.nets.mlp import ACTIVATIONS
 
-        return getattr(linen, name)
+        return ACTIVATIONS[name]
     from torch import nn
 
     return {"tanh": nn.Tanh, "swish": nn.SiLU, "relu": nn.ReLU, "elu": nn.ELU}[name]
 
 
-def train_brax(args: argparse.Namespace, _: str, seed: int, clock: Clock) -> None:
+def train_brax(args: argparse.Namespace, seed: int, clock: Clock) -> None:
     import dataclasses
 
     import brax_adapter

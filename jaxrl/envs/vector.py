@@ -161,7 +161,7 @@ class Vector:
         self.min_episode_length = env.episode_length  # control steps between two time limits
         self.members, self.devices = members, num_devices
         self.block = max(CPU_BLOCK // members, 1)
-        metrics = jax.eval_shape(env.reset, jax.random.key(0)).metrics
+        metrics = jax.eval_shape(self._reset_one, jax.random.key(0)).metrics
         self.metric_names = tuple(sorted(metrics))
         self.curriculum: CurriculumConfig | None = None
         if training:
@@ -171,7 +171,7 @@ class Vector:
 
     def observation(self) -> Any:
         """Returns the shapes of one observation."""
-        return jax.eval_shape(self.env.reset, jax.random.key(0)).obs
+        return jax.eval_shape(self._reset_one, jax.random.key(0)).obs
 
     @property
     def statistics(self) -> tuple[str, ...]:
