@@ -126,6 +126,25 @@ def test_any_number_of_threads_gives_the_same_bits():
         np.testing.assert_array_equal(values, results[1][name])
 
 
+def test_mujocos_clock_stands_still_while_worlds_are_stepped_and_only_then():
+    calls = []
+
+    def clock():
+        calls.append(None)
+        return 0.0
+
+    physics = FrankaReach(engine="c").physics
+    inputs = {"qpos": physics.rest[None], "qvel": np.zeros((1, 7)), "ctrl": np.zeros((1, 7))}
+    mujoco.set_mjcb_time(clock)
+    try:
+        physics.advance(inputs, 1)
+        assert not calls
+        mujoco.mj_step(physics.model, mujoco.MjData(physics.model))
+        assert calls
+    finally:
+        mujoco.set_mjcb_time(None)
+
+
 @pytest.mark.parametrize("engine", ["c", "warp"])
 def test_worlds_with_other_fields_of_their_own_leave_nothing_behind(engine):
     physics = FrankaReach(engine=engine).physics

@@ -208,7 +208,9 @@ def mjcf(drive: str, timestep: float) -> str:
 <mujoco model="ballbot_{drive}">
   <compiler angle="radian"/>
   <option timestep="{timestep}" integrator="Euler" solver="Newton" cone="pyramidal"
-          iterations="{iterations}" ls_iterations="{ls_iterations}"/>
+          iterations="{iterations}" ls_iterations="{ls_iterations}">
+    <flag island="disable"/>
+  </option>
   <default>
     <geom contype="0" conaffinity="0"/>
     <motor ctrlrange="-{MAX_TORQUE} {MAX_TORQUE}" ctrllimited="true"/>

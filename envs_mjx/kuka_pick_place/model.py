@@ -243,7 +243,7 @@ def mjcf(timestep: float = 0.005, grasp: str = "friction") -> str:
   <compiler angle="radian"/>
   <option timestep="{timestep}" integrator="implicitfast" solver="Newton" cone="pyramidal"
           impratio="1" iterations="5" ls_iterations="8">
-    <flag eulerdamp="disable"/>
+    <flag eulerdamp="disable" island="disable"/>
   </option>
   <custom>
     <numeric name="max_contact_points" data="12"/>

@@ -24,6 +24,9 @@ _POSITION = int(mujoco.mjtStage.mjSTAGE_POS)
 _CONSTANTS = ("body_subtreemass", "body_invweight0", "dof_invweight0")
 # A function of the C library that does nothing with a text: Python would need its own lock.
 _IGNORE = ctypes.CDLL(None).strlen
+# MuJoCo's clock (a public variable of its C library), which it reads some twenty times in each
+# step for `mjData.timer`: a sixth of the time of a small model's step.
+_clock = ctypes.c_void_p.in_dll(ctypes.CDLL(mujoco._functions.__file__), "mjcb_time")
 _lock = threading.Lock()  # programs may call from several threads; each call uses all cores
 
 
@@ -34,13 +37,15 @@ class CPhysics(HostPhysics):
 
     def advance(self, inputs: Arrays, steps: int) -> Arrays:
         with _lock:
-            warn = mujoco.get_mju_user_warning()
+            warn, clock = mujoco.get_mju_user_warning(), _clock.value
             # MuJoCo would write to a file that a world is unstable; this is counted elsewhere.
             mujoco.set_mju_user_warning(_IGNORE)
+            _clock.value = None
             try:
                 return self._advance(inputs, steps)
             finally:
                 mujoco.set_mju_user_warning(warn)
+                _clock.value = clock
 
     def _advance(self, inputs: Arrays, steps: int) -> Arrays:
         fields = tuple(name for name in inputs if name.startswith("model/"))
