@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import yaml
 
-from jaxrl.commands import evaluate, report
+from jaxrl.commands import evaluate, plot, report
 from jaxrl.config import write_yaml
 from jaxrl.errors import UserError
 from jaxrl.reporting import overlay, run_page
@@ -504,3 +504,50 @@ def test_a_missing_matplotlib_is_said_before_anything_is_read(tmp_path, monkeypa
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(UserError, match=r"pip install 'jaxrl\[report\]'"):
         report.main([str(tmp_path)])
+
+
+# -- pictures --------------------------------------------------------------------------
+
+
+def test_a_picture_has_a_panel_for_each_column_and_a_line_for_each_group(
+    sweep, tmp_path, monkeypatch, capsys
+):
+    from matplotlib.figure import Figure
+
+    drawn, save = [], Figure.savefig
+    monkeypatch.setattr(
+        Figure, "savefig", lambda self, *args, **kw: (drawn.append(self), save(self, *args, **kw))
+    )
+    monkeypatch.chdir(tmp_path)
+    assert plot.main([str(sweep)]) == 0
+    assert plot.main([str(sweep), "--keys", "loss, eval/mean_reward", "--x", "seconds"]) == 0
+    assert capsys.readouterr().out == "written to plot.png\nwritten to plot-2.png\n"
+    assert (tmp_path / "plot-2.png").read_bytes().startswith(b"\x89PNG")
+    titles = [[axis.get_title(loc="left") for axis in figure.axes] for figure in drawn]
+    assert titles == [
+        ["Return: training", "Return: evaluation", "Success rate: evaluation"],
+        ["train/loss", "Return: evaluation"],
+    ]
+    axis = drawn[1].axes[1]
+    assert axis.get_xlabel() == "wall-clock seconds"
+    ends = {float(line.get_xdata()[-1]) for line in axis.lines}
+    assert ends == {20.0, 12.0}  # 2 s a row; the diverged and the short member end before
+    names = [text.get_text() for text in drawn[1].legends[0].get_texts()]
+    assert names == ["ppo.learning_rate=1e-05", "ppo.learning_rate=0.001"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "at least one run"),
+        (["--x", "time"], "--x: got 'time', expected steps or seconds"),
+        (["--keys", "succes"], "did you mean success?"),
+        (["--keys", "velocity"], "no run has finite numbers of 'velocity' (names: the first line"),
+        (["--out", "picture.gif"], "unknown kind of picture (known: .png, .svg, .pdf)"),
+        (["--out", "."], "unknown kind of picture"),
+    ],
+)
+def test_a_picture_that_cannot_be_drawn_is_one_line(arguments, said, tmp_path):
+    runs = [str(write_run(tmp_path / "run"))] if arguments else []
+    with pytest.raises(UserError, match=re.escape(said)):
+        plot.main([*runs, *arguments])

@@ -11,6 +11,7 @@ COMMANDS = {
     "train": "train a policy, or continue a run",
     "evaluate": "evaluate a trained policy, or the baselines of a task",
     "report": "write an HTML page about one or more runs",
+    "plot": "draw learning curves of one or more runs",
     "check": "check a task of your own before training on it",
     "completion": "print a script for tab completion in bash or zsh",
 }

@@ -39,6 +39,7 @@ from jaxrl.reporting.statistics import aggregate, iqm_interval
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#4d4d4d")
 DASHES = ((), (3, 1), (1, 1), (4, 1, 1, 1))  # in line widths
 RETURNS = CURVES[0].columns
+X_LABELS = {STEPS: "control steps", SECONDS: "wall-clock seconds"}
 NOTHING = "&ndash;"
 
 EXPLANATION = """
@@ -132,9 +133,19 @@ def _figures(groups: Sequence[Group], panels: Sequence[Panel]) -> list[str]:
 
 def _figure(groups: Sequence[Group], panel: Panel, name: str, x: str) -> str:
     """One column of all groups, against control steps or seconds."""
+    drawing, axis = axes(title(panel, name), panel.y, X_LABELS[x])
+    compare(axis, groups, name, x)
+    return image(drawing, f"{title(panel, name)} ({name})")
+
+
+def title(panel: Panel, name: str) -> str:
+    """The title of one of a panel's columns."""
     source = SOURCES.get(name.partition("/")[0]) if name != panel.title else None
-    title = f"{panel.title}: {source}" if source else panel.title
-    drawing, axis = axes(title, panel.y, "control steps" if x == STEPS else "wall-clock seconds")
+    return f"{panel.title}: {source}" if source else panel.title
+
+
+def compare(axis: Any, groups: Sequence[Group], name: str, x: str) -> None:
+    """Draws one column of all groups, against control steps or seconds."""
     for group, style in zip(groups, styles(groups)):
         draw(axis, group, style, name, x)
     if cut := limit(axis, [m.curve(name)[1] for group in groups for m in group.members]):
@@ -142,7 +153,6 @@ def _figure(groups: Sequence[Group], panel: Panel, name: str, x: str) -> str:
     axis.set_xlim(left=0)
     if x == SECONDS:
         axis.xaxis.set_major_formatter("{x:,.0f}")
-    return image(drawing, f"{title} ({name})")
 
 
 def draw(axis: Any, group: Group, style: Style, name: str, x: str) -> None:

@@ -54,6 +54,7 @@ CURVES = (
 )
 COUNTERS = (columns.EPISODES, columns.NAN_RESETS, columns.RESTARTS, columns.EVAL_RETURN_STD)
 CLOCKS = (STEPS, SECONDS, columns.ITERATIONS)
+PANEL = (4.6, 2.7)  # inches
 SOURCES = {"rollout": "training", "eval": "evaluation"}  # by prefix of the column
 
 STYLE = """
@@ -113,7 +114,7 @@ def need_matplotlib() -> None:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:
         raise UserError(
-            "report: Matplotlib is not installed; run `pip install 'jaxrl[report]'`"
+            "figures: Matplotlib is not installed; run `pip install 'jaxrl[report]'`"
         ) from error
 
 
@@ -151,10 +152,17 @@ def _statistic(metric: str) -> str:
 def axes(title: str, y: str, x: str = "control steps") -> tuple[Any, Any]:
     """A figure with one panel, and its axes."""
     from matplotlib.figure import Figure
+
+    figure = Figure(figsize=PANEL, layout="constrained")
+    axis = figure.subplots()
+    prepare(axis, title, y, x)
+    return figure, axis
+
+
+def prepare(axis: Any, title: str, y: str, x: str = "control steps") -> None:
+    """Gives axes their look, title and labels."""
     from matplotlib.ticker import EngFormatter
 
-    figure = Figure(figsize=(4.6, 2.7), layout="constrained")
-    axis = figure.subplots()
     axis.grid(color="#e4e4e4", lw=0.8)
     axis.spines[["top", "right"]].set_visible(False)
     axis.spines[["left", "bottom"]].set_color("#999")
@@ -163,16 +171,20 @@ def axes(title: str, y: str, x: str = "control steps") -> tuple[Any, Any]:
     axis.set_title(title, fontsize=11, loc="left", fontweight="bold")
     axis.set_xlabel(x, fontsize=9)
     axis.set_ylabel(y, fontsize=9)
-    return figure, axis
 
 
-def image(figure: Any, alt: str) -> str:
-    """The figure as an HTML image."""
+def shorten(figure: Any) -> None:
+    """Writes large numbers at the vertical axes as 20k or 1M."""
     from matplotlib.ticker import EngFormatter
 
     for axis in figure.axes:
         if max(map(abs, axis.get_ylim())) >= 10_000:
             axis.yaxis.set_major_formatter(EngFormatter(sep=""))
+
+
+def image(figure: Any, alt: str) -> str:
+    """The figure as an HTML image."""
+    shorten(figure)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150)
     source = data(buffer.getvalue(), "image/png")
