@@ -551,3 +551,14 @@ def test_a_picture_that_cannot_be_drawn_is_one_line(arguments, said, tmp_path):
     runs = [str(write_run(tmp_path / "run"))] if arguments else []
     with pytest.raises(UserError, match=re.escape(said)):
         plot.main([*runs, *arguments])
+
+
+def test_a_picture_of_a_file_without_permission_is_one_line(tmp_path, monkeypatch):
+    from jaxrl.reporting import members
+
+    def refused(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(members, "read_rows", refused)
+    with pytest.raises(UserError, match=r"cannot read .*progress.csv: Permission denied"):
+        plot.main([str(write_run(tmp_path / "run"))])

@@ -75,6 +75,11 @@ class Style:
     line: float
     shade: float
 
+    @property
+    def pattern(self) -> Any:
+        """The dashes as Matplotlib's line style."""
+        return (0, self.dashes) if self.dashes else "-"
+
 
 def styles(groups: Sequence[Group]) -> list[Style]:
     """A style for each group; the more members and groups, the fainter the lines and areas."""
@@ -110,9 +115,7 @@ def _colors_and_dashes(groups: Sequence[Group]) -> list[tuple[str, tuple[float, 
 
 def curves(groups: Sequence[Group]) -> list[str]:
     """Figures of all columns that hold numbers, by heading; returns also against time."""
-    members = [member for group in groups for member in group.members]
-    columns = dict.fromkeys(name for m in members for row in m.rows[:1] for name in row)
-    panels_by_heading = sections([c for c in columns if any(m.curve(c).size for m in members)])
+    panels_by_heading = sections(finite_columns(groups))
     if not any(panels_by_heading.values()):
         return ["<p>No member has a finite number to draw.</p>"]
     last_heading = list(panels_by_heading)[-1]
@@ -120,6 +123,13 @@ def curves(groups: Sequence[Group]) -> list[str]:
         plots(heading, _figures(groups, panels), folded=heading == last_heading)
         for heading, panels in panels_by_heading.items()
     ]
+
+
+def finite_columns(groups: Sequence[Group]) -> list[str]:
+    """Columns of progress.csv in which a member has a finite number."""
+    members = [member for group in groups for member in group.members]
+    names = dict.fromkeys(name for m in members for row in m.rows[:1] for name in row)
+    return [name for name in names if any(m.curve(name).size for m in members)]
 
 
 def _figures(groups: Sequence[Group], panels: Sequence[Panel]) -> list[str]:
@@ -169,7 +179,7 @@ def draw(axis: Any, group: Group, style: Style, name: str, x: str) -> None:
     if not curves:
         return
     grid, count, (middle, low, high) = aggregate(curves)
-    line = {"color": style.colour, "ls": (0, style.dashes) if style.dashes else "-", "zorder": 3}
+    line = {"color": style.colour, "ls": style.pattern, "zorder": 3}
     if len(grid) == 1:  # lines and areas of one point are invisible
         spread = [middle - low, high - middle] if len(curves) > 1 else None
         axis.errorbar(grid, middle, spread, fmt="o", ms=5, color=style.colour, capsize=4, zorder=3)

@@ -13,6 +13,7 @@ from jaxrl.logs import columns
 from jaxrl.reporting import overlay
 from jaxrl.reporting.members import Group, grouped, read_members
 from jaxrl.reporting.pages import PANEL, need_matplotlib, prepare, sections, shorten
+from jaxrl.reporting.reading import distinct, unreadable_is_said
 
 FORMATS = (".png", ".svg", ".pdf")
 KEYS = ("return", "success")
@@ -47,7 +48,8 @@ def write(
         raise UserError(f"{out}: unknown kind of picture (known: {', '.join(FORMATS)})")
     if out:
         check_writable(out)
-    groups = grouped(read_members(list({run.resolve(): run for run in runs}.values())))
+    with unreadable_is_said(runs[0]):
+        groups = grouped(read_members(distinct(runs)))
     out = out or first_free(Path("plot.png"))
     figure = _figure(groups, _selected(groups, keys), x)
     with replacing(out) as part:
@@ -57,9 +59,7 @@ def write(
 
 def _selected(groups: Sequence[Group], keys: Sequence[str]) -> list[str]:
     """The columns that keys name, in the order of the keys."""
-    members = [member for group in groups for member in group.members]
-    names = dict.fromkeys(name for member in members for row in member.rows[:1] for name in row)
-    known = [name for name in names if any(member.curve(name).size for member in members)]
+    known = overlay.finite_columns(groups)
     selected: dict[str, None] = {}
     for key in keys:
         meant = (key, columns.rollout(key), columns.evaluation(key))
@@ -99,7 +99,7 @@ def _figure(groups: Sequence[Group], names: Sequence[str], x: str) -> Any:
         overlay.compare(axis, groups, name, x)
     if several:
         lines = [
-            Line2D([], [], color=s.colour, ls=(0, s.dashes) if s.dashes else "-", label=g.label)
+            Line2D([], [], color=s.colour, ls=s.pattern, label=g.label)
             for g, s in zip(groups, overlay.styles(groups))
         ]
         figure.legend(handles=lines, loc="outside lower left", fontsize=9, frameon=False)

@@ -6,10 +6,12 @@ is named in a warning on standard error, and the report continues without it.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,22 @@ COLUMNS = ("mean", "std", "min", "max", "ci95_low", "ci95_high")  # of a summary
 MAX_VIDEO = 64 << 20  # bytes, largest video that is put into a page
 
 Summary = dict[str, dict[str, float]]  # statistic -> "mean", "std", ... -> number
+
+
+def distinct(runs: Sequence[Path]) -> list[Path]:
+    """The folders without those that are named twice."""
+    return list({run.resolve(): run for run in runs}.values())
+
+
+@contextlib.contextmanager
+def unreadable_is_said(folder: Path) -> Iterator[None]:
+    """Turns an error of the file system (no permission, a failing disk) into a UserError that names
+    the file, or `folder` if the error names none."""
+    try:
+        yield
+    except OSError as error:
+        path = error.filename or folder
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 @dataclasses.dataclass(frozen=True)

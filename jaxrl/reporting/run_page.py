@@ -52,16 +52,13 @@ def write(runs: Sequence[Path], out: Path | None = None) -> Path:
         file cannot be written.
     """
     need_matplotlib()
-    runs = list({run.resolve(): run for run in runs}.values())
+    runs = reading.distinct(runs)
     trained_here = len(runs) == 1 and is_resumable(runs[0])
     if out:
         check_writable(out)
     several = len(runs) > 1 or is_population(runs[0])
-    try:
+    with reading.unreadable_is_said(runs[0]):
         text = overlay.page(runs) if several else page(runs[0])
-    except OSError as error:  # a folder without permission, a failing disk
-        path = error.filename or runs[0]
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     if not out:
         out = runs[0] / "report.html" if trained_here else first_free(Path("report.html"))
     write_text(out, text)
