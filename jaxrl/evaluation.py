@@ -149,6 +149,20 @@ def scalars(statistics: tuple[str, ...], table: np.ndarray) -> dict[str, float]:
     return row
 
 
+def failures(statistics: tuple[str, ...], table: np.ndarray, env: Task) -> float:
+    """Returns the share of episodes that the task ended before their time limit, without success.
+
+    Args:
+      statistics: names of the columns.
+      table: [E, S] values.
+      env: the task.
+    """
+    failed = table[:, statistics.index("length")] < (env.episode_length or np.inf)
+    if "success" in statistics:
+        failed &= table[:, statistics.index("success")] < 0.5
+    return float(failed.mean())
+
+
 def format_summary(summary: dict[str, dict[str, float]], env: Task) -> str:
     """Returns the summary as a plain-text table, with the task's success criterion below."""
     columns = ("mean", "std", "min", "max")

@@ -287,8 +287,9 @@ def evaluate_policy(
     """
     start_time = time.monotonic()
     key = jax.random.fold_in(jax.random.key(EVAL_SEED + 1), seed)
+    env = task or trained.config.eval_env
     statistics, table = evaluation.play(
-        task or trained.config.eval_env,
+        env,
         trained.actor,
         trained.params,
         episodes,
@@ -302,6 +303,7 @@ def evaluate_policy(
         "seed": seed,
         "seconds": time.monotonic() - start_time,
         "hardware": hardware(),
+        "failure": evaluation.failures(statistics, table, env),
         "summary": evaluation.summarize(statistics, table),
     }
 

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxrl import evaluation, video
+from jaxrl import envs, evaluation, video
 from jaxrl.commands import evaluate
 from jaxrl.commands.evaluate import baselines
 from jaxrl.errors import UserError
@@ -40,6 +40,12 @@ LONG = "a" * 300
     [
         (["x", "--baselines", "countdown"], "unexpected argument 'x' together with --baselines"),
         (["--baselines", "countdown", "--on", "mujoco"], "--on: cannot be used together"),
+        (["--vary", "env.ends_at=3", "--video", "x.mp4"], "--vary: cannot .* together with"),
+        (["--vary", "num_envs"], "--vary: got 'num_envs', expected a setting of the task"),
+        (["--vary", "env.ends"], "--vary: got 'env.ends', expected a setting of the task"),
+        (["--vary", "env.ends_at"], "--vary env.ends_at: needs its values, such as"),
+        (["--vary", "env.ends_at=3,x"], "env.ends_at: got 'x'"),
+        (["--vary", "env.ends_at=3", "--json", "/proc/x.json"], "--json: cannot write"),
         (
             ["--episodes", "10000000000"],
             "--episodes: got '10000000000', .* from 1 to 4,294,967,295",
@@ -103,6 +109,27 @@ def test_numbers_go_only_into_runs_of_ones_own(run, tmp_path, capsys):
     assert sorted(run.glob("**/*")) == [p for p in before if "checkpoints" not in str(p)]
     assert evaluate.main([*argv, "--json", str(tmp_path / "new" / "x.json")]) == 0
     assert json.loads((tmp_path / "new" / "x.json").read_text())["episodes"] == 4
+
+
+def test_a_setting_is_varied(run, tmp_path, capsys):
+    """A row for each value; a failure is an early end without success, and not an early end."""
+    file = tmp_path / "varied.json"
+    argv = ["--vary", "env.ends_at=0,4", "--episodes", "6", "--json", str(file)]
+    assert evaluate.main([str(run), *argv]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split() == ["success", "failure", "return", "length"]
+    assert [line.split() for line in lines[2:4]] == [["0", "0", "0", "10", "10"], ["4", *"1044"]]
+    assert json.loads(file.read_text())["rows"]["4"]["summary"]["length"]["mean"] == 4
+    assert evaluate.main(["--baselines", "countdown", *argv]) == 0
+    assert "4, random" in capsys.readouterr().out
+    choices = evaluate._values("env.terrain", envs.env_class("ballbot")())[1]
+    assert choices[:2] == ["flat", "simplex"]
+
+
+def test_a_failure_is_an_early_end_without_success():
+    table = np.array([[10, 0.0], [4, 1.0], [4, 0.0], [10, 1.0]])
+    assert evaluation.failures(("length", "success"), table, Countdown()) == 0.25
+    assert evaluation.failures(("length",), table[:, :1], Countdown()) == 0.5
 
 
 def test_a_member_of_a_population_is_ones_own(tmp_path):

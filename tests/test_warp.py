@@ -41,12 +41,13 @@ STAR = """
     ("task", "scale", "tolerance"),
     [
         (Ballbot(), 0.1, 1e-5),
+        (Ballbot(terrain="hills", terrain_count=2), 0.1, 1e-5),
         (FrankaReach(), 0.05, 1e-4),
         (AlohaInsertion(), 0.1, 1e-3),
         (KukaPickPlace(), 0.05, 1e-3),
         (KukaPickPlace(grasp="magnet"), 0.05, 1e-3),
     ],
-    ids=["ballbot", "reach", "insertion", "friction", "magnet"],
+    ids=["ballbot", "terrain", "reach", "insertion", "friction", "magnet"],
 )
 def test_warp_agrees_with_c(task, scale, tolerance):
     warp, c = (played(dataclasses.replace(task, engine=e), 10, scale) for e in ("warp", "c"))

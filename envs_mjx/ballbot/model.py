@@ -70,6 +70,13 @@ BASE_COM_HEIGHT = (
 # wheel starts at the limit between contact and no contact.
 OMNIWHEEL_SINK = 0.0045  # m
 
+# The plane that touches the ball: on uneven ground it moves with the ball.
+MOVING_FLOOR = f'<body name="ground" mocap="true">{ground("floor")}</body>'
+
+# The ground yields by this much under the robot. Episodes on uneven ground start there: at the
+# limit of contact, rounding would decide whether the robot falls freely in the first step.
+GROUND_SINK = 0.0005  # m
+
 VIEW = View(body="base", distance=1.4)
 
 DRIVES = ("no_slip", "omniwheel")
@@ -195,12 +202,26 @@ def _omniwheel() -> tuple[str, str, str]:
     return bodies, pairs, motors
 
 
-def mjcf(drive: str, timestep: float) -> str:
+def terrain_geom(points: int, size: float, middle: np.ndarray) -> str:
+    """A height field as MJCF, to be drawn.
+
+    Args:
+      points: number of heights along a side.
+      size: length of a side (m).
+      middle: [2] position of its middle (m).
+    """
+    return f"""<geom name="floor" type="hfield" hfield="terrain" pos="{text(middle)} 0"
+      material="ground"/></worldbody><asset><hfield name="terrain" nrow="{points}" ncol="{points}"
+      size="{size / 2} {size / 2} 1 1"/></asset><worldbody>"""
+
+
+def mjcf(drive: str, timestep: float, floor: str = "") -> str:
     """The model as an MJCF string.
 
     Args:
       drive: "no_slip" or "omniwheel".
       timestep: physics step (s).
+      floor: the ground's body or geom, which is a plane with the name "floor"; "": z = 0.
     """
     bodies, pairs, motors = {"no_slip": _no_slip, "omniwheel": _omniwheel}[drive]()
     iterations, ls_iterations = {"no_slip": (2, 4), "omniwheel": (4, 8)}[drive]
@@ -222,7 +243,7 @@ def mjcf(drive: str, timestep: float) -> str:
     <material name="ball" texture="ball" texuniform="true" texrepeat="4 4"/>
   </asset>
   <worldbody>
-    {ground("floor")}
+    {floor or ground("floor")}
     {bodies}
   </worldbody>
   <contact>{pairs}</contact>

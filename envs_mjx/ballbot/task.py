@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +21,9 @@ from envs_mjx.ballbot.controllers import (
     pd_gain,
     to_heading,
 )
-from envs_mjx.physics import Physics, PhysicsState, Simulated, make_physics
-from jaxrl.envs import ArraySpec, State
+from envs_mjx.physics import NamedModel, Physics, PhysicsState, Simulated, make_physics
+from envs_mjx.terrain import HeightFields, Kind, make_fields
+from jaxrl.envs import ArraySpec, CurriculumConfig, State
 from jaxrl.errors import UserError
 from jaxrl.options import option
 
@@ -84,6 +85,19 @@ class Info:
     original_return: jax.Array
 
 
+@struct.dataclass
+class Ground:
+    """The ground of one world.
+
+    Attributes:
+      field: int32, index of its height field.
+      scale: factor on the heights.
+    """
+
+    field: jax.Array
+    scale: jax.Array
+
+
 @dataclasses.dataclass(frozen=True)
 class Ballbot(Simulated):
     """A ballbot that drives at commanded velocities; the fields are the task's settings.
@@ -106,6 +120,24 @@ class Ballbot(Simulated):
         "commanded velocities: random directions and speeds, or always +y at full speed"
         " as in the original task",
     )
+    terrain: Kind = option(
+        "flat",
+        "ground: flat, simplex noise (as in the original task), ramp, hills, steps, sinusoid, bowl "
+        "or ridges; a new one in each episode",
+    )
+    terrain_height: float = option(
+        0.1,
+        "height of the terrain (m); of a ramp: its rise in 1 m; steps are a tenth of it",
+        minimum=0,
+        maximum=1,
+    )
+    terrain_count: int = option(
+        64,
+        "number of different terrains of 10 m x 10 m, on which episodes start anywhere",
+        minimum=1,
+        maximum=1000,
+    )
+    terrain_seed: int = option(0, "seed of the terrains", minimum=0)
     max_speed: float = option(0.425, "largest commanded speed (m/s)", greater_than=0)
     command_period: float = option(
         4.0,
@@ -148,6 +180,13 @@ class Ballbot(Simulated):
         1.5, "weight of the penalty on squared changes of the torques that the policy asks for"
     )
 
+    curriculum: CurriculumConfig = option(
+        CurriculumConfig(start=(1.0,), raise_at=0.9),
+        "height of the terrain as a share of terrain_height; 1: the full height from the start",
+    )
+
+    # Evaluations are on terrains that training has not seen.
+    eval_overrides: ClassVar[dict[str, Any]] = {"terrain_seed": 1}
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "cpu": {
             "ppo": {"num_envs": 256, "total_timesteps": 2_500_000, "ppo": PPO},
@@ -184,11 +223,19 @@ class Ballbot(Simulated):
     @functools.cached_property
     def physics(self) -> Physics:
         return make_physics(
-            m.mjcf(self.drive, self.timestep),
+            m.mjcf(self.drive, self.timestep, m.MOVING_FLOOR if self.fields else ""),
             engine=self.engine,
             substeps=self.substeps,
+            before_step=self._move_floor if self.fields else None,
             rolling_geoms=m.WHEEL_GEOMS if self.drive == "omniwheel" else (),
         )
+
+    @functools.cached_property
+    def fields(self) -> HeightFields | None:
+        """The terrains; None on flat ground."""
+        if self.terrain == "flat":
+            return None
+        return make_fields(self.terrain, self.terrain_height, self.terrain_count, self.terrain_seed)
 
     @property
     def control_dt(self) -> float:
@@ -209,14 +256,22 @@ class Ballbot(Simulated):
 
     # -- episodes -------------------------------------------------------------------
 
-    def reset(self, key: jax.Array) -> State:
-        """Starts at the origin with any yaw, a small random tilt and a small angular velocity."""
+    def reset(self, key: jax.Array, level: jax.Array | float = 1.0) -> State:
+        """Starts with any yaw, a small random tilt and a small angular velocity; at the origin, or
+        anywhere on a terrain, whose height grows with the level of the curriculum."""
         key_pose, key_gyro, key_command = jax.random.split(key, 3)
         yaw, tilt, about = jax.random.uniform(key_pose, (3,))
         quat = _turn(2 * jnp.pi * yaw, jnp.deg2rad(self.start_tilt) * tilt, 2 * jnp.pi * about)
         qpos = jnp.asarray(self.physics.rest, jnp.float32).at[3:7].set(quat)
         gyro = jax.random.uniform(key_gyro, (3,), minval=-0.1, maxval=0.1)
-        physics = self.physics.init(qpos, jnp.zeros(self.physics.nv).at[3:6].set(gyro))
+        qvel = jnp.zeros(self.physics.nv).at[3:6].set(gyro)
+        if self.fields:
+            ground, rise = self._ground(jax.random.fold_in(key, 1), self.fields, level)
+            for body in self._free_bodies:
+                qpos = qpos.at[body].add(rise)
+            physics = self.physics.init(qpos, qvel, extra=ground)
+        else:
+            physics = self.physics.init(qpos, qvel)
         info = Info(
             step=jnp.zeros((), jnp.int32),
             commands=self._commands(key_command),
@@ -237,6 +292,33 @@ class Ballbot(Simulated):
         action = last + jnp.clip(change, -largest_change, largest_change)
         physics = self.physics.step(state.physics, m.MAX_TORQUE * action)
         return self._judge(physics, state.info, action, change)
+
+    def _ground(
+        self, key: jax.Array, fields: HeightFields, level: jax.Array | float
+    ) -> tuple[Ground, jax.Array]:
+        """A random terrain, and the move [3] (m) from the reference pose to a place on it."""
+        key_field, key_place = jax.random.split(key)
+        field = jax.random.randint(key_field, (), 0, self.terrain_count)
+        scale = jnp.reshape(level, ())
+        place = fields.size * jax.random.uniform(key_place, (2,), minval=-0.5, maxval=0.5)
+        point, normal = fields.surface(field, scale, place)
+        center = point + (m.BALL_RADIUS - m.GROUND_SINK) * normal
+        return Ground(field, scale), center - jnp.array([0.0, 0.0, m.BALL_RADIUS])
+
+    @property
+    def _free_bodies(self) -> list[slice]:
+        """The positions in `qpos` of the bodies that move freely; the last one is the ball's."""
+        joints = {"no_slip": ["base"], "omniwheel": ["base", "ball"]}[self.drive]
+        starts = [self.physics.qpos_slice(joint).start for joint in joints]
+        return [slice(start, start + 3) for start in starts]
+
+    def _move_floor(self, state: PhysicsState) -> PhysicsState:
+        """Lays the floor, a plane, onto the terrain at the point that is closest to the ball."""
+        fields, ground = cast(HeightFields, self.fields), cast(Ground, state.extra)
+        point, normal = fields.foot(ground.field, ground.scale, state.qpos[self._free_bodies[-1]])
+        turn = jnp.stack([1.0 + normal[2], -normal[1], normal[0], 0.0])  # from the z axis
+        quat = turn / jnp.linalg.norm(turn)
+        return state.replace(mocap_pos=point[None], mocap_quat=quat[None])
 
     def _commands(self, key: jax.Array) -> jax.Array:
         """[C, 2] commanded velocities of an episode (m/s, world frame)."""
@@ -343,7 +425,23 @@ class Ballbot(Simulated):
 
     def render(self, states: PhysicsState, stride: int) -> np.ndarray:
         """[F, H, W, 3] pictures of every `stride`-th of the physics states [T, ...]."""
-        return self.physics.render(states, m.VIEW, stride=stride)
+        if not self.fields:
+            return self.physics.render(states, m.VIEW, stride=stride)
+        # A model with the terrain around the robot's way, for the pictures only.
+        middle = np.asarray(states.qpos[:, :2]).mean(0)
+        heights = self._heights(states, middle)
+        floor = m.terrain_geom(heights.shape[0], self.fields.size, middle)
+        model = NamedModel(m.mjcf(self.drive, self.timestep, floor), substeps=1)
+        model.model.hfield_data[:] = heights.ravel()
+        return model.render(states.replace(mocap_pos=None), m.VIEW, stride=stride)
+
+    def _heights(self, states: PhysicsState, middle: np.ndarray) -> np.ndarray:
+        """[P, P] heights (m) of the terrain of a trajectory, in a square around a place [2]."""
+        fields, ground = cast(HeightFields, self.fields), cast(Ground, states.extra)
+        line = fields.size * np.linspace(-0.5, 0.5, fields.heights.shape[-1])
+        places = jnp.stack(jnp.meshgrid(middle[0] + line, middle[1] + line), -1)
+        height = jax.vmap(jax.vmap(lambda place: fields.height(ground.field[0], place)[0]))
+        return np.asarray(ground.scale[0] * jax.jit(height)(places))
 
 
 def _turn(yaw: jax.Array, tilt: jax.Array, about: jax.Array) -> jax.Array:

@@ -150,7 +150,7 @@ class KukaPickPlace(ArmTask):
         "cpu": {
             "ppo": {
                 "num_envs": 256,
-                "total_timesteps": 3_000_000,
+                "total_timesteps": 4_000_000,
                 "ppo": PPO,
                 "eval": {"every": 500_000},
                 "checkpoint": {"every": 500_000},

@@ -11,7 +11,7 @@ from typing import Any
 
 from envs_mjx.physics.c import CPhysics, CSimulation
 from envs_mjx.physics.engines import make_physics
-from envs_mjx.physics.model import View
+from envs_mjx.physics.model import NamedModel, View
 from envs_mjx.physics.protocol import Physics
 from envs_mjx.physics.state import PhysicsState
 from envs_mjx.physics.task import Simulated
@@ -30,6 +30,7 @@ __all__ = [
     "CPhysics",
     "CSimulation",
     "MJXPhysics",
+    "NamedModel",
     "Physics",
     "PhysicsState",
     "Simulated",

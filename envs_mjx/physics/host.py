@@ -33,7 +33,12 @@ class PackedPhysics(NamedModel):
 
     def step(self, state: PhysicsState, ctrl: jax.Array) -> PhysicsState:
         """As `MJXPhysics.step`."""
-        return self._call(state, ctrl, self.substeps)
+        change = self.before_step
+        if change is None:
+            return self._call(state, ctrl, self.substeps)
+        for _ in range(self.substeps):
+            state = self._call(change(state), ctrl, 1)
+        return state
 
     def _call(self, state: PhysicsState, ctrl: jax.Array, steps: int) -> PhysicsState:
         """The state after `steps` physics steps, of one world."""

@@ -58,6 +58,8 @@ class MJXPhysics(NamedModel):
         """
 
         def substep(state: PhysicsState, _) -> tuple[PhysicsState, None]:
+            if self.before_step:
+                state = self.before_step(state)
             with tuned_mjx(self.model):
                 data = _step(self, self._model(state), self._data(state, ctrl))
             return self._updated(state, data), None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -63,6 +63,8 @@ class NamedModel:
         model's contacts then need condim 3 and the pyramidal cone.
       sites, bodies: names whose poses a task reads.
       jacobians: whether it reads Jacobians of these sites too.
+      before_step: a function of a world's state that changes it before each physics step, such as
+        the pose of a mocap body; None: nothing changes.
       max_contacts: contacts that a world has room for in Warp, of which it cannot have more; None:
         as many as there are when all its pairs of geoms touch.
 
@@ -86,6 +88,7 @@ class NamedModel:
         sites: Sequence[str] = (),
         bodies: Sequence[str] = (),
         jacobians: bool = False,
+        before_step: Callable[[PhysicsState], PhysicsState] | None = None,
         max_contacts: int | None = None,
     ):
         self.xml, self.substeps = xml, substeps
@@ -98,7 +101,7 @@ class NamedModel:
         if watch and not (pyramidal and (self.model.pair_dim == 3).all()):
             raise ValueError("watched pairs need a pyramidal cone and condim 3 everywhere")
         self.sites, self.bodies, self.jacobians = tuple(sites), tuple(bodies), jacobians
-        self.max_contacts = max_contacts
+        self.before_step, self.max_contacts = before_step, max_contacts
 
     # -- worlds ----------------------------------------------------------------------------
 
@@ -109,6 +112,7 @@ class NamedModel:
         *,
         mocap_pos: jax.Array | None = None,
         fields: dict[str, jax.Array] | None = None,
+        extra: Any = None,
     ) -> PhysicsState:
         """A world at rest or with the given velocities.
 
@@ -117,6 +121,7 @@ class NamedModel:
           qvel: [nv] generalised velocities; None: zero.
           mocap_pos: [nmocap, 3] positions of mocap bodies (m); None: those of the model.
           fields: values of fields of the model in this world, by name; None: the model's own.
+          extra: data for `before_step`.
         """
         model = self.model
         if mocap_pos is None:
@@ -132,7 +137,10 @@ class NamedModel:
             eq_active=None if model.eq_active0.all() else jnp.asarray(model.eq_active0, bool),
             model=self._with_constants(fields) if fields else None,
             touch=jnp.zeros(len(self.watch)) if len(self.watch) else None,
+            extra=extra,
         )
+        if self.before_step:
+            state = self.before_step(state)
         return self._with_poses(state) if self.pose_rows else state
 
     def field(self, name: str) -> jax.Array:

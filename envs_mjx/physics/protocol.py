@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import jax
 import mujoco
@@ -53,6 +53,7 @@ class Physics(Protocol):
         *,
         mocap_pos: jax.Array | None = None,
         fields: dict[str, jax.Array] | None = None,
+        extra: Any = None,
     ) -> PhysicsState:
         """A world at rest or with the given velocities.
 
@@ -62,6 +63,7 @@ class Physics(Protocol):
           mocap_pos: [nmocap, 3] positions of mocap bodies (m); None: those of the model.
           fields: values of fields of the model in this world, by name; None: the model's own. The
             constants that follow from them (as in `mj_setConst`) are computed again.
+          extra: data for the model's `before_step`.
         """
 
     def step(self, state: PhysicsState, ctrl: jax.Array) -> PhysicsState:

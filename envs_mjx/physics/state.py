@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 from flax import struct
 
@@ -27,6 +29,7 @@ class PhysicsState:
       model: this world's own values of fields of the MJX model (by name, such as
         "body_mass"), from `Physics.init`.
       touch: [K] normal forces (N) at the watched pairs of geoms in the last physics step.
+      extra: data of the task that `before_step` reads (see `NamedModel`).
       poses: kinematics at `qpos` that tasks may read, by MuJoCo's names of the fields; see
         `Physics.site_pose`.
     """
@@ -41,6 +44,7 @@ class PhysicsState:
     model: dict[str, jax.Array] | None = None
     touch: jax.Array | None = None
     poses: dict[str, jax.Array] | None = None
+    extra: Any = None
 
     def data_fields(self) -> dict[str, jax.Array]:
         """The fields that MuJoCo's `Data` also has and the model uses, by name."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import sys
+import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jaxrl import cli
 from jaxrl.errors import UserError
@@ -25,6 +26,9 @@ RUN_OR_CHECKPOINT is the folder of a run (its best model is evaluated) or of one
   --on SIMULATORS    evaluate in MJX and in these simulators (a list such as mujoco,pybullet),
                      from the same starts, and print the difference (gap) to MJX
   --set KEY=VALUE    change a setting, such as env.drive=omniwheel; may be given several times
+  --vary KEY[=V,W]   play with each value of one of the task's settings, such as env.terrain or
+                     env.max_speed=0.2,0.3, and print a table with a row for each; without values:
+                     all choices of the setting
   --json FILE        write the statistics to this file. Without --json, those of a run that has
                      a folder checkpoints/ are written to
                      RUN/eval/<checkpoint>-<settings>.json, or with --baselines RUN to
@@ -45,6 +49,7 @@ FLAGS = {
     "seed": True,
     "set": True,
     "on": True,
+    "vary": True,
     "json": True,
     "video": True,
     "baselines": True,
@@ -65,9 +70,14 @@ def main(argv: list[str]) -> int:
         )
     if baselines and flags.get("on"):
         raise UserError("--on: cannot be used together with --baselines")
+    for other in ("on", "video"):
+        if flags.get("vary") and flags.get(other):
+            raise UserError(f"--vary: cannot be used together with --{other}")
     if not baselines and len(positionals) != 1:
         raise UserError(f"expected one run or checkpoint, got {len(positionals)} (see --help)")
     cli.start_jax()
+    if flags.get("vary"):
+        return _vary(baselines or positionals[0], flags)
     return _evaluate_baselines(flags) if baselines else _evaluate_run(positionals[0], flags)
 
 
@@ -76,12 +86,9 @@ def _evaluate_run(path: str, flags: dict[str, Any]) -> int:
     from jaxrl.evaluation import format_summary
     from jaxrl.runs import evaluate_policy, load_policy
 
-    episodes, seed = (
-        cli.parse_int(flags, "episodes", 100),
-        cli.parse_int(flags, "seed", 0, minimum=0),
-    )
+    episodes, seed = _sample(flags)
     changed = flags["set"]
-    trained = load_policy(path, changed | {"eval_overrides": changed.get("env", {})})
+    trained = load_policy(path, _everywhere(changed))
     env, run = trained.config.eval_env, trained.source.parent.parent
     tasks = _elsewhere(env, trained.config.task, flags) if flags.get("on") else {}
     _prepare(flags, env, trained.actor, trained.params, seed)
@@ -194,39 +201,128 @@ def _compare_simulators(
     return 0
 
 
+# -- one setting with several values ---------------------------------------------------
+
+
+def _vary(path: str, flags: dict[str, Any]) -> int:
+    """Evaluates a policy or baselines with each value of a setting, and prints a table."""
+    from jaxrl.logs import readable
+    from jaxrl.options import Raw, merge, nest
+    from jaxrl.runs import load_policy
+
+    episodes, seed = _sample(flags)
+    scripted = bool(flags.get("baselines"))
+    load: Any = _configured if scripted else load_policy
+    play = _play_with_baselines if scripted else _play_with_policy
+    key, values = _values(flags["vary"], _env(load(path, _everywhere(flags["set"]))))
+    changes = [merge(flags["set"], nest({key: Raw(value)})) for value in values]
+    subjects = [load(path, _everywhere(changed)) for changed in changes]  # all before any is played
+    _prepare(flags, _env(subjects[0]), None, None, seed)
+    print(f"{path}: {episodes} episodes for each value of {key}, seed {seed}")
+    rows: dict[str, Any] = {}
+    for value, subject in zip(values, subjects, strict=True):
+        for name, result in play(subject, episodes, seed).items():
+            means = {label: row["mean"] for label, row in result["summary"].items()}
+            means["failure"] = result["failure"]
+            first = [n for n in ("success", "failure", "return", "length") if n in means]
+            final = [n for n in means if n.startswith("final/")]
+            widths = {n: max(len(n), 9) for n in first + final}
+            if not rows:
+                print(f"{'':20}" + "".join(f" {n:>{width}}" for n, width in widths.items()))
+            label = f"{value}, {name}" if name else value
+            cells = "".join(f" {readable(means[n]):>{width}}" for n, width in widths.items())
+            print(f"{label:20}{cells}", flush=True)
+            rows[label] = result
+    source = Path(path) if scripted else subjects[0].source.parent.parent
+    _write_result({"varied": key, "rows": rows}, flags, source, f"vary-{key}.json")
+    return 0
+
+
+def _env(subject: Any) -> Any:
+    """The task in evaluations of a trained policy or of a configuration."""
+    return getattr(subject, "config", subject).eval_env
+
+
+def _play_with_policy(trained: Any, episodes: int, seed: int) -> dict[str, dict[str, Any]]:
+    from jaxrl.runs import evaluate_policy
+
+    return {"": evaluate_policy(trained, episodes, seed)}
+
+
+def _play_with_baselines(config: Any, episodes: int, seed: int) -> dict[str, dict[str, Any]]:
+    return {
+        name: _play_baseline(config.eval_env, actor, episodes, seed)
+        for name, actor in baselines(config.eval_env).items()
+    }
+
+
+def _values(text: str, env: Any) -> tuple[str, list[str]]:
+    """The key of --vary, and its values: those that are given, or all choices of the setting."""
+    key, given, values = text.partition("=")
+    name = key.removeprefix("env.")
+    hint = typing.get_type_hints(type(env.unwrapped)).get(name)
+    if not key.startswith("env.") or hint is None:
+        raise UserError(f"--vary: got {key!r}, expected a setting of the task, such as env.NAME")
+    if given:
+        return key, values.split(",")
+    if typing.get_origin(hint) is not Literal:
+        raise UserError(f"--vary {key}: needs its values, such as --vary {key}=A,B")
+    return key, [str(choice) for choice in typing.get_args(hint)]
+
+
 # -- baselines -------------------------------------------------------------------------
 
 
 def _evaluate_baselines(flags: dict[str, Any]) -> int:
     """Evaluates the baselines of a task, or of the task of a run."""
-    import jax
-
-    from jaxrl.config import read_yaml, resolve
-    from jaxrl.evaluation import format_summary, play, summarize
+    from jaxrl.evaluation import format_summary
     from jaxrl.reporting.reading import BASELINES
 
-    episodes, seed = (
-        cli.parse_int(flags, "episodes", 100),
-        cli.parse_int(flags, "seed", 0, minimum=0),
-    )
-    changed = flags["set"] | {"eval_overrides": flags["set"].get("env", {})}
-    run = Path(flags["baselines"])
-    base: dict[str, Any] = {"env": {"name": str(run)}}
-    if (run / "config.yaml").exists():
-        base = read_yaml(run / "config.yaml")
-    config = resolve(base, changed, platform="none")
+    run, episodes, seed = Path(flags["baselines"]), *_sample(flags)
+    config = _configured(str(run), _everywhere(flags["set"]))
     env, results = config.eval_env, {}
     actors = baselines(env)
     filmed, actor = list(actors.items())[2 if len(actors) > 2 else 0]
     _prepare(flags, env, actor, None, seed, f" of {filmed}")
     for name, actor in actors.items():
-        statistics, table = play(env, actor, None, episodes, jax.random.key(seed))
-        results[name] = summarize(statistics, table)
+        results[name] = _play_baseline(env, actor, episodes, seed)["summary"]
         print(f"\n{name}: {episodes} episodes")
         print(format_summary(results[name], env))
     result = {"task": config.task, "episodes": episodes, "seed": seed, "baselines": results}
     _write_result(result, flags, run, BASELINES)
     return 0
+
+
+def _configured(path: str, changed: dict[str, Any]) -> Any:
+    """The configuration of a run, or of a task by its name, with changed settings."""
+    from jaxrl.config import read_yaml, resolve
+
+    base: dict[str, Any] = {"env": {"name": path}}
+    if (Path(path) / "config.yaml").exists():
+        base = read_yaml(Path(path) / "config.yaml")
+    return resolve(base, changed, platform="none")
+
+
+def _everywhere(changed: dict[str, Any]) -> dict[str, Any]:
+    """Changed settings, in which those of the task hold in evaluations too."""
+    return changed | {"eval_overrides": changed.get("env", {})}
+
+
+def _sample(flags: dict[str, Any]) -> tuple[int, int]:
+    """The number of episodes, and their seed."""
+    return cli.parse_int(flags, "episodes", 100), cli.parse_int(flags, "seed", 0, minimum=0)
+
+
+def _play_baseline(env: Any, actor: Any, episodes: int, seed: int) -> dict[str, Any]:
+    import jax
+
+    from jaxrl.evaluation import failures, play, summarize
+
+    statistics, table = play(env, actor, None, episodes, jax.random.key(seed))
+    return {
+        "failure": failures(statistics, table, env),
+        "summary": summarize(statistics, table),
+    }
 
 
 def baselines(env: Any) -> dict[str, Any]:

@@ -168,6 +168,8 @@ class Vector:
             self.curriculum = env.curriculum
         if self.curriculum:
             self.curriculum.check("env.curriculum", self.statistics)
+            if min(self.curriculum.start) == 1.0:  # nothing can change
+                self.curriculum = None
 
     def observation(self) -> Any:
         """Returns the shapes of one observation."""
