@@ -18,6 +18,9 @@ SCALE, OCTAVES, PERSISTENCE, LACUNARITY = 25, 4, 0.2, 2.0
 # Each makes the error of the foot point smaller by the factor curvature x radius: about 0.06 for a
 # ballbot on simplex noise.
 FOOT_ITERATIONS = 2
+# Steps of a ray to the ground, safe and by Newton's method (`HeightFields.depth`): where hardly any
+# slope exceeds 0.45, and where rays pass close over crests.
+GENTLE_STEPS, STEEP_STEPS = (12, 4), (24, 8)
 
 Kind = Literal["flat", "simplex", "ramp", "hills", "steps", "sinusoid", "bowl", "ridges"]
 KINDS: tuple[str, ...] = get_args(Kind)
@@ -89,6 +92,72 @@ class HeightFields:
             place = center[:2] - normal[:2] * ((center - point) @ normal)
             point, normal = self.surface(field, scale, place)
         return point, normal
+
+    # -- rays --------------------------------------------------------------------------
+
+    @functools.cached_property
+    def steep(self) -> float:
+        """A slope that hardly any of the surface exceeds."""
+        along = [np.abs(np.diff(self.heights, axis=axis)) for axis in (1, 2)]
+        return float(np.hypot(*(np.percentile(x, 99.9) for x in along)) / self.spacing)
+
+    def depth(
+        self,
+        field: jax.Array,
+        scale: jax.Array,
+        origin: jax.Array,
+        rays: jax.Array,
+        far: float,
+    ) -> jax.Array:
+        """Depth [R] at which rays meet the ground, at most `far`.
+
+        The ground consists of flat triangles between the grid points here, as in MuJoCo's height
+        fields. A ray first moves ahead as far as it can without meeting ground of the slope
+        `steep`, then by Newton's method, which is exact once the triangle is found.
+
+        Args:
+          field: index of the field.
+          scale: factor on all heights.
+          origin: [3] or [3, R] start of the rays, above the ground (m).
+          rays: [3, R] directions, of which the depth is a multiple.
+          far: largest depth (m).
+        """
+        x, y, z = origin.reshape(3, -1)
+        along, across, fall = rays[0], rays[1], -rays[2]
+        safe = scale * self.steep * jnp.sqrt(along**2 + across**2) + fall
+        depth = jnp.zeros_like(fall)
+        first, last = GENTLE_STEPS if self.steep < 0.45 else STEEP_STEPS
+        for i in range(first + last):
+            height, dx, dy = self._triangle(field, x + depth * along, y + depth * across)
+            gap = z - depth * fall - scale * height
+            closing = safe
+            if i >= first:
+                closing = fall + scale * (dx * along + dy * across)
+            depth = jnp.clip(depth + gap / jnp.maximum(closing, 1e-3), 0.0, far)
+        return depth
+
+    def _triangle(
+        self, field: jax.Array, x: jax.Array, y: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Heights (m) of the triangles at horizontal positions [R] (m), and their slopes along x
+        and along y. (Coordinates in arrays of their own compile to faster loops on a CPU.)"""
+        points = self.heights.shape[-1]
+        x, y = (value / self.spacing + (points - 1) / 2 for value in (x, y))
+        column, row = jnp.floor(x), jnp.floor(y)
+        x, y = x - column, y - row
+
+        def mirrored(index: jax.Array) -> jax.Array:
+            period = 2.0 * points - 2.0
+            index = index - period * jnp.floor(index / period)  # faster than mod of integers
+            return jnp.minimum(index, period - index).astype(jnp.int32)
+
+        x0, x1, y0, y1 = (mirrored(i) for i in (column, column + 1, row, row + 1))
+        heights, upper = jnp.asarray(self.heights), y > x
+        first, last = heights[field, y0, x0], heights[field, y1, x1]
+        other = heights[field, jnp.where(upper, y1, y0), jnp.where(upper, x0, x1)]
+        before, after = other - first, last - other
+        dx, dy = jnp.where(upper, after, before), jnp.where(upper, before, after)
+        return first + dx * x + dy * y, dx / self.spacing, dy / self.spacing
 
 
 def _cubic(t: jax.Array) -> jax.Array:

@@ -21,6 +21,7 @@ from envs_mjx.ballbot.controllers import (
     pd_gain,
     to_heading,
 )
+from envs_mjx.ballbot.sight import CAMERAS, FAR, PIXELS, depth_images
 from envs_mjx.physics import NamedModel, Physics, PhysicsState, Simulated, make_physics
 from envs_mjx.terrain import HeightFields, Kind, make_fields
 from jaxrl.envs import ArraySpec, CurriculumConfig, State
@@ -107,6 +108,9 @@ class Ballbot(Simulated):
     speeds 3 (10 rad/s), last action 3, commanded velocity 2 (m/s). Position and yaw are left
     out, because the task is the same in every direction.
 
+    With `sight` the observation is a dictionary: these 17 numbers and the age of the images (s)
+    are "body", and "depth" are the images of two cameras, [64, 64, 2] bytes, of which 255 is 1 m.
+
     Action [3]: wheel torques as shares of 10 N m.
     """
 
@@ -138,6 +142,12 @@ class Ballbot(Simulated):
         maximum=1000,
     )
     terrain_seed: int = option(0, "seed of the terrains", minimum=0)
+    sight: Literal["none", "depth"] = option(
+        "none", "whether two depth cameras that look at the ground are observed, too"
+    )
+    camera_rate: float = option(
+        25.0, "images per second of each camera, at most one in a control step", greater_than=0
+    )
     max_speed: float = option(0.425, "largest commanded speed (m/s)", greater_than=0)
     command_period: float = option(
         4.0,
@@ -172,6 +182,7 @@ class Ballbot(Simulated):
     upright_weight: float = option(
         0.5, "reward for each control step in which the robot is upright"
     )
+    fall_weight: float = option(0.0, "penalty when the robot falls")
     tilt_weight: float = option(5.0, "weight of the penalty on 1 - cos(tilt)")
     action_weight: float = option(
         0.0, "weight of the penalty on squared torques, in units of 10 N m"
@@ -251,6 +262,22 @@ class Ballbot(Simulated):
         return f"upright to the end, never beyond {self.max_tilt:g} deg"
 
     @property
+    def observation_spec(self) -> ArraySpec | dict[str, ArraySpec]:
+        body = ArraySpec.of_parts(self.observation_parts)
+        if self.sight == "none":
+            return body
+        body = ArraySpec((body.shape[0] + 1,), names=(*body.names, "image_age"))
+        images = ArraySpec((PIXELS, PIXELS, len(CAMERAS)), 0, 255, dtype="uint8")
+        return {"body": body, "depth": images}
+
+    @property
+    def sense_every(self) -> int:
+        """Control steps from one image to the next; 0 without cameras."""
+        if self.sight == "none":
+            return 0
+        return max(round(1 / (self.camera_rate * self.control_dt)), 1)
+
+    @property
     def action_spec(self) -> ArraySpec:
         return ArraySpec((3,), -1.0, 1.0, tuple(f"wheel_{i}" for i in range(3)))
 
@@ -280,9 +307,10 @@ class Ballbot(Simulated):
             original_return=jnp.zeros(()),
         )
         state = self._judge(physics, info, jnp.zeros(3), jnp.zeros(3))
-        return state.replace(
+        state = state.replace(
             reward=jnp.zeros(()), metrics=jax.tree.map(jnp.zeros_like, state.metrics), info=info
         )
+        return state if self.sight == "none" else self.sense(state)
 
     def step(self, state: State, action: jax.Array) -> State:
         """One control step; `action` [3]: the desired wheel torques (10 N m)."""
@@ -291,7 +319,18 @@ class Ballbot(Simulated):
         change = jnp.clip(action, -1.0, 1.0) - last
         action = last + jnp.clip(change, -largest_change, largest_change)
         physics = self.physics.step(state.physics, m.MAX_TORQUE * action)
-        return self._judge(physics, state.info, action, change)
+        new = self._judge(physics, state.info, action, change)
+        if self.sight == "none":
+            return new
+        age = state.obs["body"][-1] + self.control_dt
+        return new.replace(obs=state.obs | {"body": jnp.append(new.obs, age)})
+
+    def sense(self, state: State) -> State:
+        """The state with new images in its observation."""
+        depth = depth_images(self.drive, self.timestep, self.fields, state.physics)
+        images = jnp.round(255 * depth / FAR).astype(jnp.uint8)
+        body = state.obs["body"][:-1] if isinstance(state.obs, dict) else state.obs
+        return state.replace(obs={"body": jnp.append(body, 0.0), "depth": images})
 
     def _ground(
         self, key: jax.Array, fields: HeightFields, level: jax.Array | float
@@ -349,6 +388,7 @@ class Ballbot(Simulated):
         rewards = {
             "reward/tracking": self.tracking_weight * jnp.exp(-error / self.tracking_scale),
             "reward/upright": self.upright_weight * upright.astype(jnp.float32),
+            "reward/fall": -self.fall_weight * (1.0 - upright),
             "reward/tilt": -self.tilt_weight * (1.0 - up),
             "reward/action": -self.action_weight * effort,
             "reward/smooth": -self.smooth_weight * jnp.sum(jnp.square(change)),

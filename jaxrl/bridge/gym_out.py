@@ -65,8 +65,10 @@ def _single(env: Any) -> tuple[Any, Any]:
 
     from jaxrl.envs.vector import all_finite
 
-    def step(state, action):
+    def step(state, action, senses):
         new = env.step(state, action)
+        if env.sense_every:
+            new = jax.lax.cond(senses, env.sense, lambda same: same, new)
         finite = all_finite(jax.tree.map(lambda x: x[None], (new.physics, new.obs, new.reward)), 1)[
             0
         ]
@@ -134,9 +136,10 @@ class GymEnv(gymnasium.Env):
         if self._state is None:
             raise gymnasium.error.ResetNeeded("call reset() before step()")
         action = np.asarray(action, self.action_space.dtype)
-        self._state, out = self._step(self._state, action)
-        obs, reward, terminated, metrics, nonfinite = _numpy(out)
         self._steps += 1
+        senses = self._steps % (self.task.sense_every or 1) == 0
+        self._state, out = self._step(self._state, action, senses)
+        obs, reward, terminated, metrics, nonfinite = _numpy(out)
         terminated = bool(terminated)
         limit = self.task.episode_length
         truncated = limit is not None and self._steps >= limit and not terminated

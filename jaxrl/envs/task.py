@@ -113,6 +113,7 @@ class Task:
     * `presets`: training settings by device ("cpu", "gpu") and algorithm; without a preset,
       those of `jaxrl.algos.defaults` are used;
     * `eval_overrides`: settings of the task that are different in evaluations;
+    * `sense_every` and `sense`: sensors that are slower than control, such as cameras;
     * `curriculum`: how the task becomes harder (`jaxrl.envs.curriculum`); `reset` then takes the
       level too;
     * `randomizations`: how the worlds' models differ (`jaxrl.envs.randomization`);
@@ -135,6 +136,8 @@ class Task:
         @property
         def observation_parts(self) -> dict[str, int]: ...
         @property
+        def sense_every(self) -> int: ...
+        @property
         def curriculum(self) -> CurriculumConfig | None: ...
         @property
         def randomizations(self) -> tuple[Randomization, ...]: ...
@@ -142,6 +145,7 @@ class Task:
         def success_criterion(self) -> str | None: ...
 
     else:
+        sense_every = 0
         curriculum = None
         randomizations = ()
         success_criterion = None
@@ -202,6 +206,15 @@ class Task:
         raise NotImplementedError
 
     # -- optional methods ------------------------------------------------------------------
+
+    def sense(self, state: State) -> State:
+        """Returns the state with new values from the slow sensors in its observation.
+
+        It is called after every `sense_every`-th control step (0: never), at the same time for all
+        worlds; in the steps between, `step` leaves these values as they are. `reset` has to give
+        the first values itself.
+        """
+        return state
 
     def baselines(self) -> dict[str, Callable[[State], jax.Array]]:
         """Returns scripted controllers by name, functions State -> action."""

@@ -58,6 +58,7 @@ class VectorState(struct.PyTreeNode):
       full_episode: [N] bool, whether the episode began at step 0 (the first are staggered).
       totals: [N, 2 + M] running sums of return, length and the task's metrics.
       curriculum: state of the curriculum; None without one, and outside of training.
+      clock: int32 scalar, control steps so far; None for a task without slow sensors.
     """
 
     worlds: State
@@ -66,6 +67,7 @@ class VectorState(struct.PyTreeNode):
     full_episode: jax.Array
     totals: jax.Array
     curriculum: CurriculumState | None = None
+    clock: jax.Array | None = None
 
     @property
     def obs(self) -> Any:
@@ -209,13 +211,15 @@ class Vector:
             full_episode=steps == 0,
             totals=jnp.zeros((n, len(self.statistics))),
             curriculum=current,
+            clock=jnp.zeros((), jnp.int32) if self.env.sense_every else None,
         )
 
     def axes(self, state: VectorState) -> VectorState:
         """The axis of each array along which the worlds lie; -1 for arrays without one."""
         first = jax.tree.map(lambda _: 0, state)
-        curriculum = jax.tree.map(lambda _: -1, state.curriculum)
-        return first.replace(starts=first.starts.replace(key=-1), curriculum=curriculum)
+        shared = jax.tree.map(lambda _: -1, (state.curriculum, state.clock))
+        starts = first.starts.replace(key=-1)
+        return first.replace(starts=starts, curriculum=shared[0], clock=shared[1])
 
     def advance(self, state: VectorState) -> VectorState:
         """Advances the curriculum; call it once per iteration. A new level drops old starts."""
@@ -309,6 +313,12 @@ class Vector:
           action: [N, A] in [-1, 1], or [N] indices of choices.
         """
         worlds = self._in_blocks(self.env.step, state.worlds, action)
+        clock = state.clock
+        if clock is not None:
+            clock = clock + 1
+            sense = lambda worlds: self._in_blocks(self.env.sense, worlds)  # noqa: E731
+            due = clock % self.env.sense_every == 0
+            worlds = jax.lax.cond(due, sense, lambda worlds: worlds, worlds)
         finite = all_finite((worlds.physics, worlds.obs, worlds.reward), self.num_envs)
         metrics = jnp.zeros((self.num_envs, 0))  # a task may have no metrics
         if self.metric_names:
@@ -335,6 +345,7 @@ class Vector:
             full_episode=state.full_episode | done,
             totals=jnp.where(done[:, None], 0.0, totals),
             curriculum=self._observe(state.curriculum, episode, ended),
+            clock=clock,
         )
         return new, Timestep(
             reward=reward,

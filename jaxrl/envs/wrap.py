@@ -100,6 +100,7 @@ class Wrapped(Task):
                     "vector"
                 )
 
+    sense_every = property(attrgetter("task.sense_every"))
     episode_length = property(attrgetter("task.episode_length"))
     control_dt = property(attrgetter("task.control_dt"))
     action_spec = property(attrgetter("task.action_spec"))
@@ -161,6 +162,16 @@ class Wrapped(Task):
         info = info.replace(
             task=new.info, obs=new.obs, frames=frames, actions=actions, key=key_noise
         )
+        return new.replace(obs=_flat(frames), info=info)
+
+    def sense(self, state: State) -> State:
+        """Senses in the task; the newest frame has the new values, with noise."""
+        info: Info = state.info
+        new = self.task.sense(self.inner_state(state))
+        key_now, key_noise = jax.random.split(info.key)
+        noisy = self._noisy(new.obs, key_now)
+        frames = jax.tree.map(lambda old, x: old.at[-1].set(x), info.frames, noisy)
+        info = info.replace(task=new.info, obs=new.obs, frames=frames, key=key_noise)
         return new.replace(obs=_flat(frames), info=info)
 
     def on(self, simulator: str) -> Wrapped:

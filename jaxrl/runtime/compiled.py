@@ -91,6 +91,9 @@ class CompiledRuntime:
                 state, memory, ended = carry
                 action, memory = actor.act(params, state, memory, jax.random.fold_in(key, t))
                 state = jax.vmap(task.step)(state, action)
+                if task.sense_every:
+                    due = (t + 1) % task.sense_every == 0
+                    state = jax.lax.cond(due, jax.vmap(task.sense), lambda same: same, state)
                 ended = ended | state.terminated[0]
                 return (state, memory, ended), (state.physics, ended)
 
