@@ -20,7 +20,7 @@ SCALE, OCTAVES, PERSISTENCE, LACUNARITY = 25, 4, 0.2, 2.0
 FOOT_ITERATIONS = 2
 # Steps of a ray to the ground, safe and by Newton's method (`HeightFields.depth`): where hardly any
 # slope exceeds 0.45, and where rays pass close over crests.
-GENTLE_STEPS, STEEP_STEPS = (12, 4), (24, 8)
+GENTLE_STEPS, STEEP_STEPS = (8, 4), (24, 8)
 
 Kind = Literal["flat", "simplex", "ramp", "hills", "steps", "sinusoid", "bowl", "ridges"]
 KINDS: tuple[str, ...] = get_args(Kind)
@@ -113,7 +113,7 @@ class HeightFields:
 
         The ground consists of flat triangles between the grid points here, as in MuJoCo's height
         fields. A ray first moves ahead as far as it can without meeting ground of the slope
-        `steep`, then by Newton's method, which is exact once the triangle is found.
+        `steep`, step by step, then by Newton's method, which is exact once the triangle is found.
 
         Args:
           field: index of the field.
@@ -125,7 +125,8 @@ class HeightFields:
         x, y, z = origin.reshape(3, -1)
         along, across, fall = rays[0], rays[1], -rays[2]
         safe = scale * self.steep * jnp.sqrt(along**2 + across**2) + fall
-        depth = jnp.zeros_like(fall)
+        above = z - scale * float(self.heights.max())  # no ground is higher
+        depth = jnp.clip(above / jnp.maximum(fall, 1e-3), 0.0, far)
         first, last = GENTLE_STEPS if self.steep < 0.45 else STEEP_STEPS
         for i in range(first + last):
             height, dx, dy = self._triangle(field, x + depth * along, y + depth * across)

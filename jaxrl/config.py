@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -230,12 +230,15 @@ class RunConfig:
         return task_rows, _rows(self.train.algo, self.train)
 
 
-def resolve(*layers: dict[str, Any], platform: str) -> RunConfig:
+def resolve(
+    *layers: dict[str, Any], platform: str, constants: Mapping[str, Any] | None = None
+) -> RunConfig:
     """Makes a configuration from nested dictionaries of settings; later ones win.
 
     Args:
       layers: settings from files and from the command line.
       platform: "cpu" or "gpu", to choose the preset; any other name: no preset.
+      constants: the task's `constants` from a checkpoint; None or empty: its own.
 
     Raises:
       UserError: an unknown task or setting, a wrong type, a value out of range.
@@ -249,7 +252,7 @@ def resolve(*layers: dict[str, Any], platform: str) -> RunConfig:
     # First without the preset, so that errors are about settings that the user gave.
     build(cls, _training(given), known=known)
     values = _merge_schedules(_preset(env_class, platform, algo), *layers)
-    return _run_config(task, env_class, cls, values, known)
+    return _run_config(task, env_class, cls, values, known, constants)
 
 
 def _run_config(
@@ -258,6 +261,7 @@ def _run_config(
     cls: type[TrainConfig],
     values: dict[str, Any],
     known: Callable[[], list[str]],
+    constants: Mapping[str, Any] | None,
 ) -> RunConfig:
     """The run that plain values describe, which must fit the schema.
 
@@ -267,16 +271,17 @@ def _run_config(
       cls: class of the training settings.
       values: settings, nested as in a configuration file; the preset is among them.
       known: returns the dotted keys of all settings, for messages.
+      constants: as for `resolve`.
     """
     settings = {k: v for k, v in values.get("env", {}).items() if k not in ("name", "gym")}
     overrides = values.get("eval_overrides") or {}
     if not isinstance(overrides, dict):
         raise UserError(f"eval_overrides: expected a section of settings, got {quote(overrides)}")
-    env = _build_env(env_class, settings, "env.", known)
+    env = _with(constants, _build_env(env_class, settings, "env.", known))
     at_evaluation = merge(settings, env_class.eval_overrides, overrides, path="eval_overrides.")
     eval_env = env
     if at_evaluation != settings:
-        eval_env = _build_env(env_class, at_evaluation, "eval_overrides.")
+        eval_env = _with(constants, _build_env(env_class, at_evaluation, "eval_overrides."))
         if eval_env.observation_spec != env.observation_spec:
             raise UserError(
                 "eval_overrides: the settings change what the policy observes, which must be the "
@@ -424,6 +429,10 @@ def _build_env(
             f"between 1 and {MAX_INT:,}"
         )
     return task if wrap.is_off else Wrapped(task, wrap)
+
+
+def _with(constants: Mapping[str, Any] | None, task: Task) -> Task:
+    return task.with_constants(constants) if constants else task
 
 
 def _unwrap(env: Task) -> tuple[Task, WrapConfig]:

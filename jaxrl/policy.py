@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -19,10 +21,17 @@ from jaxrl.rl.normalizer import RunningStatistics
 
 
 class PolicyState(struct.PyTreeNode):
-    """State of a policy: network parameters and observation statistics."""
+    """State of a policy.
+
+    Attributes:
+      params: network parameters.
+      normalizer: observation statistics.
+      constants: arrays that the policy's task uses and that never change, by name.
+    """
 
     params: Any
     normalizer: RunningStatistics
+    constants: Any = struct.field(default_factory=dict)
 
 
 class Policy:
@@ -35,6 +44,7 @@ class Policy:
       normalize: whether to normalise observations, except images, by their running mean and
         standard deviation.
       path: path of the network's section in the configuration, for messages.
+      constants: `Task.constants`.
 
     Raises:
       UserError: settings do not fit the observation.
@@ -48,8 +58,9 @@ class Policy:
         *,
         normalize: bool = True,
         path: str = "network",
+        constants: Mapping[str, Any] = MappingProxyType({}),
     ):
-        self.config = network
+        self.config, self.constants = network, constants
         self.observation, self.action = observation, action
         self.parts = parts_of(observation)
         self.action_size = action.shape[0]
@@ -77,7 +88,11 @@ class Policy:
 
     def state(self, params: Any) -> PolicyState:
         """Returns a policy's state with these parameters, before any observation."""
-        return PolicyState(params=params, normalizer=normalizer.init(self._vectors(self._shapes())))
+        return PolicyState(
+            params=params,
+            normalizer=normalizer.init(self._vectors(self._shapes())),
+            constants={name: jnp.asarray(value) for name, value in self.constants.items()},
+        )
 
     def init(self, key: jax.Array, *, value: bool) -> Any:
         """Returns initial parameters of the network.

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from jaxrl import __version__, assets, evaluation, platform
 from jaxrl.algos import ALGORITHMS, Algorithm, PPOConfig
 from jaxrl.checkpoint import Checkpointer, DamagedError, read_meta
 from jaxrl.config import RunConfig, TrainConfig, resolve
-from jaxrl.envs import ArraySpec, Task
+from jaxrl.envs import ArraySpec, Task, env_class
 from jaxrl.errors import UserError
 from jaxrl.files import check_writable, write_text
 from jaxrl.nets.encoders import ONLY_PART, parts_of
@@ -133,7 +134,10 @@ class TrainedPolicy:
         Raises:
           UserError: a setting is wrong, or the policy does not fit the task.
         """
-        config = resolve(self.meta["config"], self.overrides, platform="none")
+        constants = self.params.constants
+        if constants:
+            check_constants(self.meta, self.overrides)
+        config = resolve(self.meta["config"], self.overrides, platform="none", constants=constants)
         task = config.eval_env
         for kind, of_policy, of_task in (
             ("observation", self.policy.observation, task.observation_spec),
@@ -152,6 +156,31 @@ class TrainedPolicy:
         return evaluation.Actor.of_policy(self.policy)
 
 
+def check_constants(meta: dict[str, Any], changed: dict[str, Any]) -> None:
+    """Raises a UserError if a setting is changed whose content is part of the policy."""
+    setting = env_class(meta["config"]["env"]["name"]).constants_setting
+    if setting in (changed.get("env") or {}):
+        raise UserError(f"env.{setting}: cannot be changed: its content is part of the policy")
+
+
+def load_constants(run: Path, changed: dict[str, Any]) -> Any:
+    """The task's constants in a run's newest checkpoint; empty if it has none.
+
+    Args:
+      run: folder of the run.
+      changed: settings that replace the run's own.
+    """
+    store = Checkpointer(run / "checkpoints")
+    for step in reversed(store.steps()):
+        with contextlib.suppress(DamagedError):
+            meta = read_meta(store.folder / str(step))["meta"]
+            if not meta.get("spaces", {}).get("constants"):
+                return {}
+            check_constants(meta, changed)
+            return load_policy(run / "checkpoints").params.constants
+    return {}
+
+
 def _shapes(spec: Any) -> Any:
     return {key: list(part.shape) for key, part in parts_of(spec).items()}
 
@@ -162,6 +191,7 @@ def spaces(policy: Policy) -> dict[str, Any]:
         "observation": {key: part.to_dict() for key, part in policy.parts.items()},
         "is_array": not isinstance(policy.observation, dict),
         "action": policy.action.to_dict(),
+        "constants": {name: list(value.shape) for name, value in policy.constants.items()},
     }
 
 
@@ -181,7 +211,14 @@ def policy_of(meta: dict[str, Any]) -> tuple[Policy, type[Algorithm]]:
     else:
         task = resolve(config, platform="none").env
         observation, action = task.observation_spec, task.action_spec
-    policy = Policy(settings.network, observation, action, normalize=settings.normalize_observation)
+    shapes = meta.get("spaces", {}).get("constants", {})
+    policy = Policy(
+        settings.network,
+        observation,
+        action,
+        normalize=settings.normalize_observation,
+        constants={name: np.zeros(shape, np.float32) for name, shape in shapes.items()},
+    )
     return policy, algorithm
 
 

@@ -15,9 +15,9 @@ from jaxrl.callbacks import Callback
 from jaxrl.config import RunConfig, read_yaml, resolve
 from jaxrl.errors import UserError
 from jaxrl.files import LOCK
-from jaxrl.options import flatten
+from jaxrl.options import flatten, merge
 from jaxrl.run_folder import Progress
-from jaxrl.runs import MEMBERS, evaluate_policy, load_policy, write_json
+from jaxrl.runs import MEMBERS, evaluate_policy, load_constants, load_policy, write_json
 from jaxrl.trainer import Trainer
 
 
@@ -59,11 +59,12 @@ def configure(
     Raises:
       UserError: settings that cannot be used, or a folder without a run that can be continued.
     """
-    layers = list(layers)
+    layers, constants = list(layers), None
     if resume is not None:
         _check_resume(resume, {key for layer in layers for key in layer})
+        constants = load_constants(resume, merge(*layers))
         layers.insert(0, read_yaml(resume / "config.yaml"))
-    config = resolve(*layers, platform=platform)
+    config = resolve(*layers, platform=platform, constants=constants)
     _check_effect(config, list(flatten(typed)))
     return config
 

@@ -143,8 +143,8 @@ def in_a_height_field(task, states, velocity):
 
 def test_contact_is_that_of_a_height_field_in_c():
     """MuJoCo's height field has flat triangles of 34 mm, ours is smooth: hence the tolerances."""
-    task = Ballbot(terrain="simplex", terrain_count=4, engine="mjx")
-    states = jax.vmap(task.reset)(jax.random.split(jax.random.key(3), 8)).physics
+    task = Ballbot(terrain="simplex", terrain_count=4)
+    states = jax.jit(jax.vmap(task.reset))(jax.random.split(jax.random.key(3), 8)).physics
     gain = lqr_gain(task.timestep, task.substeps) * np.array([0, 0, 1, 1, 1, 1, 1, 1, 1])
     control = jax.jit(
         lambda q, v: jnp.clip(
@@ -184,7 +184,7 @@ def test_all_engines_agree_on_uneven_ground(drive):
 def test_episodes_start_at_rest_on_the_ground(drive):
     task = Ballbot(drive=drive, terrain="hills", terrain_count=2)
     flat = Ballbot(drive=drive)
-    states = jax.vmap(task.reset)(jax.random.split(jax.random.key(0), 16)).physics
+    states = jax.jit(jax.vmap(task.reset))(jax.random.split(jax.random.key(0), 16)).physics
     ball, radius = task._free_bodies[-1], model.BALL_RADIUS - model.GROUND_SINK
     for i in range(16):
         center = states.qpos[i, ball]

@@ -17,7 +17,7 @@ from envs_mjx.vision import Camera, Scene
 from jaxrl.envs import Vector, WrapConfig, Wrapped
 
 SHAPES = {"sphere": 1, "capsule": 2, "cylinder": 2, "box": 3, "ellipsoid": 3}
-SEEING = Ballbot(sight="depth", terrain="simplex", terrain_count=2, camera_rate=10.0, engine="mjx")
+SEEING = Ballbot(sight="depth", terrain="simplex", terrain_count=2, camera_rate=10.0)
 
 
 def in_c(m, d, origin, rays, groups=None):
@@ -203,7 +203,7 @@ def test_a_wrapped_task_sees_too():
 
 
 def test_a_gymnasium_user_sees_too():
-    env = gymnasium.make("jaxrl/Ballbot-v0", sight="depth", camera_rate=25.0, engine="mjx")
+    env = gymnasium.make("jaxrl/Ballbot-v0", sight="depth", camera_rate=25.0)
     obs, _ = env.reset(seed=0)
     assert env.observation_space.contains(obs)
     ages = [env.step(np.zeros(3, np.float32))[0]["body"][-1] for _ in range(4)]

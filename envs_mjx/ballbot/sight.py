@@ -30,6 +30,8 @@ CAMERAS = tuple(
     for x, y, z in m.HEADS.tolist()
 )
 
+IMAGES = (PIXELS, PIXELS, len(CAMERAS))  # shape of the images
+
 
 @functools.cache
 def own_depth(drive: str, timestep: float) -> np.ndarray:

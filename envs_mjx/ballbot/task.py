@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
 
 import jax
@@ -21,11 +22,13 @@ from envs_mjx.ballbot.controllers import (
     pd_gain,
     to_heading,
 )
-from envs_mjx.ballbot.sight import CAMERAS, FAR, PIXELS, depth_images
+from envs_mjx.ballbot.sight import FAR, IMAGES, depth_images
 from envs_mjx.physics import NamedModel, Physics, PhysicsState, Simulated, make_physics
 from envs_mjx.terrain import HeightFields, Kind, make_fields
+from jaxrl import assets
 from jaxrl.envs import ArraySpec, CurriculumConfig, State
 from jaxrl.errors import UserError
+from jaxrl.nets.autoencoder import FrozenEncoder
 from jaxrl.options import option
 
 PPO = {
@@ -110,6 +113,7 @@ class Ballbot(Simulated):
 
     With `sight` the observation is a dictionary: these 17 numbers and the age of the images (s)
     are "body", and "depth" are the images of two cameras, [64, 64, 2] bytes, of which 255 is 1 m.
+    With an encoder there is "code" instead of "depth".
 
     Action [3]: wheel torques as shares of 10 N m.
     """
@@ -144,6 +148,11 @@ class Ballbot(Simulated):
     terrain_seed: int = option(0, "seed of the terrains", minimum=0)
     sight: Literal["none", "depth"] = option(
         "none", "whether two depth cameras that look at the ground are observed, too"
+    )
+    encoder: str = option(
+        "",
+        "file or folder of an encoder from jaxrl.pretrain, whose code of the images is observed "
+        "instead of the images",
     )
     camera_rate: float = option(
         25.0, "images per second of each camera, at most one in a control step", greater_than=0
@@ -267,8 +276,32 @@ class Ballbot(Simulated):
         if self.sight == "none":
             return body
         body = ArraySpec((body.shape[0] + 1,), names=(*body.names, "image_age"))
-        images = ArraySpec((PIXELS, PIXELS, len(CAMERAS)), 0, 255, dtype="uint8")
-        return {"body": body, "depth": images}
+        if self._encoder:
+            return {"body": body, "code": ArraySpec((self._encoder.code_size,), -1.0, 1.0)}
+        return {"body": body, "depth": ArraySpec(IMAGES, 0, 255, dtype="uint8")}
+
+    constants_setting: ClassVar[str] = "encoder"
+
+    @property
+    def constants(self) -> Mapping[str, Any]:
+        return self._encoder.arrays if self._encoder else {}
+
+    def with_constants(self, arrays: Mapping[str, Any]) -> Ballbot:
+        task = dataclasses.replace(self)
+        task.__dict__["_encoder"] = FrozenEncoder(arrays)
+        return task
+
+    @functools.cached_property
+    def _encoder(self) -> FrozenEncoder | None:
+        if self.sight == "none" or not self.encoder:
+            return None
+        encoder = FrozenEncoder.load(assets.find(Path(self.encoder), "checkpoints"))
+        if encoder.shape != IMAGES:
+            raise UserError(
+                f"env.encoder: {self.encoder} encodes images of the shape {list(encoder.shape)}, "
+                f"but the cameras' have {list(IMAGES)}"
+            )
+        return encoder
 
     @property
     def sense_every(self) -> int:
@@ -328,9 +361,12 @@ class Ballbot(Simulated):
     def sense(self, state: State) -> State:
         """The state with new images in its observation."""
         depth = depth_images(self.drive, self.timestep, self.fields, state.physics)
-        images = jnp.round(255 * depth / FAR).astype(jnp.uint8)
+        if self._encoder:
+            seen = {"code": self._encoder(depth / FAR)}
+        else:
+            seen = {"depth": jnp.round(255 * depth / FAR).astype(jnp.uint8)}
         body = state.obs["body"][:-1] if isinstance(state.obs, dict) else state.obs
-        return state.replace(obs={"body": jnp.append(body, 0.0), "depth": images})
+        return state.replace(obs={"body": jnp.append(body, 0.0), **seen})
 
     def _ground(
         self, key: jax.Array, fields: HeightFields, level: jax.Array | float

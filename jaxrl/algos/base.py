@@ -177,6 +177,7 @@ class Algorithm:
             task.action_spec,
             normalize=config.normalize_observation,
             path=f"{self.name}.network",
+            constants=task.constants,
         )
         self._frozen = config.network.frozen
         self._check()

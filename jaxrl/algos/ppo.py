@@ -19,7 +19,7 @@ from jaxrl.algos.base import Algorithm, AlgorithmConfig, TrainState, shuffled
 from jaxrl.errors import UserError
 from jaxrl.logs import columns
 from jaxrl.options import option
-from jaxrl.policy import Policy, PolicyState
+from jaxrl.policy import Policy
 from jaxrl.rl import losses
 from jaxrl.rl.advantages import generalized_advantages
 from jaxrl.rl.packing import Packing
@@ -213,7 +213,7 @@ class PPO(Algorithm):
         # Updated only now, so that acting and learning use the same statistics.
         statistics = self.policy.seen(state.policy, rollout.obs)
         state = state.replace(
-            policy=PolicyState(params=params, normalizer=statistics),
+            policy=state.policy.replace(params=params, normalizer=statistics),
             learner=opt_state,
             return_scale=return_scale,
             memory=memory,

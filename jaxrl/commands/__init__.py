@@ -12,6 +12,8 @@ COMMANDS = {
     "evaluate": "evaluate a trained policy, or the baselines of a task",
     "report": "write an HTML page about one or more runs",
     "plot": "draw learning curves of one or more runs",
+    "collect": "save the images that a task observes",
+    "pretrain": "train an image encoder before a policy",
     "check": "check a task of your own before training on it",
     "completion": "print a script for tab completion in bash or zsh",
 }

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
@@ -113,6 +114,7 @@ class Task:
     * `presets`: training settings by device ("cpu", "gpu") and algorithm; without a preset,
       those of `jaxrl.algos.defaults` are used;
     * `eval_overrides`: settings of the task that are different in evaluations;
+    * `constants`: arrays that belong to a policy, such as those of a pretrained encoder;
     * `sense_every` and `sense`: sensors that are slower than control, such as cameras;
     * `curriculum`: how the task becomes harder (`jaxrl.envs.curriculum`); `reset` then takes the
       level too;
@@ -136,6 +138,10 @@ class Task:
         @property
         def observation_parts(self) -> dict[str, int]: ...
         @property
+        def constants(self) -> Mapping[str, Any]: ...
+        @property
+        def constants_setting(self) -> str: ...
+        @property
         def sense_every(self) -> int: ...
         @property
         def curriculum(self) -> CurriculumConfig | None: ...
@@ -145,6 +151,8 @@ class Task:
         def success_criterion(self) -> str | None: ...
 
     else:
+        constants: ClassVar[Mapping[str, Any]] = MappingProxyType({})
+        constants_setting = ""
         sense_every = 0
         curriculum = None
         randomizations = ()
@@ -206,6 +214,11 @@ class Task:
         raise NotImplementedError
 
     # -- optional methods ------------------------------------------------------------------
+
+    def with_constants(self, arrays: Mapping[str, Any]) -> Task:
+        """Returns the same task with these `constants`, which come from a checkpoint, instead of
+        those that the setting `constants_setting` names."""
+        raise NotImplementedError
 
     def sense(self, state: State) -> State:
         """Returns the state with new values from the slow sensors in its observation.

@@ -100,6 +100,8 @@ class Wrapped(Task):
                     "vector"
                 )
 
+    constants = property(attrgetter("task.constants"))
+    constants_setting = property(attrgetter("task.constants_setting"))
     sense_every = property(attrgetter("task.sense_every"))
     episode_length = property(attrgetter("task.episode_length"))
     control_dt = property(attrgetter("task.control_dt"))
@@ -163,6 +165,9 @@ class Wrapped(Task):
             task=new.info, obs=new.obs, frames=frames, actions=actions, key=key_noise
         )
         return new.replace(obs=_flat(frames), info=info)
+
+    def with_constants(self, arrays: Any) -> Wrapped:
+        return dataclasses.replace(self, task=self.task.with_constants(arrays))
 
     def sense(self, state: State) -> State:
         """Senses in the task; the newest frame has the new values, with noise."""

@@ -16,6 +16,7 @@ from flax import linen as nn
 from jaxrl.envs.task import ArraySpec
 from jaxrl.errors import UserError
 from jaxrl.nets.config import NetworkConfig
+from jaxrl.nets.convolution import Conv
 from jaxrl.nets.mlp import ACTIVATIONS, MLP
 from jaxrl.plugins import Registry
 
@@ -56,7 +57,7 @@ class CNN(nn.Module):
         lead = x.shape[:-3]
         x = x.reshape(-1, *x.shape[-3:]).astype(jnp.float32) / self.scale
         for channels in c.image_channels:
-            x = activation(nn.Conv(channels, (3, 3), strides=2, kernel_init=initial)(x))
+            x = activation(Conv(channels, kernel_init=initial)(x))
         x = nn.Dense(c.image_features, kernel_init=initial)(x.reshape(len(x), -1))
         if c.layer_norm:
             x = nn.LayerNorm()(x)
