@@ -15,6 +15,9 @@ import numpy as np
 
 Hit = tuple[jax.Array, jax.Array]  # depth [R], infinite where a ray hits nothing; normal [3, R]
 _TINY = 1e-12
+SKY = np.array([0.8, 0.88, 0.96], np.float32)  # colour where a camera sees no shape
+SUN = np.array([0.32, -0.24, 0.92], np.float32)  # direction to the light, of length 1
+AMBIENT = 0.45  # share of the light that comes from everywhere
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,6 +230,34 @@ class Scene:
             facts = tuple(x.astype(jnp.float32) for x in facts)
             best, _ = jax.lax.scan(nearer, best, facts)
         return best
+
+    def picture(
+        self,
+        camera: Camera,
+        positions: jax.Array | None = None,
+        rotations: jax.Array | None = None,
+        *,
+        shadows: bool = False,
+    ) -> jax.Array:
+        """[H, W, 3] colours (0 to 1) that a camera in the world sees, with matt surfaces.
+
+        Args:
+          camera: the camera.
+          positions, rotations: poses of the bodies, as for `cast`.
+          shadows: whether shapes cast shadows, which needs a second ray for each pixel.
+        """
+        origin, rays = jnp.asarray(camera.position, jnp.float32), jnp.asarray(camera.rays)
+        depth, normal, color = self.cast(origin, rays, positions, rotations)
+        sun = jnp.asarray(SUN)
+        bright = jnp.maximum(sun @ normal, 0.0)
+        if shadows:
+            surface = origin[:, None] + _finite(depth) * rays + 1e-3 * normal
+            towards = jnp.broadcast_to(sun[:, None], rays.shape)
+            away, _, _ = self.cast(surface, towards, positions, rotations)
+            bright = jnp.where(jnp.isfinite(away), 0.0, bright)
+        lit = color * (AMBIENT + (1 - AMBIENT) * bright)
+        seen = jnp.where(jnp.isfinite(depth), lit, jnp.asarray(SKY)[:, None])
+        return jnp.moveaxis(seen.reshape(3, camera.height, camera.width), 0, 2)
 
 
 def _colors(model: mujoco.MjModel) -> np.ndarray:

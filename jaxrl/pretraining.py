@@ -32,10 +32,10 @@ class PretrainConfig:
     """Settings of the pretraining of an image encoder."""
 
     seed: int = option(0, "seed of the parameters and the images", minimum=0)
-    out: str = option("", "folder for the results; default: encoders/<task>")
-    part: str = option("", "part of the observation to encode; default: its only image")
-    data: str = option(
-        "", "folder of images from jaxrl.collect; default: images of the starts of new episodes"
+    out: str | None = option(None, "folder for the results; default: encoders/<task>")
+    part: str | None = option(None, "part of the observation to encode; default: its only image")
+    data: str | None = option(
+        None, "folder of images from jaxrl.collect; default: images of the starts of new episodes"
     )
     frames: int = option(100_000, "number of images to learn from", minimum=1)
     batch_size: int = option(128, "images in one update", minimum=1)
@@ -46,7 +46,7 @@ class PretrainConfig:
     )
     code_size: int = option(32, "size of the code", minimum=1)
     full: float = option(1.0, "what the largest value of a pixel stands for, in `unit`")
-    unit: str = option("", "unit of the error, such as m")
+    unit: str | None = option(None, "unit of the error, such as m")
 
 
 Frames = Callable[[jax.Array, int], jax.Array]  # (key, number N) -> images [N, H, W, C] in 0 to 1
@@ -57,12 +57,12 @@ class _State(struct.PyTreeNode):
     optimizer: Any
 
 
-def image_part(task: Task, name: str) -> tuple[str, tuple[int, int, int], float]:
+def image_part(task: Task, name: str | None) -> tuple[str, tuple[int, int, int], float]:
     """Name, shape and largest value of the image that a task observes.
 
     Args:
       task: the task.
-      name: name of the part; "": the only image.
+      name: name of the part; None: the only image.
 
     Raises:
       UserError: there is no such image, or several.
@@ -73,13 +73,14 @@ def image_part(task: Task, name: str) -> tuple[str, tuple[int, int, int], float]
         name = next(iter(images))
     if name not in images:
         raise UserError(
-            f"part: got {name!r}, expected an image that the task observes (it observes: {known})"
+            f"part: got {name or 'nothing'}, expected an image that the task observes (it "
+            f"observes: {known})"
         )
     part = images[name]
     return name, part.shape, 255.0 if part.dtype == "uint8" else 1.0  # type: ignore[return-value]
 
 
-def of_starts(task: Task, part: str) -> Frames:
+def of_starts(task: Task, part: str | None) -> Frames:
     """Images at the starts of new episodes, which are made when they are needed."""
     name, _, largest = image_part(task, part)
 

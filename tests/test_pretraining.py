@@ -121,14 +121,14 @@ def test_images_are_collected_and_learned(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("command", "argv", "pattern"),
     [
-        (pretrain, ["--env.name", "ballbot"], r"part: got '', .* \(it observes: none\)"),
-        (pretrain, [*SEES, "--part", "body"], r"part: got 'body', .* \(it observes: depth\)"),
+        (pretrain, ["--env.name", "ballbot"], r"part: got nothing, .* \(it observes: none\)"),
+        (pretrain, [*SEES, "--part", "body"], r"part: got body, .* \(it observes: depth\)"),
         (pretrain, [*SEES, "--data", "nowhere"], "data: nowhere holds no images"),
         (pretrain, [*SEES, "--code", "3"], "unknown setting"),
         (pretrain, ["depth.yaml"], "unexpected argument 'depth.yaml'"),
         (collect, ["ballbot"], "expected one task or run, and --out"),
         (collect, ["ballbot", *TASK, "--actor", "x"], "--actor: got 'x', expected one of zero"),
-        (collect, ["ballbot"], "part: got '', expected an image"),
+        (collect, ["ballbot"], "part: got nothing, expected an image"),
         (collect, ["ballbot", "--seeds", "3"], "unknown argument --seeds"),
         (train, [*SEES, "--env.encoder", "nowhere"], "nowhere: no such file; python -m jaxrl.pre"),
     ],

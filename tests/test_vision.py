@@ -13,7 +13,7 @@ from envs_mjx import terrain
 from envs_mjx.ballbot import Ballbot, model
 from envs_mjx.ballbot.sight import CAMERAS, FAR, depth_images
 from envs_mjx.physics import NamedModel
-from envs_mjx.vision import Camera, Scene
+from envs_mjx.vision import SKY, Camera, Scene
 from jaxrl.envs import Vector, WrapConfig, Wrapped
 
 SHAPES = {"sphere": 1, "capsule": 2, "cylinder": 2, "box": 3, "ellipsoid": 3}
@@ -81,6 +81,29 @@ def test_shapes_are_seen_where_mujoco_sees_them():
         # Normals have length 1 and face the camera.
         assert np.abs(np.linalg.norm(normal[:, both], axis=0) - 1).max() < 1e-4
         assert ((np.asarray(normal) * camera.rays).sum(0)[both] < 1e-5).all()
+
+
+def test_a_picture_has_colours_light_and_shadows():
+    """A red ball over a white floor: its top is brighter than its side, its shadow is dark."""
+    m = mujoco.MjModel.from_xml_string(
+        '<mujoco><worldbody><geom type="plane" size="9 9 1" rgba="1 1 1 1"/>'
+        '<geom type="sphere" size=".2" pos="0 0 .5" rgba="1 0 0 1"/></worldbody></mujoco>'
+    )
+    scene = Scene(m)
+    camera = Camera((0, -2.0, 0.8), (0, 1, -0.2), (0, 0, 1), 60.0, 60, 80)
+    plain = np.asarray(jax.jit(lambda: scene.picture(camera))())
+    shaded = np.asarray(jax.jit(lambda: scene.picture(camera, shadows=True))())
+    assert plain.shape == (60, 80, 3) and plain.min() >= 0 and plain.max() <= 1
+    np.testing.assert_allclose(plain[0, 0], SKY, atol=1e-6)
+    ball = (plain[..., 0] > 0.1) & (plain[..., 1] < 1e-6)
+    rows, columns = np.nonzero(ball)
+    assert 0.01 < ball.mean() < 0.1 and abs(columns.mean() - 39.5) < 1
+    assert plain[rows.min(), 40, 0] > 1.3 * plain[rows.max(), 40, 0]
+    floor = (plain[..., 0] > 0.9) & (plain.min(-1) > 0.9)
+    dark = floor & (shaded[..., 0] < 0.5)
+    assert 0.005 < dark.mean() < 0.1 and (shaded <= plain + 1e-6).all()
+    # The shadow lies away from the sun, which shines from the right and from the camera's side.
+    assert np.nonzero(dark)[1].mean() < 39.5
 
 
 def test_a_mesh_is_refused():

@@ -149,8 +149,8 @@ class Ballbot(Simulated):
     sight: Literal["none", "depth"] = option(
         "none", "whether two depth cameras that look at the ground are observed, too"
     )
-    encoder: str = option(
-        "",
+    encoder: str | None = option(
+        None,
         "file or folder of an encoder from jaxrl.pretrain, whose code of the images is observed "
         "instead of the images",
     )

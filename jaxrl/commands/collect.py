@@ -71,7 +71,7 @@ def _collect(name: str, flags: dict[str, Any], settings: dict[str, Any], folder:
     from jaxrl.runs import hardware, write_json
 
     task, actor, params = _actor(name, flags.get("actor", "random"), settings)
-    part, shape, _ = image_part(task, flags.get("part", ""))
+    part, shape, _ = image_part(task, flags.get("part"))
     count, every = cli.parse_int(flags, "num_envs", 64), cli.parse_int(flags, "every", 10)
     wanted = cli.parse_int(flags, "frames", 20_000)
     vector = Vector(task, count)
