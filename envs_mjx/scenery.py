@@ -53,6 +53,23 @@ def ground(name: str, *, center: str = "0 0 0", half_size: str = "0 0 1") -> str
     return f'<geom name="{name}" type="plane" pos="{center}" size="{half_size}" material="ground"/>'
 
 
+def with_inset(frames: np.ndarray, images: np.ndarray, zoom: int = 2) -> np.ndarray:
+    """Pictures with small images in their upper left corner, in a white frame.
+
+    Args:
+      frames: [F, H, W, 3] uint8 pictures.
+      images: [F, h, w] grey or [F, h, w, 3] coloured images with values from 0 to 1.
+      zoom: pixels of a picture along a side of an image's pixel.
+    """
+    if images.ndim == 3:
+        images = np.repeat(images[..., None], 3, axis=-1)
+    images = np.repeat(np.repeat(np.round(255 * images), zoom, axis=1), zoom, axis=2)
+    (height, width), edge, frames = images.shape[1:3], 2, frames.copy()
+    frames[:, 6 : 6 + height + 2 * edge, 6 : 6 + width + 2 * edge] = 255
+    frames[:, 6 + edge : 6 + edge + height, 6 + edge : 6 + edge + width] = images
+    return frames
+
+
 def text(values: Any) -> str:
     """An array of any shape as the value of an MJCF attribute."""
     return " ".join(f"{v:.9g}" for v in np.ravel(values))

@@ -13,6 +13,7 @@ from envs_mjx import terrain
 from envs_mjx.ballbot import Ballbot, model
 from envs_mjx.ballbot.sight import CAMERAS, FAR, depth_images
 from envs_mjx.physics import NamedModel
+from envs_mjx.scenery import with_inset
 from envs_mjx.vision import SKY, Camera, Scene
 from jaxrl.envs import Vector, WrapConfig, Wrapped
 
@@ -104,6 +105,14 @@ def test_a_picture_has_colours_light_and_shadows():
     assert 0.005 < dark.mean() < 0.1 and (shaded <= plain + 1e-6).all()
     # The shadow lies away from the sun, which shines from the right and from the camera's side.
     assert np.nonzero(dark)[1].mean() < 39.5
+
+
+def test_images_are_shown_in_a_corner():
+    frames, images = np.zeros((2, 40, 60, 3), np.uint8), np.full((2, 8, 10), 0.5)
+    shown = with_inset(frames, images)
+    assert shown.shape == frames.shape and frames.max() == 0
+    assert (shown[:, 8:24, 8:28] == 128).all() and (shown[:, 6:8, 6:30] == 255).all()
+    assert shown[:, 26:].max() == 0 and shown[:, :, 30:].max() == 0
 
 
 def test_a_mesh_is_refused():

@@ -24,6 +24,7 @@ from envs_mjx.ballbot.controllers import (
 )
 from envs_mjx.ballbot.sight import FAR, IMAGES, depth_images
 from envs_mjx.physics import NamedModel, Physics, PhysicsState, Simulated, make_physics
+from envs_mjx.scenery import with_inset
 from envs_mjx.terrain import HeightFields, Kind, make_fields
 from jaxrl import assets
 from jaxrl.envs import ArraySpec, CurriculumConfig, State
@@ -500,7 +501,17 @@ class Ballbot(Simulated):
         return act
 
     def render(self, states: PhysicsState, stride: int) -> np.ndarray:
-        """[F, H, W, 3] pictures of every `stride`-th of the physics states [T, ...]."""
+        """[F, H, W, 3] pictures of every `stride`-th of the physics states [T, ...]; with `sight`,
+        what the cameras see is in a corner."""
+        frames = self._drawn(states, stride)
+        if self.sight == "none":
+            return frames
+        see = functools.partial(depth_images, self.drive, self.timestep, self.fields)
+        picked = jax.tree.map(lambda x: jnp.asarray(x[::stride]), states)
+        depth = np.asarray(jax.jit(lambda states: jax.lax.map(see, states))(picked)) / FAR
+        return with_inset(frames, np.concatenate([depth[..., 0], depth[..., 1]], axis=2))
+
+    def _drawn(self, states: PhysicsState, stride: int) -> np.ndarray:
         if not self.fields:
             return self.physics.render(states, m.VIEW, stride=stride)
         # A model with the terrain around the robot's way, for the pictures only.
