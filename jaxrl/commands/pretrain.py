@@ -72,6 +72,7 @@ def _write(folder: Path, config: Any, run: Any, result: dict[str, Any]) -> None:
 
     pictures = result.pop("originals"), result.pop("reconstructions")
     settings = {"env": run.to_dict()["env"], **to_dict(config)}
+    del settings["out"]
     write_json(folder / "result.json", result | {"settings": settings, "hardware": hardware()})
     try:
         from jaxrl.reporting import encoder_page
