@@ -52,16 +52,23 @@ class HeightFields:
           field: index of the field.
           place: [2] horizontal position (m).
         """
-        points = self.heights.shape[-1]
-        at = place / self.spacing + (points - 1) / 2
+        at = self._on_grid(place)
         cell = jnp.floor(at)
-        indices = cell.astype(jnp.int32)[:, None] + jnp.arange(-1, 3)  # [2, 4]
-        indices = jnp.mod(indices, 2 * points - 2)
-        indices = jnp.minimum(indices, 2 * points - 2 - indices)
+        indices = self._mirrored(cell[:, None] + jnp.arange(-1, 3))  # [2, 4]
         around = jnp.asarray(self.heights)[field, indices[1][:, None], indices[0][None]]  # [4, 4]
         (x, y), (dx, dy) = _cubic(at - cell), _cubic_slope(at - cell)
         gradient = jnp.stack([y @ around @ dx, dy @ around @ x]) / self.spacing
         return y @ around @ x, gradient
+
+    def _on_grid(self, place: jax.Array) -> jax.Array:
+        """Horizontal positions (m), in grid points from the field's edge."""
+        return place / self.spacing + (self.heights.shape[-1] - 1) / 2
+
+    def _mirrored(self, index: jax.Array) -> jax.Array:
+        """Indices of grid points, where those beyond the edge are of the mirror image."""
+        period = 2.0 * self.heights.shape[-1] - 2.0
+        index = index - period * jnp.floor(index / period)  # faster than mod of integers
+        return jnp.minimum(index, period - index).astype(jnp.int32)
 
     def surface(
         self, field: jax.Array, scale: jax.Array, place: jax.Array
@@ -142,17 +149,10 @@ class HeightFields:
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Heights (m) of the triangles at horizontal positions [R] (m), and their slopes along x
         and along y. (Coordinates in arrays of their own compile to faster loops on a CPU.)"""
-        points = self.heights.shape[-1]
-        x, y = (value / self.spacing + (points - 1) / 2 for value in (x, y))
+        x, y = self._on_grid(x), self._on_grid(y)
         column, row = jnp.floor(x), jnp.floor(y)
         x, y = x - column, y - row
-
-        def mirrored(index: jax.Array) -> jax.Array:
-            period = 2.0 * points - 2.0
-            index = index - period * jnp.floor(index / period)  # faster than mod of integers
-            return jnp.minimum(index, period - index).astype(jnp.int32)
-
-        x0, x1, y0, y1 = (mirrored(i) for i in (column, column + 1, row, row + 1))
+        x0, x1, y0, y1 = (self._mirrored(i) for i in (column, column + 1, row, row + 1))
         heights, upper = jnp.asarray(self.heights), y > x
         first, last = heights[field, y0, x0], heights[field, y1, x1]
         other = heights[field, jnp.where(upper, y1, y0), jnp.where(upper, x0, x1)]

@@ -98,16 +98,8 @@ def in_a_height_field(task, states, velocity):
     MuJoCo makes a contact with each triangle near the ball, which lie at the same point; only the
     deepest is used, since several make the ground stiffer.
     """
-    half = task.fields.size / 2
-    xml = model.mjcf(
-        "no_slip", task.timestep, '<geom name="floor" type="hfield" hfield="ground"/>'
-    ).replace(
-        "</asset>",
-        f'<hfield name="ground" nrow="{terrain.POINTS}" ncol="{terrain.POINTS}" '
-        f'size="{half} {half} 1 1"/></asset>',
-        1,
-    )
-    m = mujoco.MjModel.from_xml_string(xml)
+    floor = model.terrain_geom(terrain.POINTS, task.fields.size, np.zeros(2))
+    m = mujoco.MjModel.from_xml_string(model.mjcf("no_slip", task.timestep, floor))
     foot = jax.jit(task.fields.foot)
     ways, angles, gaps = [], [], []
     for i in range(len(states.qpos)):

@@ -203,7 +203,7 @@ def _omniwheel() -> tuple[str, str, str]:
 
 
 def terrain_geom(points: int, size: float, middle: np.ndarray) -> str:
-    """A height field as MJCF, to be drawn.
+    """A height field as MJCF.
 
     Args:
       points: number of heights along a side.

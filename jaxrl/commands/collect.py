@@ -65,7 +65,7 @@ def _collect(name: str, flags: dict[str, Any], settings: dict[str, Any], folder:
     import jax.numpy as jnp
     import numpy as np
 
-    from jaxrl.envs import Vector
+    from jaxrl.envs import Vector, select
     from jaxrl.nets.encoders import ONLY_PART
     from jaxrl.pretraining import image_part
     from jaxrl.runs import hardware, write_json
@@ -84,9 +84,7 @@ def _collect(name: str, flags: dict[str, Any], settings: dict[str, Any], folder:
             action, memory = actor.act(params, envs.worlds, memory, key)
             envs, step = vector.step(envs, action)
             ended = step.terminated | step.truncated
-            memory = jax.tree.map(
-                lambda x: jnp.where(ended.reshape(-1, *[1] * (x.ndim - 1)), 0, x), memory
-            )
+            memory = select(ended, jax.tree.map(jnp.zeros_like, memory), memory)
             return (envs, memory), None
 
         carry, _ = jax.lax.scan(step, (envs, memory), jax.random.split(key, every))
@@ -119,12 +117,12 @@ def _collect(name: str, flags: dict[str, Any], settings: dict[str, Any], folder:
 def _actor(name: str, actor: str, settings: dict[str, Any]) -> tuple[Any, Any, Any]:
     """The task, who acts in it, and the parameters of the actor."""
     from jaxrl import assets, envs
-    from jaxrl.commands.evaluate import baselines
+    from jaxrl.commands.evaluate import baselines, everywhere
     from jaxrl.config import resolve
     from jaxrl.runs import load_policy
 
     if name not in envs.names() and assets.find(Path(name), "checkpoints").exists():
-        trained = load_policy(name, merge(settings, {"eval_overrides": settings.get("env", {})}))
+        trained = load_policy(name, everywhere(settings))
         return trained.config.env, trained.actor, trained.params
     env = resolve(merge({"env": {"name": name}}, settings), platform="none").env
     actors = baselines(env)

@@ -88,7 +88,7 @@ def _evaluate_run(path: str, flags: dict[str, Any]) -> int:
 
     episodes, seed = _sample(flags)
     changed = flags["set"]
-    trained = load_policy(path, _everywhere(changed))
+    trained = load_policy(path, everywhere(changed))
     env, run = trained.config.eval_env, trained.source.parent.parent
     tasks = _elsewhere(env, trained.config.task, flags) if flags.get("on") else {}
     _prepare(flags, env, trained.actor, trained.params, seed)
@@ -214,9 +214,9 @@ def _vary(path: str, flags: dict[str, Any]) -> int:
     scripted = bool(flags.get("baselines"))
     load: Any = _configured if scripted else load_policy
     play = _play_with_baselines if scripted else _play_with_policy
-    key, values = _values(flags["vary"], _env(load(path, _everywhere(flags["set"]))))
+    key, values = _values(flags["vary"], _env(load(path, everywhere(flags["set"]))))
     changes = [merge(flags["set"], nest({key: Raw(value)})) for value in values]
-    subjects = [load(path, _everywhere(changed)) for changed in changes]  # all before any is played
+    subjects = [load(path, everywhere(changed)) for changed in changes]  # all before any is played
     _prepare(flags, _env(subjects[0]), None, None, seed)
     print(f"{path}: {episodes} episodes for each value of {key}, seed {seed}")
     rows: dict[str, Any] = {}
@@ -279,7 +279,7 @@ def _evaluate_baselines(flags: dict[str, Any]) -> int:
     from jaxrl.reporting.reading import BASELINES
 
     run, episodes, seed = Path(flags["baselines"]), *_sample(flags)
-    config = _configured(str(run), _everywhere(flags["set"]))
+    config = _configured(str(run), everywhere(flags["set"]))
     env, results = config.eval_env, {}
     actors = baselines(env)
     filmed, actor = list(actors.items())[2 if len(actors) > 2 else 0]
@@ -303,7 +303,7 @@ def _configured(path: str, changed: dict[str, Any]) -> Any:
     return resolve(base, changed, platform="none")
 
 
-def _everywhere(changed: dict[str, Any]) -> dict[str, Any]:
+def everywhere(changed: dict[str, Any]) -> dict[str, Any]:
     """Changed settings, in which those of the task hold in evaluations too."""
     return changed | {"eval_overrides": changed.get("env", {})}
 

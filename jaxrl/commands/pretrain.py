@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxrl import cli
+from jaxrl.commands.train import print_rows
 from jaxrl.errors import UserError
 from jaxrl.files import check_writable, write_text
 from jaxrl.options import merge
@@ -45,8 +46,7 @@ def main(argv: list[str]) -> int:
     }
     config = build(PretrainConfig, values)
     if flags.get("help"):
-        for key, kind, value, text in describe(PretrainConfig, default=config):
-            print(f"  --{key} [{kind}; {value}]\n        {text}")
+        print_rows(describe(PretrainConfig, default=config))
         return 0
     run = resolve(task_values, platform="none")
     folder = Path(config.out or f"encoders/{run.task.replace(':', '-')}")

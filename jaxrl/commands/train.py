@@ -140,15 +140,15 @@ def _help(config: RunConfig) -> int:
     task_rows, training_rows = config.describe()
     _print_wrapped(f"Tasks (--env.name): {', '.join(envs.names())}")
     print(f"\nSettings of the task {config.task}:")
-    _print_rows(task_rows)
+    print_rows(task_rows)
     print(
         f"\nSettings of training with {config.train.algo} (other algorithms: --algo NAME --help):"
     )
-    _print_rows(training_rows)
+    print_rows(training_rows)
     return 0
 
 
-def _print_rows(rows: list[tuple[str, str, str, str]]) -> None:
+def print_rows(rows: list[tuple[str, str, str, str]]) -> None:
     """Prints rows (dotted key, type, value, help) of settings."""
     for key, kind, value, text in rows:
         _print_wrapped(f"  --{key} [{kind}; {value}]")
