@@ -6,15 +6,17 @@ A ray's direction has length 1 along the camera's optical axis, so that its para
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import mujoco
 import numpy as np
 
-Hit = tuple[jax.Array, jax.Array]  # depth [R], infinite where a ray hits nothing; normal [3, R]
+Vector = list[jax.Array]  # components of vectors, each [R]
 _TINY = 1e-12
+DRAWN_GROUPS = 3  # MuJoCo draws shapes of the groups 0 to 2
 SKY = np.array([0.8, 0.88, 0.96], np.float32)  # colour where a camera sees no shape
 SUN = np.array([0.32, -0.24, 0.92], np.float32)  # direction to the light, of length 1
 AMBIENT = 0.45  # share of the light that comes from everywhere
@@ -35,8 +37,8 @@ class Camera:
     look: tuple[float, float, float]
     up: tuple[float, float, float]
     fovy: float
-    height: int
-    width: int
+    height: int = 64
+    width: int = 64
 
     @property
     def rays(self) -> np.ndarray:
@@ -52,71 +54,106 @@ class Camera:
         return (axes @ np.stack([x, y, np.ones_like(x)])).astype(np.float32)
 
 
-# -- shapes: a ray from `o` [3, R] along `d` [3, R] in the shape's frame ----------------------
+# -- shapes, in their frame; vectors are components [R] --------------------------------------
+# Each has the depth at which rays from `o` along `d` enter it from outside (infinite: they do not),
+# and the normal, of any length, at points `at` of its surface. One formula for each component,
+# without reductions, is what XLA makes the fastest loop of.
 
 
-def _sphere(o: jax.Array, d: jax.Array, size: jax.Array) -> Hit:
-    t = _first(o, d, size[0])
-    return t, (o + _finite(t) * d) / size[0]
+def _sphere(o: Vector, d: Vector, size: jax.Array) -> jax.Array:
+    return _first(o, d, size[0])
 
 
-def _ellipsoid(o: jax.Array, d: jax.Array, size: jax.Array) -> Hit:
-    o, d = o / size[:, None], d / size[:, None]
-    t = _first(o, d, 1.0)
-    return t, _unit((o + _finite(t) * d) / size[:, None])
+def _sphere_normal(at: Vector, size: jax.Array) -> Vector:
+    return at
 
 
-def _capsule(o: jax.Array, d: jax.Array, size: jax.Array) -> Hit:
+def _ellipsoid(o: Vector, d: Vector, size: jax.Array) -> jax.Array:
+    o, d = (
+        [x / r for x, r in zip(o, size, strict=True)],
+        [x / r for x, r in zip(d, size, strict=True)],
+    )
+    return _first(o, d, 1.0)
+
+
+def _ellipsoid_normal(at: Vector, size: jax.Array) -> Vector:
+    return [x / r**2 for x, r in zip(at, size, strict=True)]
+
+
+def _capsule(o: Vector, d: Vector, size: jax.Array) -> jax.Array:
     radius, half = size[0], size[1]
-    side = _first(o[:2], d[:2], radius)
-    t = jnp.where(jnp.abs(o[2] + _finite(side) * d[2]) <= half, side, jnp.inf)
+    t = _side(o, d, size)
     for end in (-half, half):
-        shift = jnp.stack([0 * end, 0 * end, end])[:, None]
-        t = jnp.minimum(t, _first(o - shift, d, radius))
-    at = o + _finite(t) * d
-    return t, jnp.stack([at[0], at[1], at[2] - jnp.clip(at[2], -half, half)]) / radius
+        t = jnp.minimum(t, _first([o[0], o[1], o[2] - end], d, radius))
+    return t
 
 
-def _cylinder(o: jax.Array, d: jax.Array, size: jax.Array) -> Hit:
-    radius, half = size[0], size[1]
-    side = _first(o[:2], d[:2], radius)
-    side = jnp.where(jnp.abs(o[2] + _finite(side) * d[2]) <= half, side, jnp.inf)
-    ahead = -jnp.sign(d[2])  # the end that the ray can meet from outside
-    end = (ahead * half - o[2]) / _nonzero(d[2])
-    at = o[:2] + end * d[:2]
-    end = jnp.where((end > 0) & ((at**2).sum(0) <= radius**2), end, jnp.inf)
-    t = jnp.minimum(side, end)
-    at = o + _finite(t) * d
-    zero = jnp.zeros_like(t)
-    normal = jnp.where(side < end, jnp.stack([at[0], at[1], zero]) / radius, 0.0)
-    return t, jnp.where(side < end, normal, jnp.stack([zero, zero, ahead]))
+def _capsule_normal(at: Vector, size: jax.Array) -> Vector:
+    return [at[0], at[1], at[2] - jnp.clip(at[2], -size[1], size[1])]
 
 
-def _box(o: jax.Array, d: jax.Array, size: jax.Array) -> Hit:
-    size = size[:, None]
-    near = (-jnp.sign(d) * size - o) / _nonzero(d)
-    far = (jnp.sign(d) * size - o) / _nonzero(d)
-    t = near.max(0)
-    t = jnp.where((t <= far.min(0)) & (t > 0), t, jnp.inf)
-    return t, -jnp.sign(d) * (near == near.max(0))
+def _cylinder(o: Vector, d: Vector, size: jax.Array) -> jax.Array:
+    end = (-jnp.sign(d[2]) * size[1] - o[2]) / _nonzero(d[2])  # the end that is met from outside
+    inside = (o[0] + end * d[0]) ** 2 + (o[1] + end * d[1]) ** 2 <= size[0] ** 2
+    return jnp.minimum(_side(o, d, size), jnp.where((end > 0) & inside, end, jnp.inf))
 
 
-def _plane(o: jax.Array, d: jax.Array, size: jax.Array) -> Hit:
+def _cylinder_normal(at: Vector, size: jax.Array) -> Vector:
+    on_side = jnp.hypot(at[0], at[1]) - size[0] > jnp.abs(at[2]) - size[1]
+    return [x * on_side for x in at[:2]] + [at[2] * ~on_side]
+
+
+def _box(o: Vector, d: Vector, size: jax.Array) -> jax.Array:
+    slopes = [1.0 / _nonzero(y) for y in d]
+    ends = [
+        ((-r - x) * slope, (r - x) * slope) for x, slope, r in zip(o, slopes, size, strict=True)
+    ]
+    enters = functools.reduce(jnp.maximum, [jnp.minimum(*pair) for pair in ends])
+    leaves = functools.reduce(jnp.minimum, [jnp.maximum(*pair) for pair in ends])
+    return jnp.where((enters <= leaves) & (enters > 0), enters, jnp.inf)
+
+
+def _box_normal(at: Vector, size: jax.Array) -> Vector:
+    outside = [jnp.abs(x) - r for x, r in zip(at, size, strict=True)]
+    most = functools.reduce(jnp.maximum, outside)
+    return [jnp.sign(x) * (y == most) for x, y in zip(at, outside, strict=True)]
+
+
+def _plane(o: Vector, d: Vector, size: jax.Array) -> jax.Array:
     t = -o[2] / _nonzero(d[2])
-    at = o[:2] + t * d[:2]
-    inside = ((jnp.abs(at) <= size[:2, None]) | (size[:2, None] <= 0)).all(0)
-    t = jnp.where((t > 0) & (o[2] > 0) & inside, t, jnp.inf)
-    return t, jnp.stack([0 * t, 0 * t, jnp.ones_like(t)])
+    hit = (t > 0) & (o[2] > 0)
+    for i in range(2):
+        hit &= (jnp.abs(o[i] + t * d[i]) <= size[i]) | (size[i] <= 0)
+    return jnp.where(hit, t, jnp.inf)
 
 
-def _first(o: jax.Array, d: jax.Array, radius: jax.Array | float) -> jax.Array:
+def _plane_normal(at: Vector, size: jax.Array) -> Vector:
+    return [jnp.zeros_like(at[0]), jnp.zeros_like(at[0]), jnp.ones_like(at[0])]
+
+
+def _side(o: Vector, d: Vector, size: jax.Array) -> jax.Array:
+    """Depth at which rays enter the side of a cylinder or a capsule."""
+    t = _first(o[:2], d[:2], size[0])
+    return jnp.where(jnp.abs(o[2] + _finite(t) * d[2]) <= size[1], t, jnp.inf)
+
+
+def _first(o: Vector, d: Vector, radius: jax.Array | float) -> jax.Array:
     """Depth at which rays enter a ball (or, in two dimensions, an endless cylinder)."""
-    a, b = (d * d).sum(0) + _TINY, (o * d).sum(0)
+    a, b = _dot(d, d) + _TINY, _dot(o, d)
     # The root from the distance between ray and centre keeps its digits far from the ball.
-    away = o - b / a * d
-    root = radius**2 - (away * away).sum(0)
+    away = [x - b / a * y for x, y in zip(o, d, strict=True)]
+    root = radius**2 - _dot(away, away)
     t = (-b - jnp.sqrt(a * jnp.maximum(root, 0.0))) / a
     return jnp.where((root >= 0) & (t > 0), t, jnp.inf)
+
+
+def _dot(a: Vector, b: Vector) -> jax.Array:
+    return sum((x * y for x, y in zip(a[1:], b[1:], strict=True)), start=a[0] * b[0])
+
+
+def _turned(turn: jax.Array, v: Vector) -> Vector:
+    """A vector, turned by the rotation [3, 3, ...]."""
+    return [_dot(list(row), v) for row in turn]
 
 
 def _finite(t: jax.Array) -> jax.Array:
@@ -127,17 +164,13 @@ def _nonzero(x: jax.Array) -> jax.Array:
     return jnp.where(jnp.abs(x) < _TINY, _TINY, x)
 
 
-def _unit(x: jax.Array) -> jax.Array:
-    return x / jnp.sqrt((x * x).sum(0) + _TINY)
-
-
-_SHAPES: dict[int, Callable[[jax.Array, jax.Array, jax.Array], Hit]] = {
-    int(mujoco.mjtGeom.mjGEOM_PLANE): _plane,
-    int(mujoco.mjtGeom.mjGEOM_SPHERE): _sphere,
-    int(mujoco.mjtGeom.mjGEOM_CAPSULE): _capsule,
-    int(mujoco.mjtGeom.mjGEOM_ELLIPSOID): _ellipsoid,
-    int(mujoco.mjtGeom.mjGEOM_CYLINDER): _cylinder,
-    int(mujoco.mjtGeom.mjGEOM_BOX): _box,
+_SHAPES = {
+    int(mujoco.mjtGeom.mjGEOM_PLANE): (_plane, _plane_normal),
+    int(mujoco.mjtGeom.mjGEOM_SPHERE): (_sphere, _sphere_normal),
+    int(mujoco.mjtGeom.mjGEOM_CAPSULE): (_capsule, _capsule_normal),
+    int(mujoco.mjtGeom.mjGEOM_ELLIPSOID): (_ellipsoid, _ellipsoid_normal),
+    int(mujoco.mjtGeom.mjGEOM_CYLINDER): (_cylinder, _cylinder_normal),
+    int(mujoco.mjtGeom.mjGEOM_BOX): (_box, _box_normal),
 }
 
 
@@ -149,7 +182,7 @@ class Scene:
 
     Args:
       model: the compiled model.
-      geoms: indices of the shapes; None: all that are not transparent.
+      geoms: indices of the shapes; None: all that MuJoCo's own pictures show.
       frames: names of the bodies whose poses `cast` receives, in this order; shapes of other
         bodies must not move.
 
@@ -163,28 +196,29 @@ class Scene:
         geoms: Sequence[int] | None = None,
         frames: Sequence[str] = (),
     ):
-        if geoms is None:
-            colors = _colors(model)
-            geoms = [i for i in range(model.ngeom) if colors[i, 3] > 0]
+        geoms = np.flatnonzero(_drawn(model)).tolist() if geoms is None else geoms
+        for geom in geoms:
+            if int(model.geom_type[geom]) not in _SHAPES:
+                raise ValueError(f"geom {model.geom(geom).name or geom!r} is no primitive shape")
         data = mujoco.MjData(model)
         mujoco.mj_kinematics(model, data)
+        order = sorted(geoms, key=lambda geom: model.geom_type[geom])
+        kinds = model.geom_type[order].tolist()
+        self.groups = {  # for each kind of shape, its place in the arrays below
+            kind: slice(kinds.index(kind), kinds.index(kind) + kinds.count(kind))
+            for kind in sorted(set(kinds))
+        }
         owners = {model.body(name).id: i for i, name in enumerate(frames)}
-        self.groups: dict[int, list[int]] = {}
-        for geom in geoms:
-            kind = int(model.geom_type[geom])
-            if kind not in _SHAPES:
-                raise ValueError(f"geom {model.geom(geom).name or geom!r} is no primitive shape")
-            self.groups.setdefault(kind, []).append(int(geom))
-        self.frame = np.full(model.ngeom, len(frames))  # the last frame is the world
-        self.pos, self.mat = data.geom_xpos.copy(), data.geom_xmat.reshape(-1, 3, 3).copy()
-        for geom in geoms:
-            owner = owners.get(int(model.geom_bodyid[geom]))
-            if owner is not None:
-                quat = np.zeros(9)
-                mujoco.mju_quat2Mat(quat, model.geom_quat[geom])
-                self.frame[geom] = owner
-                self.pos[geom], self.mat[geom] = model.geom_pos[geom], quat.reshape(3, 3)
-        self.size, self.color = model.geom_size.copy(), _colors(model)[:, :3]
+        world = len(frames)  # comes after the bodies
+        self.frames = tuple(frames)
+        self.owner = np.array([owners.get(int(model.geom_bodyid[geom]), world) for geom in order])
+        pos, mat = data.geom_xpos[order], data.geom_xmat[order].reshape(-1, 3, 3)
+        for i in np.flatnonzero(self.owner != world):
+            quat = np.zeros(9)
+            mujoco.mju_quat2Mat(quat, model.geom_quat[order[i]])
+            pos[i], mat[i] = model.geom_pos[order[i]], quat.reshape(3, 3)
+        arrays = (pos, mat, model.geom_size[order], _colors(model)[order, :3])
+        self.pos, self.mat, self.size, self.color = (np.float32(x) for x in arrays)
 
     def cast(
         self,
@@ -202,34 +236,45 @@ class Scene:
           positions: [B, 3] positions of the bodies (m).
           rotations: [B, 3, 3] their rotations to the world.
         """
-        origin = jnp.broadcast_to(origin.reshape(3, -1), rays.shape)
-        world = jnp.zeros((1, 3)), jnp.eye(3)[None]
-        bodies = world
-        if positions is not None and rotations is not None:
-            bodies = jnp.concatenate([positions, world[0]]), jnp.concatenate([rotations, world[1]])
-        best = (
-            jnp.full(rays.shape[1], jnp.inf),
-            jnp.zeros(rays.shape),
-            jnp.zeros(rays.shape),
-        )
+        origin = origin.reshape(3, -1)
+        at, turn = self._poses(positions, rotations)
+        hit = jnp.full(rays.shape[1], jnp.inf), jnp.zeros(rays.shape[1], jnp.int32)
         for kind, geoms in self.groups.items():
-            frame = self.frame[geoms]
-            turn = jnp.einsum("kij,kjl->kil", bodies[1][frame], self.mat[geoms])
-            at = bodies[0][frame] + jnp.einsum("kij,kj->ki", bodies[1][frame], self.pos[geoms])
 
-            def nearer(best, geom, shape=_SHAPES[kind]):
-                at, turn, size, color = geom
-                t, normal = shape(turn.T @ (origin - at[:, None]), turn.T @ rays, size)
-                closer = t < best[0]
-                found = t, turn @ normal, jnp.broadcast_to(color[:, None], normal.shape)
-                return tuple(
-                    jnp.where(closer, a, b) for a, b in zip(found, best, strict=True)
-                ), None
+            def nearer(hit, geom, depth=_SHAPES[kind][0]):
+                index, at, turn, size = geom
+                t = depth(
+                    _turned(turn.T, list(origin - at[:, None])), _turned(turn.T, list(rays)), size
+                )
+                closer = t < hit[0]
+                return (jnp.where(closer, t, hit[0]), jnp.where(closer, index, hit[1])), None
 
-            facts = (at, turn, jnp.asarray(self.size[geoms]), jnp.asarray(self.color[geoms]))
-            facts = tuple(x.astype(jnp.float32) for x in facts)
-            best, _ = jax.lax.scan(nearer, best, facts)
-        return best
+            rows = (at[geoms], turn[geoms], jnp.asarray(self.size[geoms]))
+            hit, _ = jax.lax.scan(nearer, hit, (jnp.arange(geoms.start, geoms.stop), *rows))
+        depth, index = hit
+        # Facts about the shape that each ray hits, [18, R].
+        facts = jnp.concatenate([at, self.size, self.color, turn.reshape(-1, 9)], axis=1)
+        facts = facts.T @ jax.nn.one_hot(index, len(facts), axis=0)
+        at, size, color, turn = facts[:3], facts[3:6], facts[6:9], facts[9:].reshape(3, 3, -1)
+        local = _turned(turn.swapaxes(0, 1), list(origin + _finite(depth) * rays - at))
+        normal = [jnp.zeros(rays.shape[1])] * 3
+        for kind, geoms in self.groups.items():
+            of_kind = (geoms.start <= index) & (index < geoms.stop)
+            normals = _SHAPES[kind][1](local, size)
+            normal = [jnp.where(of_kind, a, b) for a, b in zip(normals, normal, strict=True)]
+        length = jnp.sqrt(_dot(normal, normal) + _TINY)
+        return depth, jnp.stack(_turned(turn, normal)) / length, color
+
+    def _poses(
+        self, positions: jax.Array | None, rotations: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array]:
+        """Positions [G, 3] of the shapes, and their rotations to the world [G, 3, 3]."""
+        if positions is None or rotations is None:
+            return jnp.asarray(self.pos), jnp.asarray(self.mat)
+        positions = jnp.concatenate([positions, jnp.zeros((1, 3))])[self.owner]
+        rotations = jnp.concatenate([rotations, jnp.eye(3)[None]])[self.owner]
+        at = positions + (rotations * self.pos[:, None]).sum(2)
+        return at, (rotations[..., None] * self.mat[:, None]).sum(2)
 
     def picture(
         self,
@@ -258,6 +303,18 @@ class Scene:
         lit = color * (AMBIENT + (1 - AMBIENT) * bright)
         seen = jnp.where(jnp.isfinite(depth), lit, jnp.asarray(SKY)[:, None])
         return jnp.moveaxis(seen.reshape(3, camera.height, camera.width), 0, 2)
+
+
+def moving_bodies(model: mujoco.MjModel) -> tuple[str, ...]:
+    """Names of the bodies that move and have shapes that MuJoCo's own pictures show."""
+    bodies = np.unique(model.geom_bodyid[_drawn(model)])
+    moves = (model.body_weldid[bodies] != 0) | (model.body_mocapid[bodies] >= 0)
+    return tuple(model.body(body).name for body in bodies[moves])
+
+
+def _drawn(model: mujoco.MjModel) -> np.ndarray:
+    """[G] bool: the shapes that MuJoCo's own pictures show."""
+    return (_colors(model)[:, 3] > 0) & (model.geom_group < DRAWN_GROUPS)
 
 
 def _colors(model: mujoco.MjModel) -> np.ndarray:

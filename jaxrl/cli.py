@@ -134,8 +134,9 @@ def parse(
                 key, equals, value = value.partition("=")
                 if not equals:
                     raise UserError(f"--set {key}: expected KEY=VALUE, such as env.drive=omniwheel")
-                flag_values["set"][key] = Raw(value)
-            elif name == "sweep":
+                # Where settings are arguments, --set KEY=VALUE is the same as --KEY VALUE.
+                (flag_values["set"] if "set" in flags else flat)[key] = Raw(value)
+            elif name == "sweep" and "sweep" in flags:
                 flag_values.setdefault("sweep", []).append(value)
             elif name in flags:
                 flag_values[name] = value

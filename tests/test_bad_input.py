@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from jaxrl import cli, envs, platform, strict_yaml
-from jaxrl.commands import train
+from jaxrl.commands import collect, train
 from jaxrl.config import read_yaml, resolve
 from jaxrl.errors import UserError
 from jaxrl.options import Raw, nest
@@ -482,6 +482,18 @@ def test_a_training_goes_on_with_closed_outputs():
     assert shell(f"TRAIN {TINY} 2>&- >&-").returncode == 0
     assert list(Path("run/checkpoints").iterdir())
     assert "16" in Path("run/progress.csv").read_text()
+
+
+def test_a_setting_is_given_in_two_ways(capsys):
+    shown = []
+    for argv in (["--env.max_speed", "0.3"], ["--set", "env.max_speed=0.3"]):
+        assert train.main([*argv, "--print_config"]) == 0
+        shown.append(capsys.readouterr().out)
+    assert shown[0] == shown[1] and "max_speed: 0.3" in shown[0]
+    with pytest.raises(UserError, match=r"env.max_sped; did you mean env.max_speed\?"):
+        train.main(["--set", "env.max_sped=0.3", "--print_config"])
+    with pytest.raises(UserError, match="unknown argument --sweep"):
+        collect.main(["ballbot", "--out", "unused", "--sweep", "seed=0,1"])
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from envs_mjx import terrain
+from envs_mjx.aloha_insertion import AlohaInsertion
 from envs_mjx.ballbot import Ballbot, model
 from envs_mjx.ballbot.sight import CAMERAS, FAR, depth_images
+from envs_mjx.franka_reach import FrankaReach
 from envs_mjx.physics import NamedModel
 from envs_mjx.scenery import with_inset
 from envs_mjx.vision import SKY, Camera, Scene
@@ -186,10 +188,56 @@ def test_the_robots_images_are_those_of_mujoco(drive):
         origin = base.xpos + rotation @ camera.position
         groups = np.array([1, 1, 1, 1, 1, 0], np.uint8)
         expected = np.minimum(in_c(m, d, origin, rotation @ camera.rays, groups), FAR)
-        error = np.abs(np.asarray(images[..., i]).ravel() - expected)
+        error = np.abs(np.asarray(images[i]).ravel() - expected)
         # In the omniwheel model the ball sits up to a millimetre elsewhere against the wheels.
         assert np.percentile(error, 99 if drive == "omniwheel" else 99.9) < 1e-3
     assert np.asarray(task.reset(jax.random.key(5)).obs["depth"]).max() > 100
+
+
+@pytest.mark.parametrize("task", [FrankaReach(sight="rgb"), AlohaInsertion(sight="rgb")])
+def test_arms_are_seen_where_mujoco_sees_them(task):
+    act, step = task.baselines()["scripted"], jax.jit(task.step)
+    state = jax.jit(task.reset)(jax.random.key(0))
+    for _ in range(12):
+        state = step(state, act(state))
+    m, physics = task.physics.model, state.physics
+    d = mujoco.MjData(m)
+    d.qpos[:] = physics.qpos
+    if m.nmocap:
+        d.mocap_pos[:] = physics.mocap_pos
+    mujoco.mj_forward(m, d)
+    groups = np.array([1, 1, 1, 0, 0, 0], np.uint8)
+    poses = [task.physics.body_pose(physics, name) for name in task.scene.frames]
+    poses = [jnp.stack(x) for x in zip(*poses, strict=True)]
+    for camera in task.CAMERAS:
+        origin, rays = jnp.asarray(camera.position), jnp.asarray(camera.rays)
+        depth, _, color = task.scene.cast(origin, rays, *poses)
+        expected = in_c(m, d, camera.position, camera.rays, groups)
+        near = np.isclose(depth, expected, atol=1e-3, rtol=1e-4)  # also where both are infinite
+        assert near.mean() > 0.999
+        picture = (color * 255).round().astype(np.uint8)
+        assert len(np.unique(np.asarray(picture), axis=1).T) >= 4
+
+
+@pytest.mark.parametrize("privileged", [False, True])
+def test_a_policy_sees_the_target_in_images_alone(privileged):
+    task = FrankaReach(sight="rgb", privileged=privileged)
+    assert not any("target" in name for name in task.observation_spec["body"].names)
+    state = jax.jit(task.reset)(jax.random.key(0))
+    assert set(state.obs) == {"body", "image"} | ({"state"} if privileged else set())
+    target = state.info.target + jnp.array([0.0, 0.0, 0.1])
+    info, physics = state.info.replace(target=target), state.physics
+    poses = physics.poses | {"xpos": physics.poses["xpos"].at[0].add(jnp.array([0.0, 0.0, 0.1]))}
+    assert task.scene.frames[0] == "target"
+    moved = jax.jit(task.sense)(state.replace(physics=physics.replace(poses=poses), info=info))
+    differs = np.asarray(moved.obs["image"] != state.obs["image"])
+    for camera in (differs[..., :3], differs[..., 3:]):  # each loses the old place and has the new
+        assert 4 < camera.any(axis=2).sum() < 64
+    np.testing.assert_array_equal(moved.obs["body"], state.obs["body"])
+    if privileged:
+        grip, _ = task.physics.site_pose(physics, "grip")
+        expected = np.concatenate([state.info.target, state.info.target - grip])
+        np.testing.assert_allclose(state.obs["state"], expected, atol=1e-6)
 
 
 def test_images_come_at_the_cameras_rate():

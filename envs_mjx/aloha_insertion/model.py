@@ -14,6 +14,7 @@ import numpy as np
 
 from envs_mjx.physics import View
 from envs_mjx.scenery import LIGHT, SCENERY, ground, text
+from envs_mjx.vision import Camera
 
 SIDES = ("left", "right")
 ARM_JOINTS = ("waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate")
@@ -92,6 +93,8 @@ WATCHED = {
     "peg_pin": (("peg", "pin"),),
 }
 VIEW = View(target=(0.0, 0.5, 0.12), distance=1.05, azimuth=90.0, elevation=-25.0)
+# Above the table, as the original's camera "top", and as high as shows all places of the objects.
+CAMERA = Camera(position=(0.0, 0.5, 0.72), look=(0.0, 0.0, -1.0), up=(0.0, 1.0, 0.0), fovy=50.0)
 
 # Of each link: mass, centre of mass, quaternion of the principal axes, principal inertia.
 _INERTIALS = {

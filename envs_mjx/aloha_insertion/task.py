@@ -24,6 +24,8 @@ from envs_mjx.aloha_insertion.expert import (
 )
 from envs_mjx.arm import Arm, ArmTask
 from envs_mjx.physics import Physics, PhysicsState, make_physics
+from envs_mjx.sight import Pictured
+from envs_mjx.vision import Camera
 from jaxrl.envs import ArraySpec, CurriculumConfig, State
 from jaxrl.envs.rewards import weighted
 from jaxrl.options import option
@@ -51,6 +53,7 @@ PPO = {
 
 _ARM_PARTS = {"q": 6, "qdot": 6, "error": 6, "finger": 1, "grip": 3, "grip_axes": 6, "held": 1}
 _OBJECT = {"position": 3, "axes": 6, "velocity": 3, "in_grip": 3, "in_grip_fine": 3}
+_BETWEEN = {"between": 3, "to_pin_fine": 3, "aside": 1, "turned": 3}
 # Distance (m) at which the fine copies of offsets saturate: grasps and the insertion need
 # millimetres, positions on the table span decimetres.
 FINE = 0.015
@@ -114,7 +117,7 @@ class Info:
 
 
 @dataclasses.dataclass(frozen=True)
-class AlohaInsertion(ArmTask):
+class AlohaInsertion(ArmTask, Pictured):
     """Two ViperX arms: the left one grasps a socket, the right one a peg; both lift, and the
     peg goes 20 mm into the socket until it touches the pin inside.
 
@@ -125,6 +128,9 @@ class AlohaInsertion(ArmTask):
     the socket's frame 3 (m), tanh(y / 15 mm) 3 with y its offset from the place at the pin,
     distance of the peg's entering end from the socket's axis 1 (m), cross product of the two
     objects' axes 3.
+
+    With `sight` rgb, a camera above the table shows the objects, and the observation has no numbers
+    about them.
 
     Action [14]: left arm's changes of joint targets as shares of `joint_step` 6 and gripper
     opening 1 (-1 closed, 1 open), then the right arm's.
@@ -186,17 +192,19 @@ class AlohaInsertion(ArmTask):
         },
     }
     eval_overrides: ClassVar[dict[str, Any]] = {"shaped": False}
+    CAMERAS: ClassVar[tuple[Camera, ...]] = (m.CAMERA,)
 
     @functools.cached_property
     def physics(self) -> Physics:
+        xml = m.mjcf(self.timestep)
         watched = [pair for pairs in m.WATCHED.values() for pair in pairs]
         return make_physics(
-            m.mjcf(self.timestep),
+            xml,
             engine=self.engine,
             substeps=self.substeps,
             watch=watched,
             sites=[f"{side}/gripper" for side in m.SIDES],
-            bodies=("socket", "peg"),
+            bodies=("socket", "peg", *self.seen_bodies(xml)),
             jacobians=True,
         )
 
@@ -222,8 +230,14 @@ class AlohaInsertion(ArmTask):
         return (
             {f"{side}_{part}": size for side in m.SIDES for part, size in _ARM_PARTS.items()}
             | {f"{name}_{part}": n for name in ("socket", "peg") for part, n in _OBJECT.items()}
-            | {"between": 3, "to_pin_fine": 3, "aside": 1, "turned": 3}
+            | _BETWEEN
         )
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """Parts of the observation that the camera's images show: all about the objects."""
+        objects = tuple(f"{name}_{part}" for name in ("socket", "peg") for part in _OBJECT)
+        return (*objects, *_BETWEEN)
 
     @property
     def action_spec(self) -> ArraySpec:
@@ -258,12 +272,14 @@ class AlohaInsertion(ArmTask):
             opening = jnp.where(near, m.FINGER_CLOSED, m.FINGER_OPEN)
             controls += [qpos[self.arms[side].qpos], opening[None]]
         info = Info(controls=jnp.concatenate(controls), best=jnp.zeros(()))
-        return self.at_start(self._judge(self.physics.init(qpos), info, jnp.zeros(14)))
+        start = self._judge(self.physics.init(qpos), info, jnp.zeros(14))
+        return self.first_look(self.at_start(start))
 
     def step(self, state: State, action: jax.Array) -> State:
         """One control step; `action` [14] moves the joint targets and sets the grippers."""
         info = self.commanded(state.info, action)
-        return self._judge(self.physics.step(state.physics, info.controls), info, action)
+        physics = self.physics.step(state.physics, info.controls)
+        return self.look(state, self._judge(physics, info, action))
 
     def commanded(self, info: Info, action: jax.Array) -> Info:
         """The memory with the servos' targets after an action [14]."""
@@ -447,7 +463,8 @@ class AlohaInsertion(ArmTask):
 
     def render(self, states: PhysicsState, stride: int) -> np.ndarray:
         """[F, H, W, 3] pictures of every `stride`-th of the physics states [T, ...]."""
-        return self.physics.render(states, m.VIEW, stride=stride)
+        frames = self.physics.render(states, m.VIEW, stride=stride)
+        return self.with_views(frames, states, stride)
 
 
 @struct.dataclass

@@ -52,7 +52,7 @@ def own_depth(drive: str, timestep: float) -> np.ndarray:
 def depth_images(
     drive: str, timestep: float, fields: HeightFields | None, state: PhysicsState
 ) -> jax.Array:
-    """The depth images of both cameras, [64, 64, 2] (m), at most `FAR`.
+    """The depth images of both cameras, [2, 64, 64] (m), at most `FAR`.
 
     Args:
       drive, timestep: as for `model.mjcf`.
@@ -68,7 +68,7 @@ def depth_images(
     else:
         depth = jnp.where(rays[2] < 0, -origin[2] / jnp.minimum(rays[2], -1e-6), FAR)
     depth = jnp.minimum(depth, jnp.minimum(own_depth(drive, timestep).ravel(), FAR))
-    return jnp.moveaxis(depth.reshape(2, PIXELS, PIXELS), 0, 2)
+    return depth.reshape(2, PIXELS, PIXELS)
 
 
 def rotation_matrix(quat: jax.Array) -> jax.Array:

@@ -23,8 +23,8 @@ from envs_mjx.ballbot.controllers import (
     to_heading,
 )
 from envs_mjx.ballbot.sight import FAR, IMAGES, depth_images
-from envs_mjx.physics import NamedModel, Physics, PhysicsState, Simulated, make_physics
-from envs_mjx.scenery import with_inset
+from envs_mjx.physics import NamedModel, Physics, PhysicsState, make_physics
+from envs_mjx.sight import Sighted
 from envs_mjx.terrain import HeightFields, Kind, make_fields
 from jaxrl import assets
 from jaxrl.envs import ArraySpec, CurriculumConfig, State
@@ -104,7 +104,7 @@ class Ground:
 
 
 @dataclasses.dataclass(frozen=True)
-class Ballbot(Simulated):
+class Ballbot(Sighted):
     """A ballbot that drives at commanded velocities; the fields are the task's settings.
 
     Observation [17], all of which the robot itself can measure, in the frame of its heading:
@@ -154,9 +154,6 @@ class Ballbot(Simulated):
         None,
         "file or folder of an encoder from jaxrl.pretrain, whose code of the images is observed "
         "instead of the images",
-    )
-    camera_rate: float = option(
-        25.0, "images per second of each camera, at most one in a control step", greater_than=0
     )
     max_speed: float = option(0.425, "largest commanded speed (m/s)", greater_than=0)
     command_period: float = option(
@@ -305,13 +302,6 @@ class Ballbot(Simulated):
         return encoder
 
     @property
-    def sense_every(self) -> int:
-        """Control steps from one image to the next; 0 without cameras."""
-        if self.sight == "none":
-            return 0
-        return max(round(1 / (self.camera_rate * self.control_dt)), 1)
-
-    @property
     def action_spec(self) -> ArraySpec:
         return ArraySpec((3,), -1.0, 1.0, tuple(f"wheel_{i}" for i in range(3)))
 
@@ -344,7 +334,7 @@ class Ballbot(Simulated):
         state = state.replace(
             reward=jnp.zeros(()), metrics=jax.tree.map(jnp.zeros_like, state.metrics), info=info
         )
-        return state if self.sight == "none" else self.sense(state)
+        return self.first_look(state)
 
     def step(self, state: State, action: jax.Array) -> State:
         """One control step; `action` [3]: the desired wheel torques (10 N m)."""
@@ -353,21 +343,16 @@ class Ballbot(Simulated):
         change = jnp.clip(action, -1.0, 1.0) - last
         action = last + jnp.clip(change, -largest_change, largest_change)
         physics = self.physics.step(state.physics, m.MAX_TORQUE * action)
-        new = self._judge(physics, state.info, action, change)
-        if self.sight == "none":
-            return new
-        age = state.obs["body"][-1] + self.control_dt
-        return new.replace(obs=state.obs | {"body": jnp.append(new.obs, age)})
+        return self.look(state, self._judge(physics, state.info, action, change))
 
-    def sense(self, state: State) -> State:
-        """The state with new images in its observation."""
-        depth = depth_images(self.drive, self.timestep, self.fields, state.physics)
+    def views(self, physics: PhysicsState) -> jax.Array:
+        return depth_images(self.drive, self.timestep, self.fields, physics) / FAR
+
+    def images(self, views: jax.Array) -> dict[str, jax.Array]:
+        images = jnp.moveaxis(views, 0, 2)
         if self._encoder:
-            seen = {"code": self._encoder(depth / FAR)}
-        else:
-            seen = {"depth": jnp.round(255 * depth / FAR).astype(jnp.uint8)}
-        body = state.obs["body"][:-1] if isinstance(state.obs, dict) else state.obs
-        return state.replace(obs={"body": jnp.append(body, 0.0), **seen})
+            return {"code": self._encoder(images)}
+        return {"depth": jnp.round(255 * images).astype(jnp.uint8)}
 
     def _ground(
         self, key: jax.Array, fields: HeightFields, level: jax.Array | float
@@ -503,13 +488,7 @@ class Ballbot(Simulated):
     def render(self, states: PhysicsState, stride: int) -> np.ndarray:
         """[F, H, W, 3] pictures of every `stride`-th of the physics states [T, ...]; with `sight`,
         what the cameras see is in a corner."""
-        frames = self._drawn(states, stride)
-        if self.sight == "none":
-            return frames
-        see = functools.partial(depth_images, self.drive, self.timestep, self.fields)
-        picked = jax.tree.map(lambda x: jnp.asarray(x[::stride]), states)
-        depth = np.asarray(jax.jit(lambda states: jax.lax.map(see, states))(picked)) / FAR
-        return with_inset(frames, np.concatenate([depth[..., 0], depth[..., 1]], axis=2))
+        return self.with_views(self._drawn(states, stride), states, stride)
 
     def _drawn(self, states: PhysicsState, stride: int) -> np.ndarray:
         if not self.fields:

@@ -14,6 +14,7 @@ import numpy as np
 
 from envs_mjx.physics import View
 from envs_mjx.scenery import LIGHT, SCENERY, ground
+from envs_mjx.vision import Camera
 
 JOINTS = tuple(f"joint_{i}" for i in range(1, 8))
 HOME = np.array([0, -0.785, 0, -2.356, 0, 1.571, 0.785])  # rad
@@ -27,6 +28,11 @@ FLANGE = 0.107  # m, from the last joint
 GRIP = 0.1034  # m, from the flange to the point between the fingertips
 
 VIEW = View(target=(0.3, 0.0, 0.4), distance=1.7, azimuth=140.0)
+# Two cameras in front of the robot, left and right, that look at the middle of the targets' box.
+CAMERAS = tuple(
+    Camera(position=(1.3, y, 0.7), look=(-0.8, -y, -0.35), up=(0.0, 0.0, 1.0), fovy=42.0)
+    for y in (-0.7, 0.7)
+)
 
 # For each link: position and rotation in the frame of the previous link, mass (kg), centre of
 # mass (m), and inertia about it (kg m^2: xx yy zz xy xz yz).

@@ -16,6 +16,8 @@ from envs_mjx.arm import Arm, ArmTask
 from envs_mjx.franka_reach import model as m
 from envs_mjx.ik import damped_least_squares
 from envs_mjx.physics import Physics, PhysicsState, make_physics
+from envs_mjx.sight import Pictured
+from envs_mjx.vision import Camera
 from jaxrl.envs import ArraySpec, CurriculumConfig, State
 from jaxrl.envs.randomization import Randomization, Range, draw
 from jaxrl.envs.rewards import weighted
@@ -83,11 +85,13 @@ class Info:
 
 
 @dataclasses.dataclass(frozen=True)
-class FrankaReach(ArmTask):
+class FrankaReach(ArmTask, Pictured):
     """A Franka Panda (7 joints) reaches points in a box of .4 x .6 x .3 m.
 
     Observation [30]: joint positions 7 (rad), velocities 7 (rad/s), joint targets minus
     positions 7 (rad), position of the grip 3, target 3, target minus grip 3 (m, world).
+
+    With `sight` rgb, two cameras show target and robot, and the numbers of the target are left out.
 
     Action [7]: "delta": change of the joint targets as a share of `joint_step`; "absolute":
     joint targets, where -1 and 1 are the joints' limits; the targets move by at most
@@ -145,14 +149,17 @@ class FrankaReach(ArmTask):
         "target": 3,
         "to_target": 3,
     }
+    CAMERAS: ClassVar[tuple[Camera, ...]] = m.CAMERAS
 
     @functools.cached_property
     def physics(self) -> Physics:
+        xml = m.mjcf(self.timestep)
         return make_physics(
-            m.mjcf(self.timestep),
+            xml,
             engine=self.engine,
             substeps=self.substeps,
             sites=("grip",),
+            bodies=self.seen_bodies(xml),
             jacobians=True,
         )
 
@@ -164,6 +171,11 @@ class FrankaReach(ArmTask):
     def success_criterion(self) -> str:
         """The condition of success, as text."""
         return f"within {self.tolerance:g} m for the last {self.hold_seconds:g} s"
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """Parts of the observation that the cameras' images show."""
+        return ("target", "to_target")
 
     @property
     def action_spec(self) -> ArraySpec:
@@ -203,12 +215,13 @@ class FrankaReach(ArmTask):
             distance=jnp.zeros(()),
             held=jnp.zeros((), jnp.int32),
         )
-        return self.at_start(self._judge(physics, info, jnp.zeros(7)))
+        return self.first_look(self.at_start(self._judge(physics, info, jnp.zeros(7))))
 
     def step(self, state: State, action: jax.Array) -> State:
         """One control step; `action` [7] moves the joint targets."""
         info = self.commanded(state.info, action)
-        return self._judge(self.physics.step(state.physics, info.controls), info, action)
+        physics = self.physics.step(state.physics, info.controls)
+        return self.look(state, self._judge(physics, info, action))
 
     def commanded(self, info: Info, action: jax.Array) -> Info:
         """The memory with the servos' targets after an action [7]."""
@@ -277,4 +290,5 @@ class FrankaReach(ArmTask):
 
     def render(self, states: PhysicsState, stride: int) -> np.ndarray:
         """[F, H, W, 3] pictures of every `stride`-th of the physics states [T, ...]."""
-        return self.physics.render(states, m.VIEW, stride=stride)
+        frames = self.physics.render(states, m.VIEW, stride=stride)
+        return self.with_views(frames, states, stride)

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 USAGE = """\
 usage: python -m jaxrl.train [--config FILE] [--resume RUN] [--SETTING VALUE ...]
 
-Trains a policy; without arguments, on the task ballbot. Settings are dotted keys:
+Trains a policy; without arguments, on the task ballbot. Settings are dotted keys, each given as
+--KEY VALUE or as --set KEY=VALUE:
   python -m jaxrl.train --seed 1 --ppo.learning_rate 1e-4 --env.max_speed 0.4
 
   --config FILE    read settings from a YAML file (examples: configs/)
