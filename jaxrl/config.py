@@ -145,6 +145,12 @@ class TrainConfig:
         minimum=1,
         maximum=1_000_000,
     )
+    init_from: str | None = option(
+        None,
+        "a run, a checkpoint or a policy of the project, whose networks and statistics of "
+        "observations the run begins with (PPO: policy and value; SAC and TD3: the policy); parts "
+        "of observations and actions are matched by their names",
+    )
     out: str | None = option(
         None, "folder that the run is written to; none: checkpoints/<task>-<number>"
     )

@@ -5,8 +5,6 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import jax
-
 from jaxrl import platform
 from jaxrl.config import RunConfig
 from jaxrl.population import Population
@@ -27,9 +25,7 @@ def plan(config: RunConfig) -> dict[str, Any]:
     population = Population(config)
     algo, train = population.algo, config.train
     shapes = population.shapes()
-    parts = {name: need for name, (need, _) in algo.memory_needs(shapes)}
-    if jax.tree.leaves(shapes.replay):
-        parts["replay"] = platform.tree_bytes(shapes.replay) // algo.devices
+    parts = population.memory
     report: dict[str, Any] = {
         "task": config.task,
         "algo": train.algo,
@@ -71,30 +67,21 @@ def describe(report: dict[str, Any]) -> str:
     machine, devices = report["hardware"], report["devices"]
     runs = f", {report['runs']} runs" if report["runs"] > 1 else ""
     split = f", {report['worlds'] // devices:,} on each" if devices > 1 else ""
-    parts = ", ".join(f"{name} {_size(need)}" for name, need in report["bytes"].items())
     lines = {
         "run": f"{report['task']} with {report['algo']}{runs}, {report['worlds']:,} worlds, "
         f"{report['iterations']:,} iterations of {report['batch_size']:,} control steps",
         "engine": report["engine"] or "the task's own",
         "devices": f"{devices} x {machine['device']}{split} ({machine['cpu_cores']} cores of "
         f"{machine['cpu']})",
-        "memory": f"at least: {parts}",
+        "memory": f"at least {platform.sizes(report['bytes'])}",
     }
     if report["program_bytes"] is not None:
-        lines["program"] = f"needs {_size(report['program_bytes'])} on a device"
+        lines["program"] = f"needs {platform.size(report['program_bytes'])} on a device"
     if report["free_bytes"] is not None:
-        lines["free"] = _size(report["free_bytes"])
+        lines["free"] = platform.size(report["free_bytes"])
     if report["max_worlds"] is not None:
         lines["fits"] = f"num_envs up to about {report['max_worlds']:,}"
     if report["compile_seconds"] is not None:
         seconds = report["compile_seconds"]
         lines["compile"] = f"{seconds:.1f} s; the programs are in the cache now"
     return "\n".join(f"{name:<9}{text}" for name, text in lines.items())
-
-
-def _size(count: int) -> str:
-    """A number of bytes in a unit that suits it."""
-    for unit, size in (("GB", 1e9), ("MB", 1e6)):
-        if count >= size:
-            return f"{count / size:,.1f} {unit}"
-    return f"{count / 1e3:,.1f} kB"

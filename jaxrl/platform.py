@@ -103,3 +103,18 @@ def free_bytes() -> int | None:
 def tree_bytes(tree: Any) -> int:
     """Memory in bytes of a tree of arrays or shapes."""
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def sizes(parts: dict[str, int]) -> str:
+    """Bytes by part as text: their sum, and the parts from the largest one."""
+    ordered = sorted(parts.items(), key=lambda item: -item[1])
+    each = ", ".join(f"{name} {size(count)}" for name, count in ordered)
+    return f"{size(sum(parts.values()))} ({each})"
+
+
+def size(count: int) -> str:
+    """A number of bytes in a unit that suits it."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6)):
+        if count >= scale:
+            return f"{count / scale:,.1f} {unit}"
+    return f"{count / 1e3:,.1f} kB"

@@ -109,6 +109,9 @@ class Population:
     Args:
       config: configuration of the run.
 
+    Attributes:
+      memory: least number of bytes on a device for each part of training.
+
     Raises:
       UserError: settings do not fit together, or do not fit the device.
     """
@@ -133,7 +136,7 @@ class Population:
                 f"env: with these settings {config.task} has numbers that int32 cannot hold: "
                 f"{str(error).splitlines()[0]}"
             ) from error
-        self._check_memory(config, shapes)
+        self.memory = self._check_memory(config, shapes)
         self.members = members(config)
         self._axes = self.algo.shared(jax.tree.map(lambda _: 0, shapes))
         self.mesh = devices.mesh(self.algo.devices)
@@ -146,16 +149,23 @@ class Population:
     def __len__(self) -> int:
         return self._count
 
-    def _check_memory(self, config: RunConfig, shapes: Any) -> None:
-        """Raises UserError if the device has too little free memory, before any is allocated."""
+    def _check_memory(self, config: RunConfig, shapes: Any) -> dict[str, int]:
+        """Returns the least number of bytes on the device for each part of training.
+
+        Raises:
+          UserError: the device has less free memory; none has been allocated yet.
+        """
         free = platform.free_bytes()
-        if free is None:
-            return
-        if jax.tree.leaves(shapes.replay):
-            self._check_replay(config, shapes.replay, free)
         needs = {
             part: (len(self) * need, lower) for part, (need, lower) in self._needs(config, shapes)
         }
+        memory = {part: need for part, (need, _) in needs.items()}
+        if jax.tree.leaves(shapes.replay):
+            memory["replay"] = len(self) * platform.tree_bytes(shapes.replay)
+            if free is not None:
+                self._check_replay(config, memory["replay"], free)
+        if free is None:
+            return memory
         total = sum(need for need, _ in needs.values())
         if total > free:
             each = ", ".join(f"{part} {need / 1e9:,.1f}" for part, (need, _) in needs.items())
@@ -165,6 +175,7 @@ class Population:
                 f"({each}), but {free / 1e9:,.1f} GB are free on the device; lower {lower}"
                 f"{'' if self._is_single else ', num_seeds or sweep'}"
             )
+        return memory
 
     def _needs(self, config: RunConfig, shapes: Any) -> Iterator[tuple[str, tuple[int, str]]]:
         """Yields (part of training, (minimum bytes for a member, settings that determine them))."""
@@ -175,8 +186,7 @@ class Population:
         if need := episodes and config.eval_env.runtime().evaluation_bytes(episodes):
             yield "evaluation", (need, "eval.episodes, eval.final_episodes")
 
-    def _check_replay(self, config: RunConfig, replay: Any, free: int) -> None:
-        need = platform.tree_bytes(replay) * len(self)
+    def _check_replay(self, config: RunConfig, need: int, free: int) -> None:
         copied = platform.target() == "cpu" and config.train.checkpoint.replay
         if copied:  # on other devices, the copy is in the host's memory
             need *= 2

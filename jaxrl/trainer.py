@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl import evaluation, hosts
+from jaxrl import evaluation, hosts, transfer
 from jaxrl.callbacks import Callback
 from jaxrl.config import RunConfig
 from jaxrl.envs.vector import LARGEST
@@ -70,10 +70,20 @@ class Trainer:
                 self.state = self.training.resume(self._restore())
             else:  # new, or killed before its first checkpoint: a restart gives the same bits
                 self.progress = self.folder.begin()
-                self.state = self.training.init()
+                self.state = self._begin(self.training.init())
         except BaseException:
             self.close()
             raise
+
+    def _begin(self, state: Any) -> Any:
+        """The training state at the start of a run, with the networks of `init_from`."""
+        source, config = self.config.train.init_from, self.config
+        if source is None:
+            return state
+        policy = transfer.start_from(
+            source, self.algo.policy, state.policy, members=config.is_population
+        )
+        return state.replace(policy=policy)
 
     def _restore(self) -> Any:
         """The training state of the newest intact checkpoint; also restores the counters."""

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxrl import hosts
+from jaxrl import hosts, platform
 from jaxrl.algos import ALGORITHMS
 from jaxrl.callbacks import Callback
 from jaxrl.config import RunConfig, read_yaml, resolve
@@ -19,6 +19,8 @@ from jaxrl.options import flatten, merge
 from jaxrl.run_folder import Progress
 from jaxrl.runs import MEMBERS, evaluate_policy, load_constants, load_policy, write_json
 from jaxrl.trainer import Trainer
+
+LARGE = 200e6  # bytes of training's memory that are said at the start
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +107,9 @@ def train(
             f"{' each' if count else ''}{places} -> {folder}",
             file=sys.stderr,
         )
+        memory = trainer.population.memory
+        if sum(memory.values()) > LARGE:
+            print(f"memory: at least {platform.sizes(memory)}", file=sys.stderr)
         status = trainer.run()
     if status and hosts.is_first():
         print(

@@ -9,10 +9,12 @@ import pytest
 
 from jaxrl.algos import SAC, TD3, SACConfig, TD3Config
 from jaxrl.config import resolve
+from jaxrl.envs import ArraySpec
 from jaxrl.errors import UserError
 from jaxrl.options import build
 from jaxrl.population import Population
 from jaxrl.rl import losses
+from jaxrl.rl.augmentation import random_shift
 from jaxrl.rl.replay import Transitions
 from jaxrl.rl.values import CategoricalValue, project
 from jaxrl.runtime.compiled import iterate
@@ -317,9 +319,50 @@ def test_observation_keys_and_storage_types():
     assert state.policy.params["params"]["policy_trunk"]["Dense_0"]["kernel"].shape == (1, 16)
 
 
+class Looking(Seen):
+    """A countdown with an image, which shows in every pixel its place."""
+
+    @property
+    def observation_spec(self):
+        image = ArraySpec((9, 7, 1), 0, 255, dtype="uint8")
+        return super().observation_spec | {"image": image}
+
+    def reset(self, key):
+        state = super().reset(key)
+        image = jnp.arange(63, dtype=jnp.uint8).reshape(9, 7, 1)
+        return state.replace(obs=state.obs | {"image": image})
+
+    def step(self, state, action):
+        new = super().step(state, action)
+        return new.replace(obs=new.obs | {"image": state.obs["image"]})
+
+
+def test_images_are_shifted_in_updates_and_nothing_else_is():
+    image = np.arange(63, dtype=np.uint8).reshape(9, 7, 1)
+    padded = np.pad(image, ((2, 2), (2, 2), (0, 0)), mode="edge")
+    crops = {padded[i : i + 9, j : j + 7].tobytes() for i in range(5) for j in range(5)}
+    shifted = jax.jit(lambda key: random_shift(key, jnp.tile(image, (400, 1, 1, 1)), 2))
+    found = {x.tobytes() for x in np.asarray(shifted(jax.random.key(0)))}
+    assert found == crops  # every shift occurs, and there is no other
+
+    algo = make("sac", Looking(), image_shift=2, network={"image_channels": [4]})
+    state, (metrics, _) = jax.jit(lambda k: iterate(algo, algo.init(k)))(jax.random.key(0))
+    assert state.replay.obs["uint8"].shape[-1] == 63
+    assert np.isfinite(metrics["train/critic_loss"])
+    samples = algo.replay.sample(state.replay, jax.random.key(1), 50, gamma=0.9)
+    moved = algo._shifted(samples, jax.random.key(2))
+    assert {x.tobytes() for x in np.asarray(samples.obs["image"])} == {image.tobytes()}
+    for old, new in ((samples.obs, moved.obs), (samples.next_obs, moved.next_obs)):
+        assert len({x.tobytes() for x in np.asarray(new["image"])}) > 10
+        for part in ("noise", "clock"):
+            np.testing.assert_array_equal(old[part], new[part])
+    assert (np.asarray(moved.obs["image"]) != np.asarray(moved.next_obs["image"])).any()
+
+
 @pytest.mark.parametrize(
     ("settings", "pattern"),
     [
+        ({"image_shift": 4}, r"sac.image_shift: got 4, but the observation has no images"),
         ({"buffer_size": 10}, r"sac.buffer_size: got 10, must be at least 16"),
         ({"storage": ["float12"]}, r"sac.storage: got \['float12'\]"),
         ({"storage": ["pixels=uint8"]}, r"sac.storage: .*none, it is one array"),

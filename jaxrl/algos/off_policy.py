@@ -19,8 +19,10 @@ from jaxrl.envs.task import Task
 from jaxrl.errors import UserError
 from jaxrl.logs import columns
 from jaxrl.nets import NetworkConfig, critic_ensemble
+from jaxrl.nets.encoders import ONLY_PART
 from jaxrl.options import option
 from jaxrl.policy import Policy, PolicyState
+from jaxrl.rl.augmentation import random_shift
 from jaxrl.rl.replay import Replay, Transitions
 from jaxrl.rl.rollout import Rollout
 from jaxrl.rl.values import CategoricalValue, ScalarValue
@@ -71,6 +73,12 @@ class OffPolicyConfig(AlgorithmConfig):
     )
     learning_starts: int = option(
         5_000, "control steps with random actions before the first update", minimum=0
+    )
+    image_shift: int = option(
+        0,
+        "largest random shift of the images in each update (pixels); 4 suits images of 84 x 84",
+        minimum=0,
+        maximum=1000,
     )
     n_step: int = option(
         1,
@@ -169,6 +177,11 @@ class OffPolicy(Algorithm):
             raise UserError(
                 f"{name}.buffer_size: got {c.buffer_size}, must be at least {smallest} (room for "
                 f"learning_starts, and {c.n_step + 2} control steps of {self.all_envs} worlds)"
+            )
+        if c.image_shift and not any(part.is_image for part in self.policy.parts.values()):
+            raise UserError(
+                f"{name}.image_shift: got {c.image_shift}, but the observation has no images; set "
+                "it to 0"
             )
         if len(c.value_range) != 2 or c.value_range[0] >= c.value_range[1]:
             raise UserError(
@@ -308,6 +321,7 @@ class OffPolicy(Algorithm):
             )
             if c.normalize_reward:
                 samples = samples.replace(reward=state.return_scale(samples.reward))
+            samples = self._shifted(samples, key_sample)
             batches = jax.tree.map(
                 lambda x: x.reshape(c.gradient_steps, size, *x.shape[1:]), samples
             )
@@ -318,6 +332,24 @@ class OffPolicy(Algorithm):
             return carry, jax.tree.map(jnp.nanmean, metrics)
 
         return update_if(ready, learn, (state.policy.params, state.learner))
+
+    def _shifted(self, samples: Transitions, key: jax.Array) -> Transitions:
+        """Samples [B, ...] whose images are shifted at random (`image_shift`)."""
+        if not self.config.image_shift:
+            return samples
+
+        def shifted(obs: Any, key: jax.Array) -> Any:
+            parts = obs if isinstance(obs, dict) else {ONLY_PART: obs}
+            images = [name for name, part in self.policy.parts.items() if part.is_image]
+            for i, name in enumerate(images):
+                key_part = jax.random.fold_in(key, i)
+                parts = parts | {name: random_shift(key_part, parts[name], self.config.image_shift)}
+            return parts if isinstance(obs, dict) else parts[ONLY_PART]
+
+        key, key_next = jax.random.split(jax.random.fold_in(key, 1))
+        return samples.replace(
+            obs=shifted(samples.obs, key), next_obs=shifted(samples.next_obs, key_next)
+        )
 
     def _update(
         self, state: TrainState, carry: tuple[Any, Learner], batch: Transitions, key: jax.Array
