@@ -14,6 +14,7 @@ from jaxrl import envs
 from jaxrl.algos import PPO, SAC, PPOConfig, SACConfig
 from jaxrl.errors import UserError
 from jaxrl.nets import NetworkConfig
+from jaxrl.nets.encoders import ENCODERS
 from jaxrl.options import build
 from jaxrl.policy import Policy
 from jaxrl.runtime.compiled import collect, iterate
@@ -179,6 +180,23 @@ def test_parts_have_encoders_of_their_own_also_in_critics_and_replay():
     assert np.isfinite(metrics["train/critic_loss"])
 
 
+def test_keypoints_are_where_in_the_image_something_is():
+    """The network as it begins is changed to one that sees the brightest pixel."""
+    spec = jaxrl.ArraySpec((16, 24, 1), 0, 255, dtype="uint8")
+    config = NetworkConfig(image_channels=(1,), encoders=("observation=keypoints",))
+    module = ENCODERS["keypoints"](spec, config)
+    image = jnp.zeros(spec.shape, jnp.uint8)
+    params = module.init(jax.random.key(0), image)["params"]
+    assert module.apply({"params": params}, image).shape == (2,)
+    middle = jnp.zeros((3, 3, 1, 1)).at[1, 1].set(1.0)
+    params = params | {"Conv_0": {"kernel": middle, "bias": jnp.zeros(1)}}
+    for row, column in ((0, 0), (5, 3), (7, 11)):  # places after the convolution: 8 x 12
+        seen = image.at[2 * row : 2 * row + 2, 2 * column : 2 * column + 2].set(255)
+        place = module.apply({"params": params}, seen[None, None])[0, 0]
+        expected = [2 * row / 7 - 1, 2 * column / 11 - 1]
+        np.testing.assert_allclose(place, expected, atol=1e-3)
+
+
 def test_frozen_parts_stay_as_they_are():
     frozen = {"policy_hidden": [8, 8], "value_hidden": [8], "frozen": ["policy_trunk/Dense_0"]}
     algo = make(Countdown(), num_steps=8, network=frozen, weight_decay=0.1)
@@ -196,6 +214,7 @@ def test_frozen_parts_stay_as_they_are():
         ({"network": {"encoders": ["eyes=mlp"]}}, r"ppo.network.encoders: got 'eyes=mlp'"),
         ({"network": {"encoders": ["nothing"]}}, r"the encoders none, mlp, cnn"),
         ({"network": {"encoders": ["cnn"]}}, r"cnn needs an image \[height, width, channels\]"),
+        ({"network": {"encoders": ["keypoints"]}}, "keypoints needs an image"),
         ({"network": {"memory": "gru"}, "num_minibatches": 3}, r"num_envs = 4 worlds cannot"),
     ],
 )

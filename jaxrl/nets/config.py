@@ -35,13 +35,14 @@ class NetworkConfig:
     )
     encoders: tuple[str, ...] = option(
         (),
-        "PART=ENCODER: encoders of parts of the observation (none, mlp, cnn, or one "
+        "PART=ENCODER: encoders of parts of the observation (none, mlp, cnn, keypoints, or one "
         "that an installed package adds); parts that are not named here: cnn for images, "
         "none for vectors",
     )
     image_channels: tuple[int, ...] = option(
         (16, 32, 32),
-        "channels of each layer of the cnn encoder; each layer halves the image's width and height",
+        "channels of each layer of the cnn and keypoints encoders; each layer halves the image's "
+        "width and height",
         minimum=1,
     )
     image_features: int = option(
