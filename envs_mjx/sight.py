@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -97,6 +98,11 @@ class Pictured(Sighted):
         10.0, "images per second of each camera, at most one in a control step", greater_than=0
     )
     image_size: int = option(64, "height and width of the images (pixels)", minimum=8, maximum=1024)
+    renderer: Literal["rays", "warp"] = option(
+        "rays",
+        "what draws the images: rays in JAX (rays), or MuJoCo Warp, with meshes, textures and "
+        "lights (warp)",
+    )
     privileged: bool = option(
         False,
         "with sight, what the images show is also observed as numbers, in the part state: for a "
@@ -142,15 +148,25 @@ class Pictured(Sighted):
 
     @functools.cached_property
     def scene(self) -> Scene:
-        """The shapes that the cameras see."""
+        """The shapes that rays meet."""
         return Scene(self.physics.model, frames=moving_bodies(self.physics.model))
 
-    def views(self, physics: PhysicsState) -> jax.Array:
-        poses = [self.physics.body_pose(physics, name) for name in self.scene.frames]
-        positions, rotations = (jnp.stack(x) for x in zip(*poses, strict=True))
+    @functools.cached_property
+    def _draw(self) -> Callable[[jax.Array, jax.Array], jax.Array]:
+        """Positions [B, 3] and rotations [B, 3, 3] of the bodies -> pictures [C, H, W, 3]."""
         size = {"height": self.image_size, "width": self.image_size}
+        if self.renderer == "warp":
+            from envs_mjx.warp_vision import WarpPictures
+
+            return WarpPictures(self.physics.model, moving_bodies(self.physics.model), **size)
         cameras = [dataclasses.replace(camera, **size) for camera in self.CAMERAS]
-        return jnp.stack([self.scene.picture(c, positions, rotations) for c in cameras])
+        return lambda *poses: jnp.stack([self.scene.picture(c, *poses) for c in cameras])
+
+    def views(self, physics: PhysicsState) -> jax.Array:
+        names = moving_bodies(self.physics.model)
+        poses = [self.physics.body_pose(physics, name) for name in names]
+        positions, rotations = (jnp.stack(x) for x in zip(*poses, strict=True))
+        return self._draw(positions, rotations)
 
     def images(self, views: jax.Array) -> dict[str, jax.Array]:
         image = jnp.concatenate(list(views), axis=2)

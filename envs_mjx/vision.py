@@ -41,17 +41,21 @@ class Camera:
     width: int = 64
 
     @property
-    def rays(self) -> np.ndarray:
-        """[3, H * W] directions of the pixels' rays in the frame that carries the camera."""
+    def axes(self) -> np.ndarray:
+        """[3, 3] columns: the directions to the right and up in the image, and the optical axis."""
         forward = np.array(self.look) / np.linalg.norm(self.look)
         right = np.cross(forward, self.up)
         right = right / np.linalg.norm(right)
+        return np.stack([right, np.cross(right, forward), forward], 1)
+
+    @property
+    def rays(self) -> np.ndarray:
+        """[3, H * W] directions of the pixels' rays in the frame that carries the camera."""
         half = np.tan(np.deg2rad(self.fovy) / 2)
         rows = half * (1 - (2 * np.arange(self.height) + 1) / self.height)
         columns = half * ((2 * np.arange(self.width) + 1) - self.width) / self.height
         x, y = (values.ravel() for values in np.meshgrid(columns, rows))
-        axes = np.stack([right, np.cross(right, forward), forward], 1)
-        return (axes @ np.stack([x, y, np.ones_like(x)])).astype(np.float32)
+        return (self.axes @ np.stack([x, y, np.ones_like(x)])).astype(np.float32)
 
 
 # -- shapes, in their frame; vectors are components [R] --------------------------------------
@@ -177,6 +181,48 @@ _SHAPES = {
 # -- scenes --------------------------------------------------------------------------------
 
 
+class Attached:
+    """Shapes that are attached to bodies.
+
+    Args:
+      model: the compiled model.
+      geoms: indices of the shapes.
+      frames: names of the bodies whose poses are given later, in this order; shapes of other bodies
+        must not move.
+    """
+
+    def __init__(self, model: mujoco.MjModel, geoms: Sequence[int], frames: Sequence[str]):
+        data = mujoco.MjData(model)
+        mujoco.mj_kinematics(model, data)
+        owners = {model.body(name).id: i for i, name in enumerate(frames)}
+        world = len(frames)  # comes after the bodies
+        bodies = model.geom_bodyid[list(geoms)]
+        self.frames = tuple(frames)
+        self._owner = np.array([owners.get(int(body), world) for body in bodies], int)
+        pos, mat = data.geom_xpos[list(geoms)], data.geom_xmat[list(geoms)].reshape(-1, 3, 3)
+        for i in np.flatnonzero(self._owner != world):
+            quat = np.zeros(9)
+            mujoco.mju_quat2Mat(quat, model.geom_quat[geoms[i]])
+            pos[i], mat[i] = model.geom_pos[geoms[i]], quat.reshape(3, 3)
+        self._pos, self._mat = np.float32(pos), np.float32(mat)
+
+    def poses(
+        self, positions: jax.Array | None, rotations: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array]:
+        """Positions [G, 3] of the shapes (m), and their rotations to the world [G, 3, 3].
+
+        Args:
+          positions: [B, 3] positions of the bodies (m); None if no shape moves.
+          rotations: [B, 3, 3] their rotations to the world.
+        """
+        if positions is None or rotations is None:
+            return jnp.asarray(self._pos), jnp.asarray(self._mat)
+        positions = jnp.concatenate([positions, jnp.zeros((1, 3))])[self._owner]
+        rotations = jnp.concatenate([rotations, jnp.eye(3)[None]])[self._owner]
+        at = positions + (rotations * self._pos[:, None]).sum(2)
+        return at, (rotations[..., None] * self._mat[:, None]).sum(2)
+
+
 class Scene:
     """Some primitive shapes of a model, which move with its bodies.
 
@@ -208,17 +254,9 @@ class Scene:
             kind: slice(kinds.index(kind), kinds.index(kind) + kinds.count(kind))
             for kind in sorted(set(kinds))
         }
-        owners = {model.body(name).id: i for i, name in enumerate(frames)}
-        world = len(frames)  # comes after the bodies
-        self.frames = tuple(frames)
-        self.owner = np.array([owners.get(int(model.geom_bodyid[geom]), world) for geom in order])
-        pos, mat = data.geom_xpos[order], data.geom_xmat[order].reshape(-1, 3, 3)
-        for i in np.flatnonzero(self.owner != world):
-            quat = np.zeros(9)
-            mujoco.mju_quat2Mat(quat, model.geom_quat[order[i]])
-            pos[i], mat[i] = model.geom_pos[order[i]], quat.reshape(3, 3)
-        arrays = (pos, mat, model.geom_size[order], _colors(model)[order, :3])
-        self.pos, self.mat, self.size, self.color = (np.float32(x) for x in arrays)
+        self.shapes = Attached(model, order, frames)
+        self.size = np.float32(model.geom_size[order])
+        self.color = np.float32(_colors(model)[order, :3])
 
     def cast(
         self,
@@ -237,7 +275,7 @@ class Scene:
           rotations: [B, 3, 3] their rotations to the world.
         """
         origin = origin.reshape(3, -1)
-        at, turn = self._poses(positions, rotations)
+        at, turn = self.shapes.poses(positions, rotations)
         hit = jnp.full(rays.shape[1], jnp.inf), jnp.zeros(rays.shape[1], jnp.int32)
         for kind, geoms in self.groups.items():
 
@@ -264,17 +302,6 @@ class Scene:
             normal = [jnp.where(of_kind, a, b) for a, b in zip(normals, normal, strict=True)]
         length = jnp.sqrt(_dot(normal, normal) + _TINY)
         return depth, jnp.stack(_turned(turn, normal)) / length, color
-
-    def _poses(
-        self, positions: jax.Array | None, rotations: jax.Array | None
-    ) -> tuple[jax.Array, jax.Array]:
-        """Positions [G, 3] of the shapes, and their rotations to the world [G, 3, 3]."""
-        if positions is None or rotations is None:
-            return jnp.asarray(self.pos), jnp.asarray(self.mat)
-        positions = jnp.concatenate([positions, jnp.zeros((1, 3))])[self.owner]
-        rotations = jnp.concatenate([rotations, jnp.eye(3)[None]])[self.owner]
-        at = positions + (rotations * self.pos[:, None]).sum(2)
-        return at, (rotations[..., None] * self.mat[:, None]).sum(2)
 
     def picture(
         self,
@@ -303,6 +330,16 @@ class Scene:
         lit = color * (AMBIENT + (1 - AMBIENT) * bright)
         seen = jnp.where(jnp.isfinite(depth), lit, jnp.asarray(SKY)[:, None])
         return jnp.moveaxis(seen.reshape(3, camera.height, camera.width), 0, 2)
+
+
+def as_mjcf(cameras: Sequence[Camera]) -> str:
+    """Cameras in the world, as elements of MJCF."""
+    text = ""
+    for camera in cameras:
+        right, up = (" ".join(f"{x:.9g}" for x in axis) for axis in camera.axes.T[:2])
+        position = " ".join(f"{x:.9g}" for x in camera.position)
+        text += f'<camera pos="{position}" xyaxes="{right} {up}" fovy="{camera.fovy}"/>'
+    return text
 
 
 def moving_bodies(model: mujoco.MjModel) -> tuple[str, ...]:

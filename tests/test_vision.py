@@ -207,7 +207,7 @@ def test_arms_are_seen_where_mujoco_sees_them(task):
         d.mocap_pos[:] = physics.mocap_pos
     mujoco.mj_forward(m, d)
     groups = np.array([1, 1, 1, 0, 0, 0], np.uint8)
-    poses = [task.physics.body_pose(physics, name) for name in task.scene.frames]
+    poses = [task.physics.body_pose(physics, name) for name in task.scene.shapes.frames]
     poses = [jnp.stack(x) for x in zip(*poses, strict=True)]
     for camera in task.CAMERAS:
         origin, rays = jnp.asarray(camera.position), jnp.asarray(camera.rays)
@@ -228,7 +228,7 @@ def test_a_policy_sees_the_target_in_images_alone(privileged):
     target = state.info.target + jnp.array([0.0, 0.0, 0.1])
     info, physics = state.info.replace(target=target), state.physics
     poses = physics.poses | {"xpos": physics.poses["xpos"].at[0].add(jnp.array([0.0, 0.0, 0.1]))}
-    assert task.scene.frames[0] == "target"
+    assert task.scene.shapes.frames[0] == "target"
     moved = jax.jit(task.sense)(state.replace(physics=physics.replace(poses=poses), info=info))
     differs = np.asarray(moved.obs["image"] != state.obs["image"])
     for camera in (differs[..., :3], differs[..., 3:]):  # each loses the old place and has the new

@@ -131,3 +131,24 @@ def test_what_cannot_be_stepped_is_refused(monkeypatch):
     monkeypatch.delitem(sys.modules, "envs_mjx.physics.warp", raising=False)
     with pytest.raises(UserError, match=r"pip install 'jaxrl\[warp\]'"):
         _ = Ballbot(engine="warp").physics
+
+
+@pytest.mark.parametrize("task", [FrankaReach(sight="rgb"), AlohaInsertion(sight="rgb")])
+def test_warp_and_rays_draw_the_same_shapes(task):
+    """Light and floor look different; bright colours and dark parts are in the same places."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    rays = np.asarray(jax.jit(jax.vmap(task.reset))(keys).obs["image"], float)
+    other = dataclasses.replace(task, renderer="warp")
+    starts = jax.jit(jax.vmap(other.reset))(keys)
+    warp = np.asarray(starts.obs["image"], float)
+    assert warp.shape == rays.shape and 100 < warp.mean() < 255
+    for camera in range(rays.shape[-1] // 3):
+        a, b = (x[..., 3 * camera : 3 * camera + 3] for x in (rays, warp))
+        colored = [np.ptp(x, axis=-1) > 60 for x in (a, b)]
+        dark = [x.max(-1) < 90 for x in (a, b)]
+        for one, two in (colored, dark):
+            assert one.sum() > 8 and (one & two).sum() > 0.9 * (one | two).sum()
+    # Each world has its own picture, the same as alone.
+    one = jax.jit(other.sense)(jax.tree.map(lambda x: x[1], starts)).obs["image"]
+    np.testing.assert_array_equal(one, starts.obs["image"][1])
+    assert (starts.obs["image"][1] != starts.obs["image"][2]).any()

@@ -14,7 +14,7 @@ import numpy as np
 
 from envs_mjx.physics import View
 from envs_mjx.scenery import LIGHT, SCENERY, ground, text
-from envs_mjx.vision import Camera
+from envs_mjx.vision import Camera, as_mjcf
 
 SIDES = ("left", "right")
 ARM_JOINTS = ("waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate")
@@ -94,7 +94,7 @@ WATCHED = {
 }
 VIEW = View(target=(0.0, 0.5, 0.12), distance=1.05, azimuth=90.0, elevation=-25.0)
 # Above the table, as the original's camera "top", and as high as shows all places of the objects.
-CAMERA = Camera(position=(0.0, 0.5, 0.72), look=(0.0, 0.0, -1.0), up=(0.0, 1.0, 0.0), fovy=50.0)
+CAMERAS = (Camera(position=(0.0, 0.5, 0.72), look=(0.0, 0.0, -1.0), up=(0.0, 1.0, 0.0), fovy=50.0),)
 
 # Of each link: mass, centre of mass, quaternion of the principal axes, principal inertia.
 _INERTIALS = {
@@ -331,6 +331,7 @@ def mjcf(timestep: float = 0.004) -> str:
   {SCENERY}
   <worldbody>
     {LIGHT}
+    {as_mjcf(CAMERAS)}
     {ground("table", center=f"0 {BASE_Y} 0", half_size=".75 .45 .05")}
     {_arm("left")}
     {_arm("right")}

@@ -192,7 +192,7 @@ class AlohaInsertion(ArmTask, Pictured):
         },
     }
     eval_overrides: ClassVar[dict[str, Any]] = {"shaped": False}
-    CAMERAS: ClassVar[tuple[Camera, ...]] = (m.CAMERA,)
+    CAMERAS: ClassVar[tuple[Camera, ...]] = m.CAMERAS
 
     @functools.cached_property
     def physics(self) -> Physics:

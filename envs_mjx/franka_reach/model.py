@@ -14,7 +14,7 @@ import numpy as np
 
 from envs_mjx.physics import View
 from envs_mjx.scenery import LIGHT, SCENERY, ground
-from envs_mjx.vision import Camera
+from envs_mjx.vision import Camera, as_mjcf
 
 JOINTS = tuple(f"joint_{i}" for i in range(1, 8))
 HOME = np.array([0, -0.785, 0, -2.356, 0, 1.571, 0.785])  # rad
@@ -150,6 +150,7 @@ def mjcf(timestep: float) -> str:
   <default><geom contype="0" conaffinity="0"/></default>
   <worldbody>
     {LIGHT}
+    {as_mjcf(CAMERAS)}
     {ground("floor")}
     <geom type="cylinder" fromto="0 0 0 0 0 .14" size=".075" {_SHELL}/>
     <body name="target" mocap="true" pos=".5 0 .35">

@@ -23,7 +23,9 @@ from jaxrl.errors import UserError
 try:
     import warp as wp
 except ImportError as error:
-    raise UserError("env.engine: warp is not installed; run `pip install 'jaxrl[warp]'`") from error
+    raise UserError(
+        "env.engine, env.renderer: warp is not installed; run `pip install 'jaxrl[warp]'`"
+    ) from error
 
 wp.config.log_level = wp.LOG_WARNING  # else a line for each of its hundred modules
 with contextlib.redirect_stdout(io.StringIO()):
@@ -99,9 +101,7 @@ class WarpPhysics(PackedPhysics):
         return split(advance(packed(inputs)[None])[0], shapes)
 
     def _program(self, count: int, steps: int, layout: Shapes, shapes: Shapes) -> _Program:
-        places = ["cpu"]
-        if platform.target() != "cpu":  # the program runs on each of them
-            places = [f"cuda:{i}" for i in range(devices.count() // jax.process_count())]
+        places = devices_of_warp()
         facts = self._fingerprint(layout, shapes)
         name = f"jaxrl_{steps}_{count}_{self.max_contacts}_{places[-1]}_{facts}"
         if name not in _programs:
@@ -112,6 +112,27 @@ class WarpPhysics(PackedPhysics):
     @functools.cached_property
     def _used(self) -> dict[str, _Program]:
         return {}
+
+
+def devices_of_warp() -> list[str]:
+    """Warp's names of the devices that a program runs on."""
+    if platform.target() == "cpu":
+        return ["cpu"]
+    return [f"cuda:{i}" for i in range(devices.count() // jax.process_count())]
+
+
+def callable_of(function: Any, name: str, places: list[str]) -> Any:
+    """A function of Warp's arrays as one of JAX's.
+
+    Args:
+      function: launches kernels.
+      name: the same in every process, since programs in the compile cache find it by its name.
+      places: `devices_of_warp`.
+    """
+    function.__qualname__ = name
+    mode = wp.JaxCallableGraphMode
+    graph = mode.NONE if places == ["cpu"] else mode.WARP
+    return wp.jax_callable(function, graph_mode=graph, vmap_method=None)
 
 
 class _Program:
@@ -142,10 +163,7 @@ class _Program:
             with wp.ScopedDevice(rows.device):
                 self._advance(rows, results)
 
-        advance.__qualname__ = name
-        mode = wp.JaxCallableGraphMode
-        graph = mode.NONE if places == ["cpu"] else mode.WARP
-        self._call = wp.jax_callable(advance, graph_mode=graph, vmap_method=None)
+        self._call = callable_of(advance, name, places)
 
     def __call__(self, rows: jax.Array) -> jax.Array:
         self._call.call_id = 0  # Warp counts the calls, and a program in the cache has its number
