@@ -16,6 +16,7 @@ from envs_mjx.physics import PhysicsState, Simulated
 from envs_mjx.scenery import with_inset
 from envs_mjx.vision import Camera, Scene, moving_bodies
 from jaxrl.envs import ArraySpec, State
+from jaxrl.errors import UserError
 from jaxrl.options import option
 
 
@@ -110,6 +111,10 @@ class Pictured(Sighted):
     )
 
     CAMERAS: ClassVar[tuple[Camera, ...]]
+
+    def __post_init__(self) -> None:
+        if self.privileged and self.sight == "none":
+            raise UserError("env.privileged: has no effect without env.sight=rgb")
 
     @property
     def shown(self) -> tuple[str, ...]:

@@ -80,9 +80,11 @@ class Trainer:
         source, config = self.config.train.init_from, self.config
         if source is None:
             return state
-        policy = transfer.start_from(
+        policy, summary = transfer.start_from(
             source, self.algo.policy, state.policy, members=config.is_population
         )
+        if hosts.is_first():
+            print(summary, file=sys.stderr)
         return state.replace(policy=policy)
 
     def _restore(self) -> Any:

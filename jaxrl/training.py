@@ -192,7 +192,7 @@ def _check_effect(config: RunConfig, typed: list[str]) -> None:
 
 def _check_resume(run: Path, settings: set[str]) -> None:
     """Refuses a folder without a complete run, and settings that a run must keep."""
-    for key in ("out", "seed", "num_seeds", "sweep", "algo"):
+    for key in ("out", "seed", "num_seeds", "sweep", "algo", "init_from"):
         if key in settings:
             raise UserError(f"--{key}: cannot be changed together with --resume")
     if run.resolve().parent.name == MEMBERS:

@@ -6,7 +6,6 @@ component begins with the weight 0, so that the new policy at first acts as the 
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +36,14 @@ SHARED = (
 REMEMBERED = 1e5
 
 
-def start_from(path: str, policy: Policy, state: PolicyState, *, members: bool) -> PolicyState:
-    """The state of a new run's policy, with the networks and statistics of another run.
+def start_from(
+    path: str, policy: Policy, state: PolicyState, *, members: bool
+) -> tuple[PolicyState, str]:
+    """The state of a new run's policy, with the networks and statistics of another run; and one
+    line that says what is new.
 
     Weights that the other run does not have stay as they are; the standard deviation of the actions
-    does too. Prints what is new.
+    does too.
 
     Args:
       path: a run, a checkpoint, or a policy of the project.
@@ -55,9 +57,7 @@ def start_from(path: str, policy: Policy, state: PolicyState, *, members: bool) 
     trained = load_policy(Path(path))
     transfer = _Transfer(path, trained, policy)
     apply = jax.vmap(transfer.apply) if members else transfer.apply
-    state = jax.jit(apply)(state)
-    print(transfer.summary(), file=sys.stderr)
-    return state
+    return jax.jit(apply)(state), transfer.summary()
 
 
 class _Transfer:

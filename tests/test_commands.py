@@ -51,6 +51,8 @@ def refuse(main, argv, pattern, capfd, monkeypatch):
         (["--wandb=false"], r"--wandb: takes no value"),
         (["--resume", ""], r"--resume: needs a value"),
         (["--resume", "x", "--seed", "3"], r"--seed: cannot be changed together with --resume"),
+        (["--resume", "x", "--init_from", "y"], r"--init_from: cannot be changed together with"),
+        (["--env", "franka_reach", "--env.privileged", "true"], r"privileged: has no effect"),
         (["--config", "nowhere.yaml"], r"config nowhere.yaml: No such file"),
         (["--resume", "nowhere"], r"nowhere.*No such file"),
         (["--seed"], r"--seed: needs a value"),
