@@ -73,7 +73,10 @@ class Sighted(Simulated):
             return frames
         picked = jax.tree.map(lambda x: jnp.asarray(x[::stride]), states)
         views = np.asarray(jax.jit(lambda states: jax.lax.map(self.views, states))(picked))
-        return with_inset(frames, np.concatenate(list(views.swapaxes(0, 1)), axis=2))
+        images = np.concatenate(list(views.swapaxes(0, 1)), axis=2)
+        step = -(-max(images.shape[1] * 2, images.shape[2]) // frames.shape[2])  # leave out pixels
+        images = images[:, ::step, ::step]
+        return with_inset(frames, images, zoom=2 if 4 * images.shape[2] < frames.shape[2] else 1)
 
 
 def _aged(state: State, age: jax.Array | float) -> State:

@@ -246,8 +246,6 @@ class Scene:
         for geom in geoms:
             if int(model.geom_type[geom]) not in _SHAPES:
                 raise ValueError(f"geom {model.geom(geom).name or geom!r} is no primitive shape")
-        data = mujoco.MjData(model)
-        mujoco.mj_kinematics(model, data)
         order = sorted(geoms, key=lambda geom: model.geom_type[geom])
         kinds = model.geom_type[order].tolist()
         self.groups = {  # for each kind of shape, its place in the arrays below

@@ -5,14 +5,13 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import mujoco
 import numpy as np
 
-from envs_mjx.physics.warp import callable_of, devices_of_warp, mjw, wp
+from envs_mjx.physics.warp import callable_of, devices_of_warp, mjw, over_worlds, wp
 from envs_mjx.vision import SKY, Attached
 
 _programs: dict[str, _Program] = {}
@@ -25,19 +24,10 @@ class WarpPictures:
       model: the compiled model, with the cameras.
       frames: as for `vision.Scene`.
       height, width: size of the pictures (pixels).
-      shadows: whether shapes cast shadows.
     """
 
-    def __init__(
-        self,
-        model: mujoco.MjModel,
-        frames: Sequence[str],
-        *,
-        height: int,
-        width: int,
-        shadows: bool = False,
-    ):
-        self.model, self.height, self.width, self.shadows = model, height, width, shadows
+    def __init__(self, model: mujoco.MjModel, frames: Sequence[str], *, height: int, width: int):
+        self.model, self.height, self.width = model, height, width
         self._shapes = Attached(model, range(model.ngeom), frames)
         self.frames = self._shapes.frames
 
@@ -51,15 +41,7 @@ class WarpPictures:
         at, turn = self._shapes.poses(positions, rotations)
         row = jnp.concatenate([at.ravel(), turn.ravel()]).astype(jnp.float32)
 
-        @jax.custom_batching.custom_vmap
-        def draw(rows: jax.Array) -> jax.Array:
-            return self._program(len(rows))(rows)
-
-        @draw.def_vmap
-        def of_a_batch(axis_size: int, in_batched: Any, rows: jax.Array) -> tuple[jax.Array, bool]:
-            pictures = draw(rows.reshape(-1, rows.shape[-1]))  # all axes are worlds
-            return pictures.reshape(*rows.shape[:-1], -1), True
-
+        draw = over_worlds(lambda rows: self._program(len(rows))(rows))
         return draw(row[None])[0].reshape(self.model.ncam, self.height, self.width, 3)
 
     def _program(self, count: int) -> _Program:
@@ -74,7 +56,7 @@ class WarpPictures:
         size = mujoco.mj_sizeModel(self.model)
         content = np.zeros(size, np.uint8)
         mujoco.mj_saveModel(self.model, None, content)
-        facts = f"{self.height} {self.width} {self.shadows} {self.frames}".encode()
+        facts = f"{self.height} {self.width} {self.frames}".encode()
         return hashlib.sha256(content.tobytes() + facts).hexdigest()[:16]
 
 
@@ -95,7 +77,6 @@ class _Program:
                     cam_res=(pictures.width, pictures.height),
                     render_rgb=True,
                     render_depth=False,
-                    use_shadows=pictures.shadows,
                     background_color=(*SKY.tolist(), 1.0),
                 )
                 worlds = mjw.put_data(model, data, nworld=count)

@@ -80,12 +80,13 @@ class Trainer:
         source, config = self.config.train.init_from, self.config
         if source is None:
             return state
+        members = config.is_population
         policy, summary = transfer.start_from(
-            source, self.algo.policy, state.policy, members=config.is_population
+            source, self.algo.policy, state.policy, members=members
         )
         if hosts.is_first():
             print(summary, file=sys.stderr)
-        return state.replace(policy=policy)
+        return self.algo.begin_with(state, policy, members=members)
 
     def _restore(self) -> Any:
         """The training state of the newest intact checkpoint; also restores the counters."""
@@ -152,6 +153,8 @@ class Trainer:
             evaluator = self._evaluator()
             sinks, member_sinks = self._sinks(stack)
             self.folder.write_configuration(self.progress, self._changed)
+            if train.init_from is not None and self.progress.timesteps == 0:
+                self._save()  # so that a run that is killed does not read the other one again
             try:
                 self._loop(evaluator, sinks, member_sinks, start_time)
             except Stopped as stopped:  # by the user, during a wait for a world

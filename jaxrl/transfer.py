@@ -32,7 +32,7 @@ SHARED = (
     "state_dependent_std",
 )
 # Samples that the statistics of observations remember if some components are new; so that those of
-# the new components become right within a few iterations.
+# the new components become right within about as many control steps.
 REMEMBERED = 1e5
 
 
@@ -70,6 +70,18 @@ class _Transfer:
                 raise UserError(
                     f"init_from: {path} has network.{name} {_text(old)}, but this run has "
                     f"{_text(new)}; give both the same"
+                )
+        if not policy.config.policy_hidden:
+            raise UserError("init_from: needs at least one layer in network.policy_hidden")
+        for name, old, new in (
+            ("normalize_observation", self.old.normalizes, policy.normalizes),
+            ("discrete actions", self.old.action.discrete, policy.action.discrete),
+        ):
+            if old != new:
+                yes_or_no = {True: "yes", False: "no"}
+                raise UserError(
+                    f"init_from: {name}: {yes_or_no[old]} in {path}, but {yes_or_no[new]} in this "
+                    "run; both must be the same"
                 )
         self.actions = _match(_names(policy.action, "action"), _names(self.old.action, "action"))
         if not len(self.actions[0]):
@@ -137,17 +149,20 @@ class _Transfer:
 
     def _features(self, policy: Policy, owner: str) -> list[str]:
         """Names of the inputs of a trunk, "policy" or "value"."""
-        keys = vars(policy.config)[f"{owner}_keys"] or sorted(policy.parts)
+        c = policy.config
+        keys = vars(c)[f"{owner}_keys"] or sorted(policy.parts)
         names: list[str] = []
         for key in keys:
             spec, encoder = policy.parts[key], policy.encoders[key]
             if encoder == "none":
                 names += _names(spec, key)
                 continue
-            module = ENCODERS[encoder](spec, policy.config)
+            module = ENCODERS[encoder](spec, c)
             sample = jnp.zeros(spec.shape, spec.dtype)
             shape = jax.eval_shape(lambda m=module, x=sample: m.init_with_output(_KEY, x)[0]).shape
-            names += [f"{key}/{encoder}_{i}" for i in range(shape[-1])]
+            # Features are the same only if the whole encoder is.
+            facts = (encoder, spec.shape, spec.names, c.image_channels, c.image_features)
+            names += [f"{key}/{facts}_{i}" for i in range(shape[-1])]
         return names
 
     def summary(self) -> str:

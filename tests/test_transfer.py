@@ -13,6 +13,7 @@ from jaxrl.envs import ArraySpec
 from jaxrl.errors import UserError
 from jaxrl.runs import load_policy
 from jaxrl.trainer import Trainer
+from tests.test_checkpoint import stop_after
 from tests.toys import Countdown
 
 
@@ -41,7 +42,27 @@ def _wider(state):
     return state.replace(obs={"clock": clock, "code": jnp.array([0.3, -0.2])})
 
 
+class Seeing(Countdown):
+    """A countdown with an image."""
+
+    @property
+    def observation_spec(self):
+        image = ArraySpec((8, 8, 1), 0, 255, dtype="uint8")
+        return {"clock": super().observation_spec, "image": image}
+
+    def reset(self, key):
+        return _seeing(super().reset(key))
+
+    def step(self, state, action):
+        return _seeing(super().step(state, action))
+
+
+def _seeing(state):
+    return state.replace(obs={"clock": state.obs, "image": jnp.zeros((8, 8, 1), jnp.uint8)})
+
+
 envs.register("wider", Wider)
+envs.register("seeing", Seeing)
 
 
 @pytest.fixture
@@ -102,6 +123,46 @@ def test_every_member_of_a_population_begins_with_it(source, small_run, tmp_path
         np.testing.assert_array_equal(kernel, old["mean_head"]["kernel"])
 
 
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_td3_explores_and_learns_from_the_same_policy(seeds, small_run, tmp_path):
+    """Its target policy, too, begins as the other run's."""
+    td3 = {
+        "algo": "td3",
+        "num_seeds": seeds,
+        "td3": {
+            "network": {"policy_hidden": [8], "value_hidden": [8]},
+            "num_steps": 8,
+            "learning_starts": 16,
+            "buffer_size": 4000,
+        },
+    }
+    assert Trainer(small_run(td3, {"num_seeds": 1}), tmp_path / "td3").run() == 0
+    new = begun(small_run(td3, {"init_from": str(tmp_path / "td3")}), tmp_path / "new")
+    jax.tree.map(np.testing.assert_array_equal, new.state.learner.extra, new.state.policy.params)
+    old = load_policy(tmp_path / "td3").params.params["params"]["mean_head"]["kernel"]
+    extra = new.state.learner.extra["params"]["mean_head"]["kernel"]
+    np.testing.assert_array_equal(extra.reshape(-1, *old.shape)[-1], old)
+
+
+def test_features_of_another_encoder_are_new(small_run, tmp_path):
+    """Else the old weights would multiply what a new encoder makes of the image."""
+    layer = {"env": {"name": "seeing"}, "ppo": {"network": {"image_channels": [4]}}}
+    assert Trainer(small_run(layer), tmp_path / "old").run() == 0
+    other = {"ppo": {"network": {"image_channels": [6]}}, "init_from": str(tmp_path / "old")}
+    kernel = begun(small_run(layer, other), tmp_path / "new").state.policy.params["params"]
+    kernel = kernel["policy_trunk"]["Dense_0"]["kernel"]
+    old = load_policy(tmp_path / "old").params.params["params"]["policy_trunk"]["Dense_0"]
+    assert (np.abs(kernel).sum(1) > 0).sum() == 2 < len(kernel)  # the clock's
+    np.testing.assert_array_equal(kernel[:2], old["kernel"][:2])
+
+
+def test_a_run_killed_at_once_does_not_need_the_other_one(source, small_run, tmp_path):
+    first = Trainer(small_run({"init_from": str(source)}), tmp_path / "new")
+    stop_after(first, 1)
+    first.run()
+    assert 0 in first.folder.checkpoints.steps()
+
+
 def test_a_resumed_run_does_not_need_the_other_one(source, small_run, tmp_path):
     config = small_run({"init_from": str(source)})
     first = Trainer(config, tmp_path / "new")
@@ -120,6 +181,7 @@ def test_a_resumed_run_does_not_need_the_other_one(source, small_run, tmp_path):
             r"network.policy_hidden \[8\], but this run has \[9\]",
         ),
         ({"ppo": {"network": {"memory": "gru"}}}, "network.memory none, but this run has gru"),
+        ({"ppo": {"normalize_observation": False}}, "normalize_observation: yes in .* but no in"),
         ({"env": {"name": "pendulum"}}, "has no action with a name of this task's actions"),
         ({"init_from": "nowhere"}, "nowhere: no such file or folder"),
     ],

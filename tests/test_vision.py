@@ -109,6 +109,14 @@ def test_a_picture_has_colours_light_and_shadows():
     assert np.nonzero(dark)[1].mean() < 39.5
 
 
+@pytest.mark.parametrize("size", [16, 64, 400])
+def test_images_of_any_size_fit_into_the_corner(size):
+    task = FrankaReach(sight="rgb", image_size=size)
+    states = jax.tree.map(lambda x: x[None], jax.jit(task.reset)(jax.random.key(0)).physics)
+    frames = task.with_views(np.full((1, 480, 640, 3), 7, np.uint8), states, 1)
+    assert frames.shape == (1, 480, 640, 3) and (frames != 7).mean() > 0.003
+
+
 def test_images_are_shown_in_a_corner():
     frames, images = np.zeros((2, 40, 60, 3), np.uint8), np.full((2, 8, 10), 0.5)
     shown = with_inset(frames, images)

@@ -204,7 +204,7 @@ class AlohaInsertion(ArmTask, Pictured):
             substeps=self.substeps,
             watch=watched,
             sites=[f"{side}/gripper" for side in m.SIDES],
-            bodies=("socket", "peg", *self.seen_bodies(xml)),
+            bodies=tuple(dict.fromkeys(("socket", "peg", *self.seen_bodies(xml)))),
             jacobians=True,
         )
 

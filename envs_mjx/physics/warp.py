@@ -9,6 +9,7 @@ import contextlib
 import functools
 import io
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -89,15 +90,7 @@ class WarpPhysics(PackedPhysics):
     ) -> dict[str, jax.Array]:
         layout = {name: x.shape for name, x in inputs.items()}
 
-        @jax.custom_batching.custom_vmap
-        def advance(rows: jax.Array) -> jax.Array:
-            return self._program(len(rows), steps, layout, shapes)(rows)
-
-        @advance.def_vmap
-        def of_a_batch(axis_size: int, in_batched: Any, rows: jax.Array) -> tuple[jax.Array, bool]:
-            results = advance(rows.reshape(-1, rows.shape[-1]))  # all axes are worlds
-            return results.reshape(*rows.shape[:-1], -1), True
-
+        advance = over_worlds(lambda rows: self._program(len(rows), steps, layout, shapes)(rows))
         return split(advance(packed(inputs)[None])[0], shapes)
 
     def _program(self, count: int, steps: int, layout: Shapes, shapes: Shapes) -> _Program:
@@ -112,6 +105,21 @@ class WarpPhysics(PackedPhysics):
     @functools.cached_property
     def _used(self) -> dict[str, _Program]:
         return {}
+
+
+def over_worlds(function: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.Array]:
+    """A function of rows [N, K], one for each world, under `vmap`: all axes are worlds."""
+
+    @jax.custom_batching.custom_vmap
+    def of_rows(rows: jax.Array) -> jax.Array:
+        return function(rows)
+
+    @of_rows.def_vmap
+    def of_a_batch(axis_size: int, in_batched: Any, rows: jax.Array) -> tuple[jax.Array, bool]:
+        results = of_rows(rows.reshape(-1, rows.shape[-1]))
+        return results.reshape(*rows.shape[:-1], -1), True
+
+    return of_rows
 
 
 def devices_of_warp() -> list[str]:

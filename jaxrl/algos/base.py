@@ -218,6 +218,16 @@ class Algorithm:
             iteration=jnp.zeros((), jnp.int32),
         )
 
+    def begin_with(self, state: TrainState, policy: PolicyState, *, members: bool) -> TrainState:
+        """Returns the state at the start of a run, with another policy.
+
+        Args:
+          state: training state at the start.
+          policy: the policy's state.
+          members: whether their leaves begin with the axis of a population's members.
+        """
+        return state.replace(policy=policy)
+
     def worlds_axes(self, shapes: TrainState) -> TrainState:
         """The axis of each array along which the worlds lie; -1 for arrays without one.
 

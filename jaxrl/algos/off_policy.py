@@ -229,6 +229,11 @@ class OffPolicy(Algorithm):
         )
         return params, learner, self.replay.init()
 
+    def begin_with(self, state: TrainState, policy: PolicyState, *, members: bool) -> TrainState:
+        init = jax.vmap(self._init_extra) if members else self._init_extra
+        extra = jax.jit(init)(policy.params, state.hyper)
+        return state.replace(policy=policy, learner=state.learner.replace(extra=extra))
+
     @property
     def refill_steps(self) -> int:
         return self.start_rows * self.all_envs

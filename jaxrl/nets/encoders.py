@@ -83,7 +83,7 @@ class Keypoints(nn.Module):
         """[..., H, W, C] -> [..., 2 F], the rows and then the columns of the F keypoints, from -1
         to 1."""
         channels, lead = self.config.image_channels, x.shape[:-3]
-        x = _pixels(x, self.scale)
+        x = 2 * _pixels(x, self.scale) - 1
         for i, count in enumerate(channels):
             x = Conv(count, kernel_init=_INITIAL)(x)
             if i < len(channels) - 1:
@@ -99,8 +99,8 @@ _INITIAL = nn.initializers.orthogonal(2**0.5)
 
 
 def _pixels(x: jax.Array, scale: float) -> jax.Array:
-    """Images [..., H, W, C] as float32 numbers [N, H, W, C] from -1 to 1."""
-    return x.reshape(-1, *x.shape[-3:]).astype(jnp.float32) * (2 / scale) - 1
+    """Images [..., H, W, C] as float32 numbers [N, H, W, C] from 0 to 1."""
+    return x.reshape(-1, *x.shape[-3:]).astype(jnp.float32) / scale
 
 
 def _flatten(spec: ArraySpec, config: NetworkConfig) -> nn.Module:
@@ -123,6 +123,8 @@ def _of_images(name: str, module: Callable[[NetworkConfig, float], nn.Module]) -
                 f"network.encoders: {name} needs an image [height, width, channels], got a part "
                 f"with the shape {list(spec.shape)}"
             )
+        if name == "keypoints" and not config.image_channels:
+            raise UserError("network.image_channels: keypoints needs at least one layer")
         return module(config, 255.0 if spec.dtype == "uint8" or spec.high == 255 else 1.0)
 
     return make
