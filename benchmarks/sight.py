@@ -1,10 +1,10 @@
 """What sight costs: the same task blind, with the code of its images, and with the images.
 
-  python benchmarks/sight.py --json sight.json [--worlds 256] [--repeats 3]
+  python benchmarks/sight.py --json sight.json [--rows ballbot] [--worlds 256] [--repeats 3]
 
-For each row: control steps per second of the simulation with its cameras, and of training; the
-seconds that compiling takes without a cache; and for 4096 worlds the least memory of training (from
-shapes), and what the compiled program asks for.
+For each row (or those with --rows in their names): control steps per second of the simulation with
+its cameras, and of training; the seconds that compiling takes without a cache; and for 4096 worlds
+the least memory of training (from shapes), and what the compiled program asks for.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ ROWS: dict[str, tuple[str | None, dict[str, Any]]] = {
     "insertion, numbers": ("aloha_insertion.yaml", {}),
     "insertion, pictures, 10 Hz": ("aloha_insertion_pixels.yaml", {}),
 }
-FLAGS = {"worlds": True, "repeats": True, "json": True}
+FLAGS = {"rows": True, "worlds": True, "repeats": True, "json": True}
 
 
 def main(argv: list[str]) -> int:
@@ -49,6 +49,8 @@ def main(argv: list[str]) -> int:
     count, repeats = int(flags.get("worlds", 256)), int(flags.get("repeats", 3))
     report: dict[str, Any] = {"hardware": hardware(), "worlds": count, "results": []}
     for name, (file, changed) in ROWS.items():
+        if flags.get("rows", "") not in name:
+            continue
         settings = merge(read_yaml(file) if file else {}, changed)
         timed = measure(merge(settings, {"num_envs": count}), platform, repeats)
         plan = planning.plan(resolve(merge(settings, {"num_envs": MANY}), platform=platform))
