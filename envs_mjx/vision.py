@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import mujoco
 import numpy as np
 
+from envs_mjx.scenery import text
+
 Vector = list[jax.Array]  # components of vectors, each [R]
 _TINY = 1e-12
 DRAWN_GROUPS = 3  # MuJoCo draws shapes of the groups 0 to 2
@@ -332,12 +334,11 @@ class Scene:
 
 def as_mjcf(cameras: Sequence[Camera]) -> str:
     """Cameras in the world, as elements of MJCF."""
-    text = ""
+    elements = ""
     for camera in cameras:
-        right, up = (" ".join(f"{x:.9g}" for x in axis) for axis in camera.axes.T[:2])
-        position = " ".join(f"{x:.9g}" for x in camera.position)
-        text += f'<camera pos="{position}" xyaxes="{right} {up}" fovy="{camera.fovy}"/>'
-    return text
+        pos, axes = text(camera.position), text(camera.axes.T[:2])
+        elements += f'<camera pos="{pos}" xyaxes="{axes}" fovy="{camera.fovy}"/>'
+    return elements
 
 
 def moving_bodies(model: mujoco.MjModel) -> tuple[str, ...]:

@@ -89,7 +89,6 @@ class _Program:
         self._call = callable_of(draw, name, places)
 
     def __call__(self, rows: jax.Array) -> jax.Array:
-        self._call.call_id = 0  # Warp counts the calls, and a program in the cache has its number
         return self._call(rows, output_dims={"colors": (self.count, self.numbers)})[0]
 
     def _draw(self, rows: wp.array, colors: wp.array) -> None:

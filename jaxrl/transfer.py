@@ -127,7 +127,7 @@ class _Transfer:
             )
             pairs = zip(np.ravel(mean), np.ravel(variance), strict=True)
             known |= dict(zip(names, pairs, strict=True))
-        if not self.new.normalizes or not self.old.normalizes or not known:
+        if not self.new.normalizes or not known:
             return new
         missing = False
 
@@ -158,8 +158,8 @@ class _Transfer:
                 names += _names(spec, key)
                 continue
             module = ENCODERS[encoder](spec, c)
-            sample = jnp.zeros(spec.shape, spec.dtype)
-            shape = jax.eval_shape(lambda m=module, x=sample: m.init_with_output(_KEY, x)[0]).shape
+            sample = jax.ShapeDtypeStruct(spec.shape, spec.dtype)
+            shape = jax.eval_shape(module.init_with_output, jax.random.key(0), sample)[0].shape
             # Features are the same only if the whole encoder is.
             facts = (encoder, spec.shape, spec.names, c.image_channels, c.image_features)
             names += [f"{key}/{facts}_{i}" for i in range(shape[-1])]
@@ -174,9 +174,6 @@ class _Transfer:
         parts = [*_grouped(new), *dict.fromkeys(part for part in self.changed if part)]
         said = f"new: {', '.join(parts)}" if parts else "nothing is new"
         return f"begins with the networks of {self.path}; {said}"
-
-
-_KEY = jax.random.key(0)
 
 
 def _vectors(policy: Policy) -> dict[str, list[str]]:

@@ -140,7 +140,13 @@ def callable_of(function: Any, name: str, places: list[str]) -> Any:
     function.__qualname__ = name
     mode = wp.JaxCallableGraphMode
     graph = mode.NONE if places == ["cpu"] else mode.WARP
-    return wp.jax_callable(function, graph_mode=graph, vmap_method=None)
+    call = wp.jax_callable(function, graph_mode=graph, vmap_method=None)
+
+    def numbered(*arrays: jax.Array, output_dims: dict[str, tuple[int, ...]]) -> list[jax.Array]:
+        call.call_id = 0  # Warp counts the calls, and a program in the cache has its number
+        return call(*arrays, output_dims=output_dims)
+
+    return numbered
 
 
 class _Program:
@@ -174,7 +180,6 @@ class _Program:
         self._call = callable_of(advance, name, places)
 
     def __call__(self, rows: jax.Array) -> jax.Array:
-        self._call.call_id = 0  # Warp counts the calls, and a program in the cache has its number
         return self._call(rows, output_dims={"results": (self.count, width(self.shapes))})[0]
 
     def sources(self) -> dict[str, np.ndarray]:
