@@ -366,13 +366,13 @@ def flatten(nested: dict[str, Any], path: str = "") -> dict[str, Any]:
 
 def to_dict(config: Any) -> dict[str, Any]:
     """The dataclass as nested dictionaries and lists of plain values, for YAML and JSON."""
-    plain = {}
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if dataclasses.is_dataclass(value):
-            value = to_dict(value)
-        plain[field.name] = list(value) if isinstance(value, tuple) else value
-    return plain
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return [plain(item) for item in value]
+        return to_dict(value) if dataclasses.is_dataclass(value) else value
+
+    return {field.name: plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
 
 
 def describe(

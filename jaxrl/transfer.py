@@ -60,32 +60,51 @@ def start_from(
     return jax.jit(apply)(state), transfer.summary()
 
 
+def check(name: str, old: Policy, new: Policy) -> None:
+    """Checks that a run can begin with the networks of another policy.
+
+    Args:
+      name: name or path of the other policy, for messages.
+      old: the other policy.
+      new: the run's own policy.
+
+    Raises:
+      UserError: it cannot.
+    """
+    for setting in SHARED:
+        before, now = vars(old.config)[setting], vars(new.config)[setting]
+        if before != now:
+            raise UserError(
+                f"init_from: {name} has network.{setting} {_text(before)}, but this run has "
+                f"{_text(now)}; give both the same"
+            )
+    if not new.config.policy_hidden:
+        raise UserError("init_from: needs at least one layer in network.policy_hidden")
+    for fact, before, now in (
+        ("normalize_observation", old.normalizes, new.normalizes),
+        ("discrete actions", old.action.discrete, new.action.discrete),
+    ):
+        if before != now:
+            yes_or_no = {True: "yes", False: "no"}
+            raise UserError(
+                f"init_from: {fact}: {yes_or_no[before]} in {name}, but {yes_or_no[now]} in this "
+                "run; both must be the same"
+            )
+    if not len(_actions(new, old)[0]):
+        raise UserError(f"init_from: {name} has no action with a name of this task's actions")
+
+
+def _actions(new: Policy, old: Policy) -> tuple[np.ndarray, np.ndarray]:
+    """Places of the actions that both policies have, in the new one and in the old one."""
+    return _match(_names(new.action, "action"), _names(old.action, "action"))
+
+
 class _Transfer:
     def __init__(self, path: str, trained: TrainedPolicy, policy: Policy):
+        check(path, trained.policy, policy)
         self.path, self.old, self.new = path, trained.policy, policy
         self.params = trained.params
-        for name in SHARED:
-            old, new = vars(self.old.config)[name], vars(policy.config)[name]
-            if old != new:
-                raise UserError(
-                    f"init_from: {path} has network.{name} {_text(old)}, but this run has "
-                    f"{_text(new)}; give both the same"
-                )
-        if not policy.config.policy_hidden:
-            raise UserError("init_from: needs at least one layer in network.policy_hidden")
-        for name, old, new in (
-            ("normalize_observation", self.old.normalizes, policy.normalizes),
-            ("discrete actions", self.old.action.discrete, policy.action.discrete),
-        ):
-            if old != new:
-                yes_or_no = {True: "yes", False: "no"}
-                raise UserError(
-                    f"init_from: {name}: {yes_or_no[old]} in {path}, but {yes_or_no[new]} in this "
-                    "run; both must be the same"
-                )
-        self.actions = _match(_names(policy.action, "action"), _names(self.old.action, "action"))
-        if not len(self.actions[0]):
-            raise UserError(f"init_from: {path} has no action with a name of this task's actions")
+        self.actions = _actions(policy, trained.policy)
         self.changed: list[str] = []  # parts of the networks that are new
 
     def apply(self, state: PolicyState) -> PolicyState:

@@ -171,16 +171,21 @@ class Algorithm:
         self.devices = worlds.devices
         self.all_envs = self.num_envs * self.devices
         self.batch_size = config.num_steps * self.all_envs
-        self.policy = Policy(
+        self.policy = self.new_policy(config, task)
+        self._frozen = config.network.frozen
+        self._check()
+
+    @classmethod
+    def new_policy(cls, config: Any, task: Task) -> Policy:
+        """Returns the policy that is trained on a task, without its parameters."""
+        return Policy(
             config.network,
             task.observation_spec,
             task.action_spec,
             normalize=config.normalize_observation,
-            path=f"{self.name}.network",
+            path=f"{cls.name}.network",
             constants=task.constants,
         )
-        self._frozen = config.network.frozen
-        self._check()
 
     def _check(self) -> None:
         """Raises UserError if settings do not fit together, or do not fit the task."""

@@ -14,6 +14,7 @@ COMMANDS = {
     "plot": "draw learning curves of one or more runs",
     "collect": "save the images that a task observes",
     "pretrain": "train an image encoder before a policy",
+    "pipeline": "train several sessions in sequence",
     "check": "check a task of your own before training on it",
     "completion": "print a script for tab completion in bash or zsh",
 }
