@@ -183,8 +183,18 @@ class Checkpointer:
             if stored is None:
                 raise UserError(f"{self.folder / str(step)}: has no item {name!r} to restore")
             _compare(stored, _describe(_to_shapes(tree)), self.folder / str(step), name)
-            items[name] = self._read(step, name, stored, tree)
+            items[name] = _from_arrays(self._read(step, name, stored), tree)
         return Restored(items=items, meta=body["meta"], step=step)
+
+    def arrays(self, step: int, item: str) -> dict[str, np.ndarray]:
+        """The arrays of an item, by their paths; empty if the checkpoint has no such item.
+
+        Raises:
+          DamagedError: the checkpoint differs from what was saved, or cannot be read.
+        """
+        stored = read_meta(self.folder / str(step))["arrays"].get(item, [])
+        arrays = self._read(step, item, stored) if stored else []
+        return {row["path"]: array for row, array in zip(stored, arrays, strict=True)}
 
     def discard_after(self, step: int, destination: Path | None = None) -> None:
         """Moves newer checkpoints away, so that their steps can be saved again.
@@ -221,8 +231,8 @@ class Checkpointer:
         )
         return ocp.CheckpointManager(self.folder, options=options)
 
-    def _read(self, step: int, name: str, stored: list, tree: Any) -> Any:
-        """Reads an item and checks its fingerprints; returns it in the structure of `tree`."""
+    def _read(self, step: int, name: str, stored: list) -> list[np.ndarray]:
+        """Reads an item's arrays, and checks their fingerprints."""
         folder = self.folder / str(step) / name
         blank = [np.empty(row["shape"], row["dtype"]) for row in stored]
         try:
@@ -245,7 +255,7 @@ class Checkpointer:
         for row, array in zip(stored, arrays, strict=True):
             if _fingerprint(array) != row["fingerprint"]:
                 raise DamagedError(f"{name}{row['path']}: contents differ from what was saved")
-        return _from_arrays(arrays, tree)
+        return arrays
 
     def _failed(self, step: Any, error: Exception) -> UserError:
         reason = (str(error).strip() or repr(error)).splitlines()[0]

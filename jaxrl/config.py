@@ -22,7 +22,7 @@ from jaxrl.envs import Task, WrapConfig, Wrapped
 from jaxrl.errors import UserError
 from jaxrl.files import write_text
 from jaxrl.logs import SINKS
-from jaxrl.options import MAX_INT, build, describe, merge, option, quote, to_dict
+from jaxrl.options import MAX_INT, build, default_values, describe, merge, option, quote, to_dict
 
 DEFAULT_TASK = "ballbot"
 MAX_STEPS = 10**15  # more than int32 can hold: control steps are counted on the host
@@ -147,9 +147,16 @@ class TrainConfig:
     )
     init_from: str | None = option(
         None,
-        "a run, a checkpoint or a policy of the project, whose networks and statistics of "
-        "observations the run begins with (PPO: policy and value; SAC and TD3: the policy); parts "
-        "of observations and actions are matched by their names",
+        "a run, a checkpoint or a policy of the project that the run begins with; its observations "
+        "and actions are matched by the names of their components",
+    )
+    init_parts: tuple[
+        Literal["policy", "value", "encoder", "normalizer", "std", "optimizer"], ...
+    ] = option(
+        ("policy", "value", "normalizer"),
+        "what the run takes over from init_from: policy (network), value (network, or critics), "
+        "encoder (the image encoders of both alone), normalizer (statistics of observations), std "
+        "(noise of the actions), optimizer",
     )
     out: str | None = option(
         None, "folder that the run is written to; none: checkpoints/<task>-<number>"
@@ -224,6 +231,12 @@ class RunConfig:
         train = {key: value for key, value in to_dict(self.train).items() if key not in unused}
         overrides = {"eval_overrides": self.eval_overrides} if self.eval_overrides else {}
         return {"env": {"name": self.task, **_env_to_dict(self.env)}, **overrides, **train}
+
+    def defaults(self) -> dict[str, Any]:
+        """The default values of the settings, by dotted key."""
+        task, _ = _unwrap(self.env)
+        env = {f"env.{key}": value for key, value in default_values(type(task)).items()}
+        return env | default_values(type(self.train))
 
     def describe(self) -> tuple[list[tuple[str, str, str, str]], list[tuple[str, str, str, str]]]:
         """Rows (dotted key, type, value, help): those of the task's settings; those of the

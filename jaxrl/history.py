@@ -53,10 +53,21 @@ def record(folder: Path, step: int, changed: dict[str, list[Any]]) -> None:
     write_text(path, before + yaml.safe_dump([entry], sort_keys=False, allow_unicode=True))
 
 
-def differences(before: dict[str, Any], now: dict[str, Any]) -> dict[str, list[Any]]:
+def differences(
+    before: dict[str, Any], now: dict[str, Any], defaults: dict[str, Any] | None = None
+) -> dict[str, list[Any]]:
     """Settings that differ between two configurations, as `record` takes them; a setting that one
-    of them does not have counts as None there."""
-    old, new = flatten(before), flatten(now)
+    of them does not have counts as None there.
+
+    Args:
+      before: the earlier configuration.
+      now: the later one.
+      defaults: the default values of settings, by dotted key. A setting that is not in `before`,
+        since the run was begun by an earlier version, had its default there.
+    """
+    new = flatten(now)
+    known = {key: value for key, value in (defaults or {}).items() if key in new}
+    old = known | flatten(before)
     keys = dict.fromkeys([*old, *new])
     return {key: [old.get(key), new.get(key)] for key in keys if old.get(key) != new.get(key)}
 

@@ -366,13 +366,23 @@ def flatten(nested: dict[str, Any], path: str = "") -> dict[str, Any]:
 
 def to_dict(config: Any) -> dict[str, Any]:
     """The dataclass as nested dictionaries and lists of plain values, for YAML and JSON."""
+    fields = dataclasses.fields(config)
+    return {field.name: _plain_value(getattr(config, field.name)) for field in fields}
 
-    def plain(value: Any) -> Any:
-        if isinstance(value, tuple):
-            return [plain(item) for item in value]
-        return to_dict(value) if dataclasses.is_dataclass(value) else value
 
-    return {field.name: plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
+def _plain_value(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain_value(item) for item in value]
+    return to_dict(value) if dataclasses.is_dataclass(value) else value
+
+
+def default_values(cls: type) -> dict[str, Any]:
+    """The plain default values of all settings that have one, by dotted key."""
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(cls):
+        if not _required(field):
+            values[field.name] = _plain_value(_default(field))
+    return flatten(values)
 
 
 def describe(

@@ -109,7 +109,9 @@ class RunFolder:
             warn=lambda text: print(text, file=sys.stderr),
         )
         progress = Progress(**restored.meta["progress"])
-        changed = history.differences(restored.meta["config"], self.config.to_dict())
+        changed = history.differences(
+            restored.meta["config"], self.config.to_dict(), self.config.defaults()
+        )
         if changed and progress.timesteps >= self.config.train.total_timesteps:
             raise UserError(
                 f"--resume {self.path}: all of its {progress.timesteps:,} control steps have been "

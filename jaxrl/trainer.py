@@ -80,13 +80,12 @@ class Trainer:
         source, config = self.config.train.init_from, self.config
         if source is None:
             return state
-        members = config.is_population
-        policy, summary = transfer.start_from(
-            source, self.algo.policy, state.policy, members=members
+        state, summary = transfer.start_from(
+            source, self.algo, state, config.train.init_parts, members=config.is_population
         )
         if hosts.is_first():
             print(summary, file=sys.stderr)
-        return self.algo.begin_with(state, policy, members=members)
+        return state
 
     def _restore(self) -> Any:
         """The training state of the newest intact checkpoint; also restores the counters."""

@@ -180,6 +180,7 @@ def _check_effect(config: RunConfig, typed: list[str]) -> None:
             f"{algo}.network.shared_trunk false",
         ),
         ("checkpoint.replay", algo != "ppo", "--algo sac or td3"),
+        ("init_parts", train.init_from is not None, "init_from"),
         ("eval.stop_metric", train.eval.stop_at is not None, "eval.stop_at"),
         ("eval.episodes", evaluates, "eval.every above 0"),
         ("eval.best_by", evaluates, "eval.every above 0"),
@@ -192,7 +193,7 @@ def _check_effect(config: RunConfig, typed: list[str]) -> None:
 
 def _check_resume(run: Path, settings: set[str]) -> None:
     """Refuses a folder without a complete run, and settings that a run must keep."""
-    for key in ("out", "seed", "num_seeds", "sweep", "algo", "init_from"):
+    for key in ("out", "seed", "num_seeds", "sweep", "algo", "init_from", "init_parts"):
         if key in settings:
             raise UserError(f"--{key}: cannot be changed together with --resume")
     if run.resolve().parent.name == MEMBERS:

@@ -1,4 +1,4 @@
-"""Transfer: a run that begins with the networks of another run (`init_from`).
+"""Transfer: a run that begins with parts of another run (`init_from`, `init_parts`).
 
 What the old and the new policy observe and do is matched by the names of the components. A new
 component begins with the weight 0, so that the new policy at first acts as the old one.
@@ -6,6 +6,7 @@ component begins with the weight 0, so that the new policy at first acts as the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrl import assets
+from jaxrl.algos.base import Algorithm, TrainState
+from jaxrl.checkpoint import Checkpointer
 from jaxrl.envs.task import ArraySpec
 from jaxrl.errors import UserError
 from jaxrl.nets.encoders import ENCODERS
-from jaxrl.policy import Policy, PolicyState
+from jaxrl.policy import Policy
 from jaxrl.runs import TrainedPolicy, load_policy
 
 # Settings of the networks that both runs must share.
@@ -31,33 +35,36 @@ SHARED = (
     "distribution",
     "state_dependent_std",
 )
+PARTS = ("policy", "value", "encoder", "normalizer", "std", "optimizer")
+CRITICS = ("critic", "target", "critic_opt")  # fields of a training state that are of the critics
+ADAM = ("mu", "nu", "count")  # fields of an optimiser's state
+TRUNKS = (["policy_trunk", "Dense_0"], ["value_trunk", "Dense_0"])  # layers that read observations
+CRITIC = ["MLP_0", "Dense_0"]
 # Samples that the statistics of observations remember if some components are new; so that those of
 # the new components become right within about as many control steps.
 REMEMBERED = 1e5
 
 
 def start_from(
-    path: str, policy: Policy, state: PolicyState, *, members: bool
-) -> tuple[PolicyState, str]:
-    """The state of a new run's policy, with the networks and statistics of another run; and one
-    line that says what is new.
+    path: str, algorithm: Algorithm, state: TrainState, parts: Sequence[str], *, members: bool
+) -> tuple[TrainState, str]:
+    """The training state of a new run, with parts of another run; and one line that says what is
+    new.
 
-    Weights that the other run does not have stay as they are; the standard deviation of the actions
-    does too.
+    What the other run does not have stays as it is.
 
     Args:
       path: a run, a checkpoint, or a policy of the project.
-      policy: the new run's policy.
-      state: its state at the start.
+      algorithm: the new run's algorithm.
+      state: its training state at the start.
+      parts: the parts that are carried over, of `PARTS`.
       members: whether the leaves of the state begin with the axis of a population's members.
 
     Raises:
       UserError: there is no policy, or it does not fit.
     """
-    trained = load_policy(Path(path))
-    transfer = _Transfer(path, trained, policy)
-    apply = jax.vmap(transfer.apply) if members else transfer.apply
-    return jax.jit(apply)(state), transfer.summary()
+    transfer = _Transfer(path, algorithm, parts, members=members)
+    return transfer.apply(state), transfer.summary()
 
 
 def check(name: str, old: Policy, new: Policy) -> None:
@@ -100,45 +107,77 @@ def _actions(new: Policy, old: Policy) -> tuple[np.ndarray, np.ndarray]:
 
 
 class _Transfer:
-    def __init__(self, path: str, trained: TrainedPolicy, policy: Policy):
-        check(path, trained.policy, policy)
-        self.path, self.old, self.new = path, trained.policy, policy
-        self.params = trained.params
-        self.actions = _actions(policy, trained.policy)
-        self.changed: list[str] = []  # parts of the networks that are new
+    """Carries parts of a run over to a new one; arguments as for `start_from`."""
 
-    def apply(self, state: PolicyState) -> PolicyState:
-        """The new policy's state; one member."""
-        old = dict(jax.tree_util.tree_leaves_with_path(self.params.params))
-        self.changed = []
+    def __init__(self, path: str, algorithm: Algorithm, parts: Sequence[str], *, members: bool):
+        self.path, self.parts, self.algorithm = path, parts, algorithm
+        self.axes = int(members)  # number of axes before those of a single run
+        trained, self.arrays = _load(path, algorithm, "optimizer" in parts)
+        self.old, self.new, self.params = trained.policy, algorithm.policy, trained.params
+        if {"policy", "value"} & {*parts}:
+            check(path, self.old, self.new)
+        self.actions = _actions(self.new, self.old)
+        self.changed: list[str] = []  # modules of the networks that are new
 
-        def leaf(path: Any, new: jax.Array) -> jax.Array:
-            keys = [entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey)]
-            network, layer = keys[1], keys[1:-1]
-            if network == "log_std":
+    def apply(self, state: TrainState) -> TrainState:
+        """The new run's training state."""
+        policy = state.policy.replace(
+            params=self._matched(".params", state.policy.params),
+            normalizer=self._statistics(state.policy.normalizer),
+        )
+        if "policy" in self.parts:
+            state = self.algorithm.begin_with(state, policy, members=bool(self.axes))
+        return state.replace(policy=policy, learner=self._matched(".learner", state.learner))
+
+    def _matched(self, root: str, tree: Any) -> Any:
+        """A part of the training state, with the arrays that are carried over."""
+
+        def leaf(path: tuple[Any, ...], new: jax.Array) -> jax.Array:
+            attributes = [x.name for x in path if isinstance(x, jax.tree_util.GetAttrKey)]
+            keys = [x.key for x in path if isinstance(x, jax.tree_util.DictKey)]
+            if not self._is_carried(attributes, keys) or attributes == ["updates"]:
                 return new
-            if path not in old:
-                self.changed.append("/".join(layer))
-                return new
-            values = jnp.asarray(old[path])
-            if layer[1:] == ["Dense_0"] and network.endswith("_trunk") and keys[-1] == "kernel":
-                owner = network.removesuffix("_trunk")
-                to, where = _match(self._features(self.new, owner), self._features(self.old, owner))
-                return jnp.zeros_like(new).at[to].set(values[where])
-            if network in ("mean_head", "std_head"):
-                to, where = self.actions
-                return new.at[..., to].set(values[..., where])
-            if values.shape != new.shape:
-                self.changed.append("/".join(layer))
-                return new
-            return values
+            old = self.arrays.get(root + jax.tree_util.keystr(path))
+            value = None if old is None else self._value(attributes, keys, old, new)
+            if value is None and (root == ".params" or attributes[:1] == ["critic"]):
+                network = ["critics"] if root == ".learner" else []
+                self.changed.append("/".join([*network, *keys[1:-1]]))
+            return new if value is None else value
 
-        params = jax.tree_util.tree_map_with_path(leaf, state.params)
-        return state.replace(params=params, normalizer=self._statistics(state))
+        return jax.tree_util.tree_map_with_path(leaf, tree)
 
-    def _statistics(self, state: PolicyState) -> Any:
+    def _is_carried(self, attributes: list[str], keys: list[str]) -> bool:
+        """Whether an array belongs to the parts that are carried over.
+
+        Args:
+          attributes: names of the fields on the way to the array.
+          keys: keys of the dictionaries on this way, ["params", module, ..., "kernel"].
+        """
+        network = keys[1] if keys else ""
+        of_value = network.startswith("value") or bool({*CRITICS} & {*attributes})
+        part = "std" if network == "log_std" else "value" if of_value else "policy"
+        wanted = part in self.parts or ("encoder" in network and "encoder" in self.parts)
+        return wanted and ("optimizer" in self.parts or not {*ADAM} & {*attributes})
+
+    def _value(
+        self, attributes: list[str], keys: list[str], old: np.ndarray, new: jax.Array
+    ) -> jax.Array | None:
+        """An array of the new run with the values of the old one; None if it does not fit."""
+        layer, name = keys[1:-1], keys[-1] if keys else ""
+        if name == "kernel" and layer[-2:] in (*TRUNKS, CRITIC):
+            owner = layer[-2].removesuffix("_trunk") if layer[-2:] != CRITIC else "critic"
+            to, where = _match(self._features(self.new, owner), self._features(self.old, owner))
+            return jnp.zeros_like(new).at[..., to, :].set(old[..., where, :])
+        if layer and layer[0] in ("mean_head", "std_head"):
+            to, where = self.actions
+            return new.at[..., to].set(old[..., where])
+        if old.shape != new.shape[self.axes :]:
+            return None
+        return jnp.broadcast_to(old, new.shape)
+
+    def _statistics(self, new: Any) -> Any:
         """Statistics of the new policy's observations: those of the old one, by name."""
-        old, new = self.params.normalizer, state.normalizer
+        old = self.params.normalizer
         known: dict[str, tuple[Any, Any]] = {}
         for part, names in _vectors(self.old).items():
             mean, variance = (
@@ -146,7 +185,7 @@ class _Transfer:
             )
             pairs = zip(np.ravel(mean), np.ravel(variance), strict=True)
             known |= dict(zip(names, pairs, strict=True))
-        if not self.new.normalizes or not known:
+        if not self.new.normalizes or not known or "normalizer" not in self.parts:
             return new
         missing = False
 
@@ -158,18 +197,20 @@ class _Transfer:
                 rows = [i for i, name in enumerate(names) if name in known]
                 missing |= len(rows) < len(names)
                 values = np.array([known[names[i]][index] for i in rows], np.float32)
-                flat = parts[part].ravel().at[np.array(rows, int)].set(values)
+                flat = parts[part].reshape(*parts[part].shape[: self.axes], -1)
+                flat = flat.at[..., np.array(rows, int)].set(values)
                 result[part] = flat.reshape(parts[part].shape)
             return result if isinstance(tree, dict) else next(iter(result.values()))
 
         mean, variance = matched(0, new.mean), matched(1, new.variance)
         count = jnp.minimum(old.count, REMEMBERED) if missing else jnp.asarray(old.count)
+        count = jnp.broadcast_to(count, new.count.shape)
         return new.replace(count=count, mean=mean, variance=variance)
 
     def _features(self, policy: Policy, owner: str) -> list[str]:
-        """Names of the inputs of a trunk, "policy" or "value"."""
+        """Names of the inputs of a trunk, of the "policy", the "value" or the "critic"."""
         c = policy.config
-        keys = vars(c)[f"{owner}_keys"] or sorted(policy.parts)
+        keys = (c.policy_keys if owner == "policy" else c.value_keys) or sorted(policy.parts)
         names: list[str] = []
         for key in keys:
             spec, encoder = policy.parts[key], policy.encoders[key]
@@ -182,7 +223,7 @@ class _Transfer:
             # Features are the same only if the whole encoder is.
             facts = (encoder, spec.shape, spec.names, c.image_channels, c.image_features)
             names += [f"{key}/{facts}_{i}" for i in range(shape[-1])]
-        return names
+        return names + (_names(policy.action, "action") if owner == "critic" else [])
 
     def summary(self) -> str:
         """What is new, as one line."""
@@ -192,7 +233,43 @@ class _Transfer:
         new = [name for name in (*names, *images) if name not in old]
         parts = [*_grouped(new), *dict.fromkeys(part for part in self.changed if part)]
         said = f"new: {', '.join(parts)}" if parts else "nothing is new"
-        return f"begins with the networks of {self.path}; {said}"
+        return f"begins with {', '.join(self.parts)} of {self.path}; {said}"
+
+
+def _load(
+    path: str, algorithm: Algorithm, is_required: bool
+) -> tuple[TrainedPolicy, dict[str, np.ndarray]]:
+    """The other run's policy, and all of its arrays that may be carried over, by their paths.
+
+    Critics and optimisers are in training checkpoints only. If there is one of the same algorithm,
+    and the algorithm has more to carry over than the policy, then the policy is that of the newest
+    of them; otherwise it is the run's best one.
+
+    Raises:
+      UserError: there is no policy, or no optimiser although that is required.
+    """
+    wanted = is_required or algorithm.learner_carries_over
+    folder = assets.find(Path(path), "checkpoints") / "checkpoints"
+    training = folder if folder.is_dir() and wanted else Path(path)
+    trained = load_policy(training)
+    store, step = Checkpointer(trained.source.parent), int(trained.source.name)
+    same = trained.meta["config"]["algo"] == algorithm.name
+    learner = {}
+    if wanted and same:
+        learner = {
+            path: array
+            for path, array in store.arrays(step, "train").items()
+            if path.startswith(".learner")
+        }
+    if is_required and not learner:
+        raise UserError(
+            f"init_parts: optimizer: {path} has no training state of {algorithm.name}; leave "
+            "optimizer out"
+        )
+    if not learner and training != Path(path):
+        trained = load_policy(Path(path))
+        store, step = Checkpointer(trained.source.parent), int(trained.source.name)
+    return trained, store.arrays(step, "policy") | learner
 
 
 def _vectors(policy: Policy) -> dict[str, list[str]]:

@@ -224,3 +224,14 @@ def test_configuration_reads_back_with_what_is_left_open(small_run, tmp_path):
     config = small_run({"chunk": None, "eval": {"every": None}, "checkpoint": {"every": None}})
     write_yaml(config, tmp_path / "config.yaml")
     assert small_run(read_yaml(tmp_path / "config.yaml")) == config
+
+
+def test_a_setting_that_older_runs_do_not_have_had_its_default(small_run):
+    config = small_run()
+    now = config.to_dict()
+    before = {key: value for key, value in now.items() if key != "num_seeds"}
+    before["env"] = {"name": now["env"]["name"]}
+    assert history.differences(before, now, config.defaults()) == {}
+    before["env"] = {"name": now["env"]["name"], "ends_at": 3}
+    changed = history.differences(before, now, config.defaults())
+    assert changed == {"env.ends_at": [3, 0]}

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from jaxrl import envs
+from jaxrl.callbacks import Callback
 from jaxrl.envs import ArraySpec
 from jaxrl.errors import UserError
 from jaxrl.runs import load_policy
@@ -81,7 +82,10 @@ def begun(config, folder):
 
 def test_the_same_task_begins_with_all_of_the_policy(source, small_run, tmp_path, capfd):
     new = begun(small_run({"init_from": str(source), "seed": 5}), tmp_path / "new")
-    assert f"begins with the networks of {source}; nothing is new" in capfd.readouterr().err
+    assert (
+        f"begins with policy, value, normalizer of {source}; nothing is new"
+        in capfd.readouterr().err
+    )
     old = load_policy(source).params
     params = new.state.policy.params["params"]
     assert (params["log_std"] == 0).all() and (old.params["params"]["log_std"] != 0).any()
@@ -138,10 +142,19 @@ def test_td3_explores_and_learns_from_the_same_policy(seeds, small_run, tmp_path
     }
     assert Trainer(small_run(td3, {"num_seeds": 1}), tmp_path / "td3").run() == 0
     new = begun(small_run(td3, {"init_from": str(tmp_path / "td3")}), tmp_path / "new")
-    jax.tree.map(np.testing.assert_array_equal, new.state.learner.extra, new.state.policy.params)
-    old = load_policy(tmp_path / "td3").params.params["params"]["mean_head"]["kernel"]
-    extra = new.state.learner.extra["params"]["mean_head"]["kernel"]
-    np.testing.assert_array_equal(extra.reshape(-1, *old.shape)[-1], old)
+    old = Trainer(small_run(td3, {"num_seeds": 1}), tmp_path / "td3", resume=True)
+    old.close()
+    for one, two in (
+        (new.state.policy.params, old.state.policy.params),
+        (new.state.learner.extra, old.state.learner.extra),
+    ):
+        jax.tree.map(
+            lambda x, y: np.testing.assert_array_equal(x.reshape(-1, *y.shape)[-1], y), one, two
+        )
+    # Without a training state, the slow policy begins as the policy.
+    shutil.rmtree(tmp_path / "td3/checkpoints")
+    new = begun(small_run(td3, {"init_from": str(tmp_path / "td3")}), tmp_path / "alone")
+    same(new.state.learner.extra, new.state.policy.params)
 
 
 def test_features_of_another_encoder_are_new(small_run, tmp_path):
@@ -190,3 +203,101 @@ def test_what_does_not_fit_is_refused(settings, pattern, source, small_run, tmp_
     config = small_run({"init_from": str(source)}, settings)
     with pytest.raises(UserError, match=pattern):
         Trainer(config, tmp_path / "new")
+
+
+# -- parts ----------------------------------------------------------------------------
+
+SAC = {
+    "algo": "sac",
+    "sac": {
+        "network": {"policy_hidden": [8], "value_hidden": [8]},
+        "num_steps": 8,
+        "learning_starts": 16,
+        "buffer_size": 4000,
+    },
+}
+
+
+def same(one, two):
+    jax.tree.map(np.testing.assert_array_equal, one, two)
+
+
+def test_the_optimiser_can_be_carried_over(source, small_run, tmp_path):
+    parts = ["policy", "value", "normalizer", "std", "optimizer"]
+    new = begun(small_run({"init_from": str(source), "init_parts": parts}), tmp_path / "new")
+    old = Trainer(small_run(), source, resume=True)
+    old.close()
+    same(new.state.policy, old.state.policy)
+    same(new.state.learner, old.state.learner)
+    shutil.rmtree(source / "checkpoints")
+    with pytest.raises(UserError, match=r"optimizer: .* has no training state of ppo; leave"):
+        begun(small_run({"init_from": str(source), "init_parts": parts}), tmp_path / "other")
+
+
+def test_a_part_that_is_not_named_is_new(source, small_run, tmp_path, capfd):
+    fresh = begun(small_run(), tmp_path / "fresh").state.policy
+    old = load_policy(source).params
+    config = small_run({"init_from": str(source), "init_parts": ["value", "std"]})
+    new = begun(config, tmp_path / "new").state.policy
+    assert f"begins with value, std of {source}; nothing is new" in capfd.readouterr().err
+    for name, module in new.params["params"].items():
+        expected = old if name.startswith("value") or name == "log_std" else fresh
+        same(module, expected.params["params"][name])
+    same(new.normalizer, fresh.normalizer)
+
+
+def test_only_the_image_encoder(small_run, tmp_path):
+    layer = {"env": {"name": "seeing"}, "ppo": {"network": {"image_channels": [4]}}}
+    assert Trainer(small_run(layer), tmp_path / "old").run() == 0
+    wider = {"ppo": {"network": {"policy_hidden": [9]}}}
+    begins = {"init_from": str(tmp_path / "old"), "init_parts": ["encoder"]}
+    new = begun(small_run(layer, wider, begins), tmp_path / "new").state.policy.params["params"]
+    old = load_policy(tmp_path / "old").params.params["params"]
+    for name in ("policy_encoder", "value_encoder"):
+        same(new[name], old[name])
+    assert not np.array_equal(
+        new["value_trunk"]["Dense_0"]["kernel"], old["value_trunk"]["Dense_0"]["kernel"]
+    )
+
+
+def test_critics_are_carried_over_from_a_training_checkpoint(small_run, tmp_path, capfd):
+    assert Trainer(small_run(SAC), tmp_path / "old").run() == 0
+    begins = {"init_from": str(tmp_path / "old")}
+    new = begun(small_run(SAC, begins), tmp_path / "new")
+    assert "; nothing is new" in capfd.readouterr().err
+    old = Trainer(small_run(SAC), tmp_path / "old", resume=True)
+    old.close()
+    same(new.state.policy.params, old.state.policy.params)
+    for name in ("critic", "target"):
+        same(getattr(new.state.learner, name), getattr(old.state.learner, name))
+    assert new.state.learner.extra.log == old.state.learner.extra.log != 0.0
+    # Its first actions are the policy's, not random ones.
+    assert new.state.learner.updates == 1
+    # A critic of more observations and actions at first has the same values.
+    wide = begun(small_run(SAC, begins, {"env": {"name": "wider"}}), tmp_path / "wide")
+    kernel = wide.state.learner.critic["params"]["MLP_0"]["Dense_0"]["kernel"]
+    was = old.state.learner.critic["params"]["MLP_0"]["Dense_0"]["kernel"]
+    assert kernel.shape == (2, 7, 8) and was.shape == (2, 3, 8)
+    assert (np.abs(kernel).sum((0, 2)) > 0).sum() == 3
+    # A policy alone has no critics.
+    shutil.rmtree(tmp_path / "old/checkpoints")
+    capfd.readouterr()
+    begun(small_run(SAC, begins), tmp_path / "alone")
+    assert "; new: critics/" in capfd.readouterr().err
+
+
+def test_frozen_parts_learn_after_a_part_of_the_run(source, small_run, tmp_path):
+    held = {"frozen": ["policy_trunk"], "frozen_until": 0.5}
+    config = small_run({"init_from": str(source), "ppo": {"network": held}, "chunk": 1})
+    trunks = []
+
+    class Watch(Callback):
+        def on_chunk(self, trainer, row):
+            trunks.append(jax.device_get(trainer.state.policy.params["params"]["policy_trunk"]))
+
+    assert Trainer(config, tmp_path / "new", callbacks=[Watch()]).run() == 0
+    old = load_policy(source).params.params["params"]["policy_trunk"]
+    for trunk in trunks[: len(trunks) // 2]:
+        same(trunk, old)
+    for trunk in trunks[len(trunks) // 2 :]:
+        assert not np.array_equal(trunk["Dense_0"]["kernel"], old["Dense_0"]["kernel"])

@@ -161,6 +161,7 @@ class Algorithm:
     name: ClassVar[str]
     Config: ClassVar[type[AlgorithmConfig]]
     adam_epsilon: ClassVar[float] = 1e-8
+    learner_carries_over: ClassVar[bool] = False  # whether `learner` has more than optimisers
 
     def __init__(self, config: Any, task: Task, worlds: Worlds, total_iterations: int):
         self.config = config
@@ -353,14 +354,20 @@ class Algorithm:
         opt_state: optax.OptState,
         gradient: Any,
         *,
-        hyper: dict[str, jax.Array],
+        state: TrainState,
         rate: jax.Array,
     ) -> tuple[Any, optax.OptState]:
         """Makes one step of the optimiser, with learning rate `rate`; frozen parameters stay."""
-        updates, opt_state = self._optimizer(hyper).update(gradient, opt_state, params)
-        return jax.tree_util.tree_map_with_path(
-            lambda path, p, u: p if self._is_frozen(path) else p - rate * u, params, updates
-        ), opt_state
+        updates, opt_state = self._optimizer(state.hyper).update(gradient, opt_state, params)
+        until = self.config.network.frozen_until
+        frozen_rate = None if until >= 1 else rate * (self.progress(state) >= until)
+
+        def step(path: tuple[Any, ...], p: jax.Array, u: jax.Array) -> jax.Array:
+            if not self._is_frozen(path):
+                return p - rate * u
+            return p if frozen_rate is None else p - frozen_rate * u
+
+        return jax.tree_util.tree_map_with_path(step, params, updates), opt_state
 
     def _is_frozen(self, path: tuple[Any, ...]) -> bool:
         """Whether the parameter lies in a frozen part (setting `network.frozen`)."""

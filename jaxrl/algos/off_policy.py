@@ -231,8 +231,11 @@ class OffPolicy(Algorithm):
 
     def begin_with(self, state: TrainState, policy: PolicyState, *, members: bool) -> TrainState:
         init = jax.vmap(self._init_extra) if members else self._init_extra
-        extra = jax.jit(init)(policy.params, state.hyper)
-        return state.replace(policy=policy, learner=state.learner.replace(extra=extra))
+        learner = state.learner.replace(
+            extra=jax.jit(init)(policy.params, state.hyper),
+            updates=jnp.ones_like(state.learner.updates),  # no actions at random, see `act`
+        )
+        return state.replace(policy=policy, learner=learner)
 
     @property
     def refill_steps(self) -> int:
@@ -275,6 +278,7 @@ class OffPolicy(Algorithm):
     # -- acting and learning -------------------------------------------------------------
 
     learns_every = 1
+    learner_carries_over = True
 
     def draws(self, key: jax.Array, steps: int) -> jax.Array:
         return key[None] if steps == 1 else jax.random.split(key, steps)
@@ -370,7 +374,7 @@ class OffPolicy(Algorithm):
             learner.critic,
             learner.critic_opt,
             gradient,
-            hyper=hyper,
+            state=state,
             rate=rate * hyper["critic_learning_rate"],
         )
         learner = learner.replace(critic=critic, critic_opt=critic_opt, updates=learner.updates + 1)
@@ -384,7 +388,7 @@ class OffPolicy(Algorithm):
                 params,
                 learner.policy_opt,
                 gradient,
-                hyper=hyper,
+                state=state,
                 rate=rate * hyper["learning_rate"],
             )
             extra, extra_metrics = self._update_extra(

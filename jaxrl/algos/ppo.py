@@ -372,7 +372,7 @@ class PPO(Algorithm):
         gradient, metrics = devices.mean(
             jax.grad(self._loss, has_aux=True)(params, state, rows, key)
         )
-        carry = self._descend(params, opt_state, gradient, hyper=state.hyper, rate=rate)
+        carry = self._descend(params, opt_state, gradient, state=state, rate=rate)
         return carry, metrics
 
     def _loss(

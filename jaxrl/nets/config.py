@@ -56,6 +56,12 @@ class NetworkConfig:
     frozen: tuple[str, ...] = option(
         (), "parts of the networks that training does not change, such as policy_trunk/Dense_0"
     )
+    frozen_until: float = option(
+        1.0,
+        "share of the run (0 to 1) after which the frozen parts learn, too; 1: never",
+        minimum=0,
+        maximum=1,
+    )
     distribution: Literal["normal", "tanh_normal"] = option(
         "normal",
         "distribution of actions: a Gaussian that is clipped (normal) or squashed by "
