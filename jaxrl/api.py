@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl import platform
+from jaxrl import platform, storage
 from jaxrl.callbacks import Callback
 from jaxrl.config import make_env, read_yaml
 from jaxrl.envs import Task, names, register
@@ -90,7 +90,8 @@ def resume(
     Raises:
       UserError: the folder holds no run to continue, or a setting cannot be changed.
     """
-    return _train([settings], _folder(run), settings, callbacks, progress)
+    folder = run.folder if isinstance(run, Run) else storage.resumed(run)
+    return _train([settings], folder, settings, callbacks, progress)
 
 
 def load(path: str | Path | Run) -> LoadedPolicy:
@@ -171,7 +172,7 @@ def _with_task(settings: dict[str, Any], task: str | type[Task] | Task | None) -
 
 
 def _folder(run: str | Path | Run) -> Path:
-    return run.folder if isinstance(run, Run) else Path(run)
+    return run.folder if isinstance(run, Run) else storage.local(run)
 
 
 class Run:

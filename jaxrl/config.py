@@ -161,6 +161,11 @@ class TrainConfig:
     out: str | None = option(
         None, "folder that the run is written to; none: checkpoints/<task>-<number>"
     )
+    storage: str | None = option(
+        None,
+        "folder, or s3://bucket/prefix, in which a mirror of the run's folder is kept; it is "
+        "brought up to date after each checkpoint",
+    )
     eval: EvalConfig = option(EvalConfig(), "evaluation")
     checkpoint: CheckpointConfig = option(CheckpointConfig(), "checkpoints")
     log: LogConfig = option(LogConfig(), "logs")

@@ -32,7 +32,11 @@ COPY = "pipeline.yaml"
 EARLIER = "earlier"  # folder of attempts that --start-from has replaced
 KEEP_ALL = MAX_INT  # checkpoints
 METRICS = {"success_rate": "success", "mean_reward": "return"}  # other names of statistics
-RESERVED = {"out": "--output-dir", "init_from": "checkpoint or use_previous_checkpoint"}
+RESERVED = {
+    "out": "--output-dir",
+    "init_from": "checkpoint or use_previous_checkpoint",
+    "storage": "storage of the pipeline",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +76,16 @@ class SessionConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class StorageConfig:
+    """Where a mirror of the pipeline's folder is kept."""
+
+    location: str | None = option(
+        None,
+        "folder, or s3://bucket/prefix; the mirror has the name of the pipeline's folder there",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class PipelineConfig:
     """A pipeline."""
 
@@ -85,6 +99,7 @@ class PipelineConfig:
         True, "if false, each session begins with new networks, whatever it says"
     )
     save_all_checkpoints: bool = option(False, "keep all checkpoints of a session")
+    storage: StorageConfig = option(StorageConfig(), "mirror")
 
 
 class Stopped(Exception):

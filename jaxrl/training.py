@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxrl import hosts, platform
+from jaxrl import hosts, platform, storage
 from jaxrl.algos import ALGORITHMS
 from jaxrl.callbacks import Callback
 from jaxrl.config import RunConfig, read_yaml, resolve
@@ -85,8 +85,17 @@ def train(
       UserError: the run cannot be trained.
     """
     folder = resume or Path(hosts.share_json(str(_folder(config))))
+    location = config.train.storage if hosts.is_first() else None
+    with storage.mirrored(folder, location, is_new=resume is None):
+        return _train(config, folder, is_resumed=resume is not None, callbacks=callbacks)
+
+
+def _train(
+    config: RunConfig, folder: Path, *, is_resumed: bool, callbacks: Sequence[Callback]
+) -> Trained:
+    """Trains the run in a folder, and evaluates its best models at the end."""
     watch = hosts.Watch(f"continue from the newest checkpoint with --resume {folder}")
-    trainer = _make_trainer(config, folder, resume=resume is not None, callbacks=callbacks)
+    trainer = _make_trainer(config, folder, resume=is_resumed, callbacks=callbacks)
     was_finished, status = trainer.finished, 0
     if not hosts.is_first():  # the first process prints and evaluates
         status = 0 if was_finished else trainer.run()

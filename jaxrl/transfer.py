@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl import assets
+from jaxrl import assets, storage
 from jaxrl.algos.base import Algorithm, TrainState
 from jaxrl.checkpoint import Checkpointer
 from jaxrl.envs.task import ArraySpec
@@ -248,6 +248,7 @@ def _load(
     Raises:
       UserError: there is no policy, or no optimiser although that is required.
     """
+    path = str(storage.local(path))
     wanted = is_required or algorithm.learner_carries_over
     folder = assets.find(Path(path), "checkpoints") / "checkpoints"
     training = folder if folder.is_dir() and wanted else Path(path)

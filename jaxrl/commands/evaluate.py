@@ -76,9 +76,14 @@ def main(argv: list[str]) -> int:
     if not baselines and len(positionals) != 1:
         raise UserError(f"expected one run or checkpoint, got {len(positionals)} (see --help)")
     cli.start_jax()
+    from jaxrl import storage
+
+    path = str(storage.local(baselines or positionals[0]))
     if flags.get("vary"):
-        return _vary(baselines or positionals[0], flags)
-    return _evaluate_baselines(flags) if baselines else _evaluate_run(positionals[0], flags)
+        return _vary(path, flags)
+    if baselines:
+        return _evaluate_baselines(flags | {"baselines": path})
+    return _evaluate_run(path, flags)
 
 
 def _evaluate_run(path: str, flags: dict[str, Any]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,9 @@ other settings if it does not meet them.
                      trained; what was trained by it and by later ones is moved to DIR/earlier
   --output-dir DIR   folder of the pipeline; default: checkpoints/<name of the pipeline>
   --platform local   where sessions run; "local" is the only choice
+  --use-s3           keep a mirror of the pipeline in S3, in the bucket of --s3-bucket; with
+                     --resume, a pipeline that is not in DIR is copied from there first
+  --s3-bucket NAME   name of the bucket
   --dry_run          check everything, print the sessions, and exit
   --help             print this text and the settings of a pipeline
 
@@ -35,6 +39,8 @@ FLAGS = {
     "start-from": True,
     "output-dir": True,
     "platform": True,
+    "use-s3": False,
+    "s3-bucket": True,
     "dry_run": False,
     "help": False,
 }
@@ -50,14 +56,21 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--platform: got {flags['platform']!r}, expected local")
     if flags.get("resume") and flags.get("start-from"):
         raise UserError("--resume, --start-from: give one of the two")
+    if bool(flags.get("use-s3")) != bool(flags.get("s3-bucket")):
+        raise UserError("--use-s3, --s3-bucket: give both, or none of the two")
     platform = cli.start_jax()
-    from jaxrl import pipelines
+    from jaxrl import pipelines, storage
 
     config, folder = _find(flags)
+    location = f"s3://{flags['s3-bucket']}" if flags.get("use-s3") else config.storage.location
     if flags.get("dry_run"):
         for session in pipelines.plan(config, platform):
             print(session)
         return 0
+    begun = (folder / pipelines.STATE).exists()
+    if flags.get("resume") and location and not begun:
+        storage.fetch(storage.join(location, folder), folder)
+        begun = True
     pipeline = pipelines.Pipeline(
         config,
         folder,
@@ -65,11 +78,8 @@ def main(argv: list[str]) -> int:
         resume=bool(flags.get("resume")),
         start_from=flags.get("start-from"),
     )
-    try:
-        status = pipeline.run()
-    finally:
-        pipeline.close()
-    return status
+    with contextlib.closing(pipeline), storage.mirrored(folder, location, is_new=not begun):
+        return pipeline.run()
 
 
 def _find(flags: dict[str, Any]) -> tuple[Any, Path]:

@@ -34,9 +34,11 @@ def main(argv: list[str]) -> int:
         raise UserError("expected the folder of at least one run (see --help)")
     if (x := flags.get("x", "steps")) not in AXES:
         raise UserError(f"--x: got {x!r}, expected {' or '.join(AXES)}")
+    from jaxrl import storage
     from jaxrl.reporting import plot
 
     keys = [key.strip() for key in flags["keys"].split(",")] if "keys" in flags else plot.KEYS
     out = Path(flags["out"]) if flags.get("out") else None
-    print(f"written to {plot.write([Path(p) for p in positionals], keys, x=AXES[x], out=out)}")
+    runs = [storage.local(path) for path in positionals]
+    print(f"written to {plot.write(runs, keys, x=AXES[x], out=out)}")
     return 0

@@ -33,8 +33,9 @@ def main(argv: list[str]) -> int:
         return 0
     if not positionals:
         raise UserError("expected the folder of at least one run (see --help)")
+    from jaxrl import storage
     from jaxrl.reporting import run_page
 
     out = Path(flags["out"]) if flags.get("out") else None
-    print(f"written to {run_page.write([Path(p) for p in positionals], out)}")
+    print(f"written to {run_page.write([storage.local(p) for p in positionals], out)}")
     return 0

@@ -67,7 +67,7 @@ def main(argv: list[str]) -> int:
         settings = merge(settings, {"sweep": flags["sweep"]})
     if flags.get("help"):
         print(USAGE)
-    config = _configure(flags, settings)
+    config, resume = _configure(flags, settings)
     if flags.get("help"):
         return _help(config)
     if flags.get("print_config"):
@@ -79,8 +79,7 @@ def main(argv: list[str]) -> int:
         return 0
     from jaxrl import training
 
-    resume = flags.get("resume")
-    trained = training.train(config, Path(resume) if resume else None)
+    trained = training.train(config, resume)
     from jaxrl import hosts
 
     if trained.status == 0 and hosts.is_first():
@@ -88,20 +87,20 @@ def main(argv: list[str]) -> int:
     return trained.status
 
 
-def _configure(flags: dict[str, Any], settings: dict[str, Any]) -> RunConfig:
-    """The configuration of the run that the arguments describe."""
+def _configure(flags: dict[str, Any], settings: dict[str, Any]) -> tuple[RunConfig, Path | None]:
+    """The configuration of the run that the arguments describe, and its folder if it is resumed."""
     from jaxrl import hosts
 
     hosts.start(flags)
     platform = cli.start_jax()
-    from jaxrl import training
+    from jaxrl import storage, training
     from jaxrl.config import read_yaml
 
     layers = [settings]
     if flags.get("config"):
         layers.insert(0, read_yaml(flags["config"]))
-    resume = Path(flags["resume"]) if flags.get("resume") else None
-    return training.configure(layers, platform, resume=resume, typed=settings)
+    resume = storage.resumed(flags["resume"]) if flags.get("resume") else None
+    return training.configure(layers, platform, resume=resume, typed=settings), resume
 
 
 def _show(trained: Trained) -> None:
