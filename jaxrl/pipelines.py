@@ -18,11 +18,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxrl import files, strict_yaml, training, transfer
+from jaxrl import files, notifications, strict_yaml, training, transfer
 from jaxrl.algos import ALGORITHMS
 from jaxrl.config import RunConfig, read_yaml
 from jaxrl.errors import UserError
 from jaxrl.evaluation import Actor
+from jaxrl.notifications import NotificationsConfig
 from jaxrl.options import MAX_INT, build, flatten, merge, nest, option, quote, to_dict
 from jaxrl.policy import Policy
 from jaxrl.runs import hardware, load_policy, write_json
@@ -100,6 +101,7 @@ class PipelineConfig:
     )
     save_all_checkpoints: bool = option(False, "keep all checkpoints of a session")
     storage: StorageConfig = option(StorageConfig(), "mirror")
+    notifications: NotificationsConfig = option(NotificationsConfig(), "notifications")
 
 
 class Stopped(Exception):
@@ -124,6 +126,7 @@ def read(path: str | Path) -> PipelineConfig:
                 f"{key}: the name {quote(name)} cannot be that of a folder; use letters, digits, "
                 "'_', '-' and '.'"
             )
+    notifications.check(config.notifications)
     if not names:
         raise UserError("sessions: expected at least one session")
     for name in names:
@@ -403,31 +406,46 @@ class Pipeline:
         """
         files.write_text(self.folder / COPY, strict_yaml.dump(to_dict(self.config)))
         self._save(status="running")
-        try:
-            for number, session in enumerate(self.sessions, 1):
-                if session.name in self.state["sessions_completed"]:
-                    continue
-                if session.name in self.state["sessions_skipped"]:
-                    continue
-                _tell(f"session {number}/{len(self.sessions)}, {session}")
-                self._save(current_session=session.name)
+        with notifications.notifier(self.config.notifications) as self._notify:
+            try:
+                status = self._run()
+            except BaseException as error:
+                self._save(status="failed", error=f"{type(error).__name__}: {error}")
+                self._end_with("pipeline_failed", reason=f"{type(error).__name__}: {error}")
+                raise
+            event = {0: "pipeline_completed", 1: "pipeline_failed"}.get(status, "stopped")
+            self._end_with(event)
+        return status
+
+    def _run(self) -> int:
+        for number, session in enumerate(self.sessions, 1):
+            if session.name in (
+                *self.state["sessions_completed"],
+                *self.state["sessions_skipped"],
+            ):
+                continue
+            _tell(f"session {number}/{len(self.sessions)}, {session}")
+            self._save(current_session=session.name)
+            try:
                 reason = self._session(session)
-                if reason is not None:
-                    _tell(f"{session.name} failed: {reason}")
-                    if not self.config.continue_on_error:
-                        break
-        except Stopped as stopped:
-            self._save(status="stopped")
-            _tell(f"stopped and saved; continue with --resume --output-dir {self.folder}")
-            return stopped.status
-        except BaseException as error:
-            self._save(status="failed", error=f"{type(error).__name__}: {error}")
-            raise
+            except Stopped as stopped:
+                self._save(status="stopped")
+                _tell(f"stopped and saved; continue with --resume --output-dir {self.folder}")
+                return stopped.status
+            if reason is not None and not self.config.continue_on_error:
+                break
         failed = self.state["sessions_failed"]
         self._save(status="failed" if failed else "complete", current_session=None)
-        self._write_page()
-        _tell(f"the pipeline is {self.state['status']}; written to {self.folder}/{REPORT}")
         return 1 if failed else 0
+
+    def _end_with(self, event: str, **facts: Any) -> None:
+        """Writes the page, and tells about the end of the pipeline."""
+        self._write_page()
+        status = self.state["status"]
+        done, count = len(self.state["sessions_completed"]), len(self.sessions)
+        _tell(f"the pipeline is {status}; written to {self.folder}/{REPORT}")
+        text = f"{self.config.name} is {status}: {done} of {count} sessions are complete"
+        self._notify(event, text, pipeline=self.config.name, folder=str(self.folder), **facts)
 
     def _session(self, session: Session) -> str | None:
         """Trains a session until an attempt meets the criteria; returns why it failed, or None."""
@@ -461,6 +479,19 @@ class Pipeline:
             failed.remove(session.name)
         (complete if reason is None else failed).append(session.name)
         self._save()
+        event = "completed" if reason is None else "failed"
+        text = f"{self.config.name}: {session.name} {event}{f': {reason}' if reason else ''}"
+        _tell(text)
+        summary = self.state["attempts"].get(session.name, [{}])[-1].get("summary", {})
+        self._notify(
+            f"session_{event}",
+            text,
+            pipeline=self.config.name,
+            session=session.name,
+            reason=reason,
+            folder=str(self.folder),
+            means={name: values["mean"] for name, values in summary.items()},
+        )
 
     def _attempt(self, session: Session, number: int, attempt: Attempt) -> str | None:
         """Trains or resumes a run, unless it is complete, and judges it; returns why it failed, or
