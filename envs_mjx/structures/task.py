@@ -1,0 +1,494 @@
+"""Four bar robots and two spheres build a structure: a high one, or to withstand a press."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from envs_mjx.physics import Physics, PhysicsState, Simulated, make_physics
+from envs_mjx.structures import model as m
+from jaxrl.envs import ArraySpec, State
+from jaxrl.envs.rewards import weighted
+from jaxrl.options import option
+
+JOINT_ANGLE = math.pi / 2  # rad, component of a desired rotation vector at |action| = 1
+JOINT_SPEED = 3.0  # rad/s, largest speed of a component of the servo's target
+CONNECT, RELEASE = 0.2, 0.5  # m from a bar's tip to a sphere's centre
+SPAWN_APART = 0.4  # m, smallest distance of two robots' centres at the start
+PRESS_SPEED, CRUSHED = 0.05, 0.3  # m/s, m
+ON_FLOOR = m.SPHERE_RADIUS + 0.02  # m, a sphere with a higher centre has no floor to roll on
+BODIES = m.BARS + m.SPHERES
+TRIES = 32  # places that are drawn for each body at the start; the first that is free is taken
+
+
+@dataclasses.dataclass(frozen=True)
+class Rewards:
+    """Weights of the terms of the reward, in each control step."""
+
+    height: float = option(0.1, "height of the highest robot (m)")
+    best: float = option(10.0, "gain of the largest height of the episode (m)")
+    mean_height: float = option(0.0, "mean height of all robots (m)")
+    links: float = option(0.0, "number of bar tips that are connected to a sphere")
+
+
+@struct.dataclass
+class Info:
+    """The task's memory within an episode.
+
+    Attributes:
+      step: int32, control steps so far.
+      targets: [4, 2, 3] targets of the bars' servos, as rotation vectors (rad).
+      best: largest height of a robot so far (m).
+      survived: int32, control steps survived since the press has started.
+    """
+
+    step: jax.Array
+    targets: jax.Array
+    best: jax.Array
+    survived: jax.Array
+
+
+@struct.dataclass
+class View:
+    """Where everything is; rotations are from a body's frame to the world.
+
+    Attributes:
+      hubs, spheres: [4, 3], [2, 3] positions (m).
+      turns: [4, 3, 3] rotations of the hubs.
+      sphere_turns: [2, 3, 3] rotations of the spheres.
+      velocity: [6, 3] velocities (m/s, world), hubs first.
+      spin: [6, 3] angular velocities (rad/s, in the body's frame).
+      joints: [4, 2, 3] rotation vectors of the bars relative to their hub (rad).
+      tips: [8, 3] ends of the bars (m).
+      links: [8, 2] bool, tips that are connected to a sphere.
+    """
+
+    hubs: jax.Array
+    spheres: jax.Array
+    turns: jax.Array
+    sphere_turns: jax.Array
+    velocity: jax.Array
+    spin: jax.Array
+    joints: jax.Array
+    tips: jax.Array
+    links: jax.Array
+
+    @property
+    def heights(self) -> jax.Array:
+        """[6] heights of the hubs and the spheres' centres (m)."""
+        return jnp.concatenate([self.hubs[:, 2], self.spheres[:, 2]])
+
+
+@dataclasses.dataclass(frozen=True)
+class Structure(Simulated):
+    """Four bar robots and two spheres on a floor, controlled at 60 Hz.
+
+    A bar robot is a hub with two bars of .5 m on motorised ball joints; at rest the bars point away
+    from each other along the hub's x axis. The tip of a bar that comes within .2 m of a sphere's
+    centre is connected to the sphere at its present place, by a ball joint, until it is pulled
+    beyond .5 m. A tip holds at most one sphere.
+
+    Action [30]: for each bar robot the desired orientations of bar 0 and bar 1 relative to the
+    hub, each as a rotation vector 3 in shares of pi/2 (the servos' targets move at 3 rad/s); then
+    for each sphere a horizontal force 2, in shares of 5 N and only while it lies on the floor, and
+    a torque 1 about the vertical (.5 N m).
+
+    Observation: of each bar robot, in the frame of its hub, [38]: downward direction 3, height 1
+    (m), velocity 3 (m/s), angular velocity 3 (rad/s), the bars' rotation vectors 6 (rad), the
+    servos' targets minus them 6 (rad), positions 6 (m) and velocities 6 (m/s) of the spheres
+    relative to the hub, connections of its tips 4; of each sphere, in the world's directions, [20]:
+    height 1, velocity 3, angular velocity 3, positions of the hubs relative to it 12 (m), share of
+    the tips that are connected to it 1; then the share of the episode that is left 1, the largest
+    height so far 1 (m), and the height of the press 1 (m; 0 without one).
+    """
+
+    spawn_radius: float = option(
+        2.0, "the robots start within this distance of the centre (m)", greater_than=0.8
+    )
+    rewards: Rewards = option(Rewards(), "weights of the reward's terms")
+
+    has_press: ClassVar[bool] = False
+    observation_parts: ClassVar[dict[str, int]] = {
+        "robots": 38 * m.BARS,
+        "spheres": 20 * m.SPHERES,
+        "left": 1,
+        "best": 1,
+        "press": 1,
+    }
+
+    @functools.cached_property
+    def physics(self) -> Physics:
+        return make_physics(
+            m.mjcf(m.TIMESTEP, self.has_press),
+            engine=self.engine,
+            substeps=m.SUBSTEPS,
+            sites=[m.tip(i, side) for i in range(m.BARS) for side in range(2)],
+            bodies=[
+                *(m.hub(i) for i in range(m.BARS)),
+                *(m.sphere(j) for j in range(m.SPHERES)),
+            ],
+        )
+
+    @property
+    def control_dt(self) -> float:
+        return m.TIMESTEP * m.SUBSTEPS
+
+    @property
+    def action_spec(self) -> ArraySpec:
+        names = [
+            f"{m.bar(i, side)}_{axis}" for i in range(m.BARS) for side in range(2) for axis in "xyz"
+        ]
+        names += [f"{m.sphere(j)}_{axis}" for j in range(m.SPHERES) for axis in "xyt"]
+        return ArraySpec((len(names),), -1.0, 1.0, tuple(names))
+
+    # -- episodes -------------------------------------------------------------------
+
+    def reset(self, key: jax.Array) -> State:
+        """Starts at rest, with the robots scattered on the floor."""
+        places, yaws = self._layout(key)
+        heights = jnp.array([m.HUB_RADIUS] * m.BARS + [m.SPHERE_RADIUS] * m.SPHERES)
+        turns = jnp.stack(
+            [jnp.cos(yaws / 2), jnp.zeros(BODIES), jnp.zeros(BODIES), jnp.sin(yaws / 2)], 1
+        )
+        qpos = jnp.asarray(self.physics.rest, jnp.float32)
+        poses = jnp.concatenate([places, heights[:, None], turns], axis=1)
+        qpos = qpos.at[self._poses].set(poses)
+        physics = self.physics.init(
+            qpos,
+            mocap_pos=jnp.array([[0.0, 0.0, self._press_height(0)]]) if self.has_press else None,
+            fields={"site_pos": self.physics.field("site_pos")},
+        )
+        info = Info(
+            step=jnp.zeros((), jnp.int32),
+            targets=jnp.zeros((m.BARS, 2, 3)),
+            best=jnp.asarray(m.SPHERE_RADIUS),
+            survived=jnp.zeros((), jnp.int32),
+        )
+        return self._judge(physics, info)
+
+    def _layout(self, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Random places [6, 2] (m) and yaws [6] (rad), so that no bar touches another robot."""
+        along = jnp.linspace(-m.BAR_LENGTH, m.BAR_LENGTH, 11)
+        is_bar = np.arange(BODIES) < m.BARS
+        keys = jax.random.split(key, 3)
+        radius = self.spawn_radius * jnp.sqrt(jax.random.uniform(keys[0], (BODIES, TRIES)))
+        angle = jax.random.uniform(keys[1], (BODIES, TRIES), maxval=2 * math.pi)
+        yaws = jax.random.uniform(keys[2], (BODIES, TRIES), minval=-math.pi, maxval=math.pi)
+        places = radius[..., None] * jnp.stack([jnp.cos(angle), jnp.sin(angle)], -1)
+        heading = jnp.stack([jnp.cos(yaws), jnp.sin(yaws)], -1)
+        reach = jnp.where(is_bar[:, None], along, 0.0)  # a sphere is a point
+        points = places[..., None, :] + reach[:, None, :, None] * heading[..., None, :]
+        chosen: list[jax.Array] = []  # indices of the tries
+        for body in range(BODIES):
+            free = jnp.ones(TRIES, bool)
+            for other, index in enumerate(chosen):
+                apart = jnp.linalg.norm(places[body] - places[other, index], axis=-1)
+                gaps = points[body][:, :, None] - points[other, index][None, None]
+                least = 0.1 if is_bar[body] else CONNECT + 0.05
+                gap = jnp.linalg.norm(gaps, axis=-1).min((1, 2))
+                free &= (apart >= SPAWN_APART) & (gap >= least)
+            chosen.append(jnp.argmax(free))
+        rows = jnp.arange(BODIES)
+        return places[rows, jnp.stack(chosen)], yaws[rows, jnp.stack(chosen)]
+
+    def step(self, state: State, action: jax.Array) -> State:
+        """One control step; `action` [30] is clipped to [-1, 1]."""
+        info, physics = state.info, state.physics
+        action = jnp.clip(action, -1.0, 1.0)
+        view = self.view(physics)
+        goals = JOINT_ANGLE * action[: 6 * m.BARS].reshape(m.BARS, 2, 3)
+        most = JOINT_SPEED * self.control_dt
+        targets = info.targets + jnp.clip(goals - info.targets, -most, most)
+        pushes = self._pushes(view, action[6 * m.BARS :].reshape(m.SPHERES, 3))
+        if self.has_press:
+            height = self._press_height(info.step + 1)
+            physics = physics.replace(mocap_pos=jnp.array([[0.0, 0.0, 1.0]]) * height)
+        physics = self.physics.step(physics, jnp.concatenate([targets.ravel(), pushes.ravel()]))
+        physics = self._connect(physics)
+        return self._judge(physics, info.replace(step=info.step + 1, targets=targets))
+
+    def _pushes(self, view: View, action: jax.Array) -> jax.Array:
+        """[2, 5] forces (N) and torques (N m, in its own frame) on each sphere, of actions
+        [2, 3]."""
+        size = jnp.maximum(jnp.linalg.norm(action[:, :2], axis=1, keepdims=True), 1.0)
+        lies = view.spheres[:, 2:] <= ON_FLOOR
+        force = jnp.where(lies, m.SPHERE_FORCE * action[:, :2] / size, 0.0)
+        torque = m.SPHERE_TORQUE * action[:, 2:] * view.sphere_turns[:, 2]  # about the vertical
+        return jnp.concatenate([force, torque], axis=1)
+
+    def _connect(self, physics: PhysicsState) -> PhysicsState:
+        """Breaks connections that are pulled too far apart, and joins tips to near spheres."""
+        view = self.view(physics)
+        offsets = view.tips[:, None] - view.spheres  # [8, 2, 3]
+        gaps = jnp.linalg.norm(offsets, axis=-1)
+        kept = view.links & (gaps <= RELEASE)
+        nearest = jax.nn.one_hot(jnp.argmin(gaps, axis=1), m.SPHERES, dtype=bool)
+        joined = nearest & (gaps <= CONNECT) & ~kept.any(1, keepdims=True)
+        # The place on the sphere, in the sphere's frame.
+        away = jnp.maximum(gaps, m.SPHERE_RADIUS + m.BAR_RADIUS) / jnp.maximum(gaps, 1e-6)
+        places = jnp.einsum("jab,tja->tjb", view.sphere_turns, offsets * away[..., None])
+        sites = physics.model["site_pos"]  # type: ignore[index]
+        rows, links = self._places, self._links
+        moved = jnp.where(joined[..., None], places, sites[rows])
+        active = physics.eq_active.at[links].set(kept | joined)  # type: ignore[union-attr]
+        return physics.replace(
+            eq_active=active,
+            model=physics.model | {"site_pos": sites.at[rows].set(moved)},  # type: ignore[operator]
+        )
+
+    def _judge(self, physics: PhysicsState, before: Info) -> State:
+        """Reward, metrics and observation of the step that led to `physics`."""
+        view = self.view(physics)
+        heights = view.heights
+        best = jnp.maximum(before.best, heights.max())
+        lost, survived = self._press(before, heights)
+        reward, shares = weighted(
+            {
+                "height": heights.max(),
+                "best": best - before.best,
+                "mean_height": heights.mean(),
+                "links": view.links.sum().astype(jnp.float32),
+            },
+            self.rewards,
+        )
+        info = before.replace(best=best, survived=survived)
+        bonus, extra = self._press_reward(info, before)
+        metrics = (
+            shares
+            | extra
+            | {
+                "final/best_z": best,
+                "final/links": view.links.sum().astype(jnp.float32),
+                "success": self._success(info),
+            }
+        )
+        return State(
+            physics=physics,
+            obs=self._observation(view, info),
+            reward=reward + bonus,
+            terminated=lost,
+            metrics=metrics,
+            info=info,
+        )
+
+    def _press(self, info: Info, heights: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Whether the episode terminates under the press, and the steps survived under it."""
+        return jnp.zeros((), bool), info.survived
+
+    def _press_reward(
+        self, info: Info, before: Info
+    ) -> tuple[jax.Array | float, dict[str, jax.Array]]:
+        """Reward for the survival under the press, and metrics."""
+        return 0.0, {}
+
+    def _press_height(self, step: jax.Array | int) -> Any:
+        """Height of the press after so many control steps (m)."""
+        return jnp.zeros(())
+
+    def _success(self, info: Info) -> jax.Array:
+        raise NotImplementedError
+
+    # -- what is where ----------------------------------------------------------------
+
+    @functools.cached_property
+    def _free(self) -> list[str]:
+        return [*(m.hub(i) for i in range(m.BARS)), *(m.sphere(j) for j in range(m.SPHERES))]
+
+    @functools.cached_property
+    def _poses(self) -> np.ndarray:
+        """[6, 7] indices in `qpos` of each body's position and quaternion."""
+        starts = [self.physics.qpos_slice(name).start for name in self._free]
+        starts[m.BARS :] = [start - 3 for start in starts[m.BARS :]]  # after a sphere's slides
+        return np.array(starts)[:, None] + np.arange(7)
+
+    @functools.cached_property
+    def _speeds(self) -> np.ndarray:
+        """[6, 6] indices in `qvel` of each body's velocity and angular velocity."""
+        starts = [self.physics.qvel_slice(name).start for name in self._free]
+        starts[m.BARS :] = [start - 3 for start in starts[m.BARS :]]
+        return np.array(starts)[:, None] + np.arange(6)
+
+    @functools.cached_property
+    def _links(self) -> np.ndarray:
+        """[8, 2] index of the connection of a tip with a sphere."""
+        index = self.physics.equality_id
+        return np.array([[index(m.link(t, j)) for j in range(m.SPHERES)] for t in range(m.TIPS)])
+
+    @functools.cached_property
+    def _places(self) -> np.ndarray:
+        """[8, 2] index of the site of a connection on the sphere."""
+        site = self.physics.model.site
+        return np.array([[site(m.link(t, j)).id for j in range(m.SPHERES)] for t in range(m.TIPS)])
+
+    def view(self, physics: PhysicsState) -> View:
+        """Where everything is."""
+        model = self.physics
+        poses = [model.body_pose(physics, name) for name in self._free]
+        places = jnp.stack([place for place, _ in poses])
+        turns = jnp.stack([turn for _, turn in poses])
+        speeds = physics.qvel[self._speeds]
+        joints = [
+            [physics.qpos[model.qpos_slice(m.bar(i, side))] for side in range(2)]
+            for i in range(m.BARS)
+        ]
+        tips = [
+            model.site_pose(physics, m.tip(i, side))[0] for i in range(m.BARS) for side in range(2)
+        ]
+        return View(
+            hubs=places[: m.BARS],
+            spheres=places[m.BARS :],
+            turns=turns[: m.BARS],
+            sphere_turns=turns[m.BARS :],
+            velocity=speeds[:, :3],
+            spin=speeds[:, 3:],
+            joints=rotation_vector(jnp.array(joints)),
+            tips=jnp.stack(tips),
+            links=physics.eq_active[self._links],  # type: ignore[index]
+        )
+
+    def _observation(self, view: View, info: Info) -> jax.Array:
+        bars, turn = m.BARS, view.turns
+
+        def in_hub(vectors: jax.Array) -> jax.Array:
+            """World vectors [4, K, 3] in the frames of the hubs, [4, 3 K]."""
+            return jnp.einsum("iab,ika->ikb", turn, vectors).reshape(bars, -1)
+
+        gaps = view.spheres - view.hubs[:, None]  # [4, 2, 3]
+        speeds = view.velocity[bars:] - view.velocity[:bars, None]
+        robots = jnp.concatenate(
+            [
+                -turn[:, 2],
+                view.hubs[:, 2:],
+                in_hub(view.velocity[:bars, None]),
+                view.spin[:bars],
+                view.joints.reshape(bars, -1),
+                (info.targets - view.joints).reshape(bars, -1),
+                in_hub(gaps),
+                in_hub(speeds),
+                view.links.reshape(bars, -1),
+            ],
+            axis=1,
+        )
+        spin = jnp.einsum("jab,jb->ja", view.sphere_turns, view.spin[bars:])
+        spheres = jnp.concatenate(
+            [
+                view.spheres[:, 2:],
+                view.velocity[bars:],
+                spin,
+                -gaps.transpose(1, 0, 2).reshape(m.SPHERES, -1),
+                view.links.mean(0)[:, None],
+            ],
+            axis=1,
+        )
+        return self.observe(
+            robots=robots,
+            spheres=spheres,
+            left=1.0 - info.step / self.episode_length,
+            best=info.best,
+            press=self._press_height(info.step),
+        )
+
+    # -- baselines and pictures -------------------------------------------------------
+
+    def baselines(self) -> dict[str, Callable[[State], jax.Array]]:
+        """Robots that stand up on their bars, State -> action [30]."""
+        return {"scripted": self._scripted}
+
+    def _scripted(self, state: State) -> jax.Array:
+        """Each robot folds both bars towards the floor, which lifts its hub."""
+        down = -self.view(state.physics).turns[:, 2]  # in the hubs' frames
+        across = down.at[:, 0].set(0.0)
+        across /= jnp.maximum(jnp.linalg.norm(across, axis=1, keepdims=True), 1e-6)
+        axis = jnp.cross(jnp.array([1.0, 0.0, 0.0]), across)
+        fold = jnp.stack([axis, -axis], axis=1) * (0.95 * JOINT_ANGLE) / JOINT_ANGLE
+        return jnp.concatenate([fold.ravel(), jnp.zeros(3 * m.SPHERES)])
+
+    def render(self, states: PhysicsState, stride: int) -> np.ndarray:
+        """[F, H, W, 3] pictures of every `stride`-th of the physics states [T, ...]."""
+        return self.physics.render(states, m.VIEW, stride=stride)
+
+
+@dataclasses.dataclass(frozen=True)
+class StructureHeight(Structure):
+    """The robots build as high as they can; see `Structure` for actions and observations.
+
+    Reward: .1 times the highest robot's height (m) in each step, and 10 times the largest height
+    that is reached in the episode, when it is reached. Success: a robot was `goal` (m) high.
+    """
+
+    episode_length: int = option(1000, "time limit of an episode (control steps)", minimum=1)
+    goal: float = option(1.0, "height that counts as a success (m)", greater_than=0)
+
+    @property
+    def success_criterion(self) -> str:
+        """The condition of success, as text."""
+        return f"a robot was {self.goal:g} m high"
+
+    def _success(self, info: Info) -> jax.Array:
+        return (info.best >= self.goal).astype(jnp.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class StructureCrush(Structure):
+    """The robots withstand a press; see `Structure` for actions and observations.
+
+    The press stays at `press_start` for the first `build_steps`. Then it comes down at .05 m/s,
+    whatever is under it, and the episode terminates as soon as all robots are below .3 m.
+
+    Reward: 1 and .5 times the mean height (m) in each step, .1667 (10 for a second) in each step
+    survived under the press, and the terms of `rewards`. Success: survival to the end.
+    """
+
+    episode_length: int = option(3000, "time limit of an episode (control steps)", minimum=1)
+    build_steps: int = option(1800, "control steps until the press begins to come down", minimum=0)
+    press_start: float = option(
+        5.0, "height of the press at the start (m)", greater_than=2 * m.SPHERE_RADIUS
+    )
+    rewards: Rewards = option(
+        Rewards(height=0.0, best=0.0, mean_height=0.5), "weights of the reward's terms"
+    )
+
+    has_press: ClassVar[bool] = True
+    success_criterion = "a robot is still up at the end, under the press"
+
+    def _press_height(self, step: jax.Array | int) -> jax.Array:
+        seconds = jnp.maximum(step - self.build_steps, 0) * self.control_dt
+        return jnp.asarray(self.press_start - PRESS_SPEED * seconds)
+
+    def _press(self, info: Info, heights: jax.Array) -> tuple[jax.Array, jax.Array]:
+        pressing = info.step > self.build_steps
+        # A robot that is squeezed through the press does not count as standing.
+        standing = (heights >= CRUSHED) & (heights <= self._press_height(info.step))
+        lost = pressing & ~standing.any()
+        return lost, info.survived + (pressing & ~lost)
+
+    def _press_reward(
+        self, info: Info, before: Info
+    ) -> tuple[jax.Array | float, dict[str, jax.Array]]:
+        under = (info.survived - before.survived) * 10.0 * self.control_dt
+        metrics = {
+            "reward/survival": 1.0 + under,
+            "final/survival_seconds": info.survived * self.control_dt,
+        }
+        return 1.0 + under, metrics
+
+    def _success(self, info: Info) -> jax.Array:
+        return (info.survived >= self.episode_length - self.build_steps).astype(jnp.float32)
+
+
+def rotation_vector(quat: jax.Array) -> jax.Array:
+    """[..., 3] axis times angle (rad, at most pi) of unit quaternions [..., 4], w first."""
+    quat = jnp.where(quat[..., :1] < 0, -quat, quat)
+    sine = jnp.linalg.norm(quat[..., 1:], axis=-1, keepdims=True)
+    scale = jnp.where(
+        sine > 1e-6, 2 * jnp.arctan2(sine, quat[..., :1]) / jnp.maximum(sine, 1e-6), 2.0
+    )
+    return scale * quat[..., 1:]
