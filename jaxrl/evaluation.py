@@ -7,7 +7,7 @@ import dataclasses
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -18,7 +18,11 @@ from jaxrl.errors import UserError
 from jaxrl.logs import columns, readable
 from jaxrl.policy import Policy
 
+if TYPE_CHECKING:
+    from jaxrl.config import RunConfig
+
 BOOTSTRAPPED = 10_000  # with fewer episodes, the interval of a mean is bootstrapped
+METRICS = {"success_rate": "success", "mean_reward": "return"}  # other names of statistics
 PRINT_EVERY = 10.0  # seconds between progress lines
 
 
@@ -137,6 +141,25 @@ def summarize(
         }
         for i, name in enumerate(statistics)
     }
+
+
+def statistic(config: RunConfig, metric: str) -> str:
+    """The statistic that a metric is the mean of: "success" for "success_rate", "return" for
+    "mean_reward", or the statistic of that name.
+
+    Raises:
+      UserError: the task's evaluations have no such statistic.
+    """
+    actor = Actor.of_function(lambda worlds, key: key)  # never acts
+    known = config.eval_env.runtime().evaluator(actor, 1).statistics
+    name = METRICS.get(metric, metric)
+    if name not in known:
+        names = [*(other for other, name in METRICS.items() if name in known), *known]
+        raise UserError(
+            f"the evaluations of {config.task} have no metric {metric!r} (they have: "
+            f"{', '.join(names)})"
+        )
+    return name
 
 
 def scalars(statistics: tuple[str, ...], table: np.ndarray) -> dict[str, float]:

@@ -18,11 +18,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxrl import files, notifications, strict_yaml, training, transfer
+from jaxrl import evaluation, files, notifications, strict_yaml, training, transfer
 from jaxrl.algos import ALGORITHMS
 from jaxrl.config import RunConfig, read_yaml
 from jaxrl.errors import UserError
-from jaxrl.evaluation import Actor
 from jaxrl.notifications import NotificationsConfig
 from jaxrl.options import MAX_INT, build, flatten, merge, nest, option, quote, to_dict
 from jaxrl.policy import Policy
@@ -32,7 +31,6 @@ STATE, REPORT, PAGE = "pipeline_state.json", "pipeline_report.json", "pipeline_r
 COPY = "pipeline.yaml"
 EARLIER = "earlier"  # folder of attempts that --start-from has replaced
 KEEP_ALL = MAX_INT  # checkpoints
-METRICS = {"success_rate": "success", "mean_reward": "return"}  # other names of statistics
 RESERVED = {
     "out": "--output-dir",
     "init_from": "checkpoint or use_previous_checkpoint",
@@ -266,17 +264,10 @@ def _limits(
         return ()
     if not config.train.eval.final_episodes:
         raise UserError("success_criteria: needs eval.final_episodes above 0")
-    actor = Actor.of_function(lambda worlds, key: key)  # never acts
-    known = config.eval_env.runtime().evaluator(actor, 1).statistics
     limits = []
     for metric, value in session.success_criteria.items():
-        name = METRICS.get(metric, metric)
-        if name not in known:
-            names = [*(other for other, name in METRICS.items() if name in known), *known]
-            raise UserError(
-                f"success_criteria: the evaluations of {config.task} have no metric "
-                f"{quote(metric)} (they have: {', '.join(names)})"
-            )
+        with _naming("success_criteria"):
+            name = evaluation.statistic(config, metric)
         bounds = value if isinstance(value, dict) else {"min": value}
         numbers = all(
             isinstance(x, int | float) and not isinstance(x, bool) for x in bounds.values()

@@ -15,6 +15,7 @@ COMMANDS = {
     "collect": "save the images that a task observes",
     "pretrain": "train an image encoder before a policy",
     "pipeline": "train several sessions in sequence",
+    "tune": "search for good settings",
     "mirror": "bring the mirror of a run or a pipeline up to date",
     "check": "check a task of your own before training on it",
     "completion": "print a script for tab completion in bash or zsh",
