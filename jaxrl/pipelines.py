@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxrl import evaluation, files, notifications, strict_yaml, training, transfer
+from jaxrl import evaluation, files, notifications, storage, strict_yaml, training, transfer
 from jaxrl.algos import ALGORITHMS
 from jaxrl.config import RunConfig, read_yaml
 from jaxrl.errors import UserError
@@ -236,6 +236,8 @@ def _plan_session(
         folder = f"{session.name}-retry-{number}" if number else session.name
         attempts.append(Attempt(folder, merge(*given), resolved))
     source, path = _source(config, session, earlier)
+    if source is None and path is None and config.enable_transfer_learning:
+        path = attempts[0].config.train.init_from  # of the session's file
     return Session(session, tuple(attempts), source, path, _limits(session, attempts[0].config))
 
 
@@ -283,12 +285,13 @@ def _limits(
 
 def _check_transfer(session: Session, earlier: dict[str, Session]) -> None:
     """Checks that the session's policy can begin with the one that it names."""
-    new = session.policy
     if session.source is not None:
-        old = earlier[session.source].policy
-        transfer.check(session.source, old, new)
+        name, old = session.source, earlier[session.source].policy
     elif session.path is not None:
-        transfer.check(session.path, load_policy(Path(session.path)).policy, new)
+        name, old = session.path, load_policy(storage.local(session.path)).policy
+    else:
+        return
+    transfer.check(name, old, session.policy, session.attempts[0].config.train.init_parts)
 
 
 class Pipeline:

@@ -15,6 +15,7 @@ from jaxrl.envs.vector import select
 from jaxrl.errors import UserError
 from jaxrl.nets import ActorCritic, NetworkConfig
 from jaxrl.nets.encoders import ONLY_PART, encoder_names, parts_of
+from jaxrl.nets.groups import GroupedActorCritic, group_sizes
 from jaxrl.rl import normalizer
 from jaxrl.rl.distributions import DISTRIBUTIONS, Gaussian
 from jaxrl.rl.normalizer import RunningStatistics
@@ -67,7 +68,10 @@ class Policy:
         self.normalizes = normalize
         self.encoders = encoder_names(network, observation, path)
         self._check_keys(path)
-        self.network = ActorCritic(network, self.action_size, self.parts, self.encoders)
+        self.network: Any = ActorCritic(network, self.action_size, self.parts, self.encoders)
+        groups = group_sizes(network, self.parts, self.action_size, path)
+        if groups:
+            self.network = GroupedActorCritic(network, groups, self.parts, self.encoders)
         kind = "categorical" if action.discrete else network.distribution
         self.distribution = DISTRIBUTIONS[kind]
 

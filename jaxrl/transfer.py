@@ -67,17 +67,20 @@ def start_from(
     return transfer.apply(state), transfer.summary()
 
 
-def check(name: str, old: Policy, new: Policy) -> None:
-    """Checks that a run can begin with the networks of another policy.
+def check(name: str, old: Policy, new: Policy, parts: Sequence[str]) -> None:
+    """Checks that a run can begin with parts of another run.
 
     Args:
       name: name or path of the other policy, for messages.
       old: the other policy.
       new: the run's own policy.
+      parts: the parts that are carried over.
 
     Raises:
       UserError: it cannot.
     """
+    if not {"policy", "value"} & {*parts}:
+        return
     for setting in SHARED:
         before, now = vars(old.config)[setting], vars(new.config)[setting]
         if before != now:
@@ -114,8 +117,7 @@ class _Transfer:
         self.axes = int(members)  # number of axes before those of a single run
         trained, self.arrays = _load(path, algorithm, "optimizer" in parts)
         self.old, self.new, self.params = trained.policy, algorithm.policy, trained.params
-        if {"policy", "value"} & {*parts}:
-            check(path, self.old, self.new)
+        check(path, self.old, self.new, parts)
         self.actions = _actions(self.new, self.old)
         self.changed: list[str] = []  # modules of the networks that are new
 

@@ -12,6 +12,7 @@ import jaxrl
 from benchmarks.senses import Chase, Recall
 from jaxrl import envs
 from jaxrl.algos import PPO, SAC, PPOConfig, SACConfig
+from jaxrl.envs import ArraySpec
 from jaxrl.errors import UserError
 from jaxrl.nets import NetworkConfig
 from jaxrl.nets.encoders import ENCODERS
@@ -226,3 +227,55 @@ def test_networks_that_cannot_be_made_are_refused(settings, pattern):
 def test_only_ppo_has_a_memory():
     with pytest.raises(UserError, match=r"sac.network.memory: only ppo supports it"):
         make(Countdown(), 4, SAC, SACConfig, network={"memory": "gru"})
+
+
+def grouped(**settings):
+    parts = {
+        "robots": ArraySpec((4, 5)),
+        "spheres": ArraySpec((2, 3)),
+        "world": ArraySpec((2,)),
+    }
+    network = NetworkConfig(
+        policy_hidden=(16,), value_hidden=(16,), groups=("robots=8", "spheres=6"), **settings
+    )
+    return Policy(network, parts, ArraySpec((14,), -1.0, 1.0))
+
+
+def test_all_rows_of_a_group_have_the_same_weights():
+    """If robots change places, their actions change places, and the value stays."""
+    policy = grouped()
+    state = policy.state(policy.init(jax.random.key(0), value=True))
+    keys = jax.random.split(jax.random.key(1), 3)
+    obs = {
+        "robots": jax.random.normal(keys[0], (7, 4, 5)),
+        "spheres": jax.random.normal(keys[1], (7, 2, 3)),
+        "world": jax.random.normal(keys[2], (7, 2)),
+    }
+    order = jnp.array([2, 0, 3, 1])
+    other = obs | {"robots": obs["robots"][:, order], "spheres": obs["spheres"][:, ::-1]}
+    one, two = (policy.gaussian(state, x)[0].mean for x in (obs, other))
+    assert one.shape == (7, 14)
+    robots, spheres = one[:, :8].reshape(7, 4, 2), one[:, 8:].reshape(7, 2, 3)
+    moved = robots[:, order].reshape(7, -1), spheres[:, ::-1].reshape(7, -1)
+    expected = jnp.concatenate(moved, axis=1)
+    np.testing.assert_allclose(two, expected, atol=1e-5)
+    assert np.abs(robots - robots[:, order]).min() > 0
+    values = [policy.values(state, x)[0] for x in (obs, other)]
+    np.testing.assert_allclose(*values, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "pattern"),
+    [
+        ({"groups": ("robot=8",)}, "groups: got 'robot=8', expected PART=NUMBER .*robots, spheres"),
+        ({"groups": ("robots=7",)}, "that its rows share evenly"),
+        ({"groups": ("world=2",)}, "with a part of the shape"),
+        ({"groups": ("robots=8",)}, "8 components of the action, but it has 14"),
+        ({"memory": "gru"}, "groups: cannot be used together with memory"),
+        ({"shared_trunk": True}, "groups: cannot be used together with shared_trunk"),
+    ],
+)
+def test_groups_that_do_not_fit_are_refused(settings, pattern):
+    network = dataclasses.replace(grouped().config, **settings)
+    with pytest.raises(UserError, match=pattern):
+        Policy(network, grouped().observation, grouped().action)

@@ -97,6 +97,17 @@ def test_a_session_can_begin_with_any_earlier_one_or_a_path(make, tmp_path):
     assert begun == [None, outside, str(tmp_path / "q" / "x")]
 
 
+def test_a_sessions_file_can_name_the_policy_that_it_begins_with(make, tmp_path):
+    run(make({"name": "a"}), tmp_path / "p")
+    source = str(tmp_path / "p/a")
+    (tmp_path / "own.yaml").write_text(strict_yaml.dump(SMALL | {"init_from": source}))
+    own = {"name": "b", "config": str(tmp_path / "own.yaml")}
+    for name, on in (("q", True), ("r", False)):
+        run(make(own, enable_transfer_learning=on), tmp_path / name)
+        config = yaml.safe_load((tmp_path / name / "b/config.yaml").read_text())
+        assert config["init_from"] == (source if on else None)
+
+
 def test_all_checkpoints_can_be_kept(make, tmp_path):
     sessions = ({"name": "a", "timesteps": 512},)
     run(make(*sessions), tmp_path / "p")

@@ -101,13 +101,13 @@ class Structure(Simulated):
     for each sphere a horizontal force 2, in shares of 5 N and only while it lies on the floor, and
     a torque 1 about the vertical (.5 N m).
 
-    Observation: of each bar robot, in the frame of its hub, [38]: downward direction 3, height 1
-    (m), velocity 3 (m/s), angular velocity 3 (rad/s), the bars' rotation vectors 6 (rad), the
-    servos' targets minus them 6 (rad), positions 6 (m) and velocities 6 (m/s) of the spheres
-    relative to the hub, connections of its tips 4; of each sphere, in the world's directions, [20]:
-    height 1, velocity 3, angular velocity 3, positions of the hubs relative to it 12 (m), share of
-    the tips that are connected to it 1; then the share of the episode that is left 1, the largest
-    height so far 1 (m), and the height of the press 1 (m; 0 without one).
+    Observation: "robots" [4, 38], of each bar robot in the frame of its hub: downward direction
+    3, height 1 (m), velocity 3 (m/s), angular velocity 3 (rad/s), the bars' rotation vectors 6
+    (rad), the servos' targets minus them 6 (rad), positions 6 (m) and velocities 6 (m/s) of the
+    spheres relative to the hub, connections of its tips 4; "spheres" [2, 20], in the world's
+    directions: height 1, velocity 3, angular velocity 3, positions of the hubs relative to it 12 (m), share of
+    the tips that are connected to it 1; "world" [3]: share of the episode that is left, largest
+    height so far (m), and height of the press (m; 0 without one).
     """
 
     spawn_radius: float = option(
@@ -116,13 +116,6 @@ class Structure(Simulated):
     rewards: Rewards = option(Rewards(), "weights of the reward's terms")
 
     has_press: ClassVar[bool] = False
-    observation_parts: ClassVar[dict[str, int]] = {
-        "robots": 38 * m.BARS,
-        "spheres": 20 * m.SPHERES,
-        "left": 1,
-        "best": 1,
-        "press": 1,
-    }
 
     @functools.cached_property
     def physics(self) -> Physics:
@@ -148,6 +141,14 @@ class Structure(Simulated):
         ]
         names += [f"{m.sphere(j)}_{axis}" for j in range(m.SPHERES) for axis in "xyt"]
         return ArraySpec((len(names),), -1.0, 1.0, tuple(names))
+
+    @property
+    def observation_spec(self) -> dict[str, ArraySpec]:
+        return {
+            "robots": ArraySpec((m.BARS, 38)),
+            "spheres": ArraySpec((m.SPHERES, 20)),
+            "world": ArraySpec((3,)),
+        }
 
     # -- episodes -------------------------------------------------------------------
 
@@ -354,7 +355,7 @@ class Structure(Simulated):
             links=physics.eq_active[self._links],  # type: ignore[index]
         )
 
-    def _observation(self, view: View, info: Info) -> jax.Array:
+    def _observation(self, view: View, info: Info) -> dict[str, jax.Array]:
         bars, turn = m.BARS, view.turns
 
         def in_hub(vectors: jax.Array) -> jax.Array:
@@ -388,13 +389,12 @@ class Structure(Simulated):
             ],
             axis=1,
         )
-        return self.observe(
-            robots=robots,
-            spheres=spheres,
-            left=1.0 - info.step / self.episode_length,
-            best=info.best,
-            press=self._press_height(info.step),
-        )
+        world = [
+            1.0 - info.step / self.episode_length,
+            info.best,
+            self._press_height(info.step),
+        ]
+        return {"robots": robots, "spheres": spheres, "world": jnp.stack(world)}
 
     # -- baselines and pictures -------------------------------------------------------
 

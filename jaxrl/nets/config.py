@@ -39,6 +39,11 @@ class NetworkConfig:
         "that an installed package adds); parts that are not named here: cnn for images, "
         "none for vectors",
     )
+    groups: tuple[str, ...] = option(
+        (),
+        "PART=NUMBER: the rows of this part, of the shape [rows, features], control NUMBER "
+        "components of the action, with the same weights for each row; in the order of the action",
+    )
     image_channels: tuple[int, ...] = option(
         (16, 32, 32),
         "channels of each layer of the cnn and keypoints encoders; each layer halves the image's "

@@ -1,0 +1,150 @@
+"""The structure tasks: robots, connections and the press."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from envs_mjx.structures import StructureCrush, StructureHeight
+from envs_mjx.structures import model as m
+from envs_mjx.structures.task import CONNECT, SPAWN_APART, rotation_vector
+
+N = 8
+
+
+@functools.cache
+def functions(task):
+    """`reset`, `step`, `view` and the scripted controller of many worlds."""
+    batch = [task.reset, task.step, task.view, task.baselines()["scripted"]]
+    return [jax.jit(jax.vmap(function)) for function in batch]
+
+
+def played(task, steps, act, seed=0):
+    """The last state of N worlds."""
+    reset, step, _, _ = functions(task)
+    state = reset(jax.random.split(jax.random.key(seed), N))
+    for i in range(steps):
+        state = step(state, act(state, i))
+    return state
+
+
+def rest(state, i):
+    return jnp.zeros((N, 30))
+
+
+TASK = StructureHeight()
+
+
+def test_robots_start_apart_and_stay_where_they_are():
+    reset, _, view, _ = functions(TASK)
+    state = reset(jax.random.split(jax.random.key(0), N))
+    before = view(state.physics)
+    places = jnp.concatenate([before.hubs, before.spheres], axis=1)[..., :2]
+    gaps = jnp.linalg.norm(places[:, :, None] - places[:, None], axis=-1)
+    assert (gaps + 9 * jnp.eye(6)).min() >= SPAWN_APART - 1e-6
+    assert jnp.linalg.norm(places, axis=-1).max() <= TASK.spawn_radius
+    assert (
+        jnp.linalg.norm(before.tips[:, :, None] - before.spheres[:, None], axis=-1).min() > CONNECT
+    )
+    after = view(played(TASK, 60, rest).physics)
+    np.testing.assert_allclose(after.hubs, before.hubs, atol=0.02)
+    np.testing.assert_allclose(after.spheres, before.spheres, atol=0.02)
+    assert not after.links.any()
+
+
+def test_the_scripted_robots_stand_up():
+    scripted = functions(TASK)[3]
+    state = played(TASK, 200, lambda state, i: scripted(state))
+    np.testing.assert_allclose(state.info.best, 0.5, atol=0.01)
+    assert (state.metrics["success"] == 0).all()
+
+
+def test_random_actions_stay_finite():
+    def act(state, i):
+        return jax.random.uniform(jax.random.key(i), (N, 30), minval=-1.0)
+
+    state = played(TASK, 300, act)
+    assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(state.obs))
+    assert state.info.best.max() < 1.0
+    assert state.metrics["final/links"].sum() > 0
+
+
+def test_a_sphere_rolls_and_does_not_fly():
+    def act(state, i):
+        return jnp.zeros((N, 30)).at[:, 24].set(1.0).at[:, 27].set(-1.0)
+
+    before = functions(TASK)[2](played(TASK, 0, act).physics).spheres
+    view = functions(TASK)[2](played(TASK, 60, act).physics)
+    moved = (view.spheres - before)[..., 0]
+    free = ~view.links.any(1)
+    assert (moved[:, 0][free[:, 0]] > 0.5).all() and (moved[:, 1][free[:, 1]] < -0.5).all()
+    assert view.spheres[..., 2].max() < m.SPHERE_RADIUS + 0.1
+
+
+def joined(task):
+    """A world whose first tip lies 1 cm from the surface of the first sphere."""
+    state = functions(task)[0](jax.random.split(jax.random.key(3), N))
+    view = functions(task)[2](state.physics)
+    heading = view.turns[:, 0, :, 0]
+    place = view.hubs[:, 0] + heading * (m.BAR_LENGTH + 0.13)
+    poses = state.physics.qpos.at[:, task._poses[m.BARS, :2]].set(place[:, :2])
+    return state.replace(physics=state.physics.replace(qpos=poses))
+
+
+def test_a_near_tip_is_connected_at_its_place():
+    task = TASK
+    _, step, view, _ = functions(task)
+    state = step(joined(task), jnp.zeros((N, 30)))
+    links = view(state.physics).links
+    assert links[:, 0, 0].all()
+    # Pulled by the sphere's largest force, the connection holds: both move together.
+    pull = jnp.zeros((N, 30)).at[:, 24:26].set(1.0)
+    for _ in range(60):
+        state = step(state, pull)
+    seen = view(state.physics)
+    gap = jnp.linalg.norm(seen.tips[:, 0] - seen.spheres[:, 0], axis=-1)
+    assert seen.links[:, 0, 0].all()
+    np.testing.assert_allclose(gap, 0.1925, atol=0.01)
+    # A tip holds one sphere at most.
+    assert (seen.links.sum(-1) <= 1).all()
+
+
+@pytest.mark.slow
+def test_mjx_and_c_agree():
+    tasks = [StructureHeight(engine=name) for name in ("c", "mjx")]
+
+    def act(state, i):
+        return 0.5 * jnp.sin(0.1 * i + jnp.arange(30.0)) * jnp.ones((N, 1))
+
+    one, two = (played(task, 20, act).physics.qpos for task in tasks)
+    np.testing.assert_allclose(one, two, atol=2e-3)
+
+
+def test_the_press_ends_the_episode_of_robots_that_lie_down():
+    task = StructureCrush(episode_length=900, build_steps=60, press_start=0.8)
+    scripted = functions(task)[3]
+    ended = []
+    for act in (rest, lambda state, i: scripted(state)):
+        reset, step, _, _ = functions(task)
+        state = reset(jax.random.split(jax.random.key(0), N))
+        end = np.full(N, 900)
+        for i in range(900):
+            state = step(state, act(state, i))
+            end = np.where(np.asarray(state.terminated) & (end == 900), i, end)
+        ended.append(end)
+    assert (ended[0] == 60).all()  # as soon as the press begins
+    assert (ended[1] > 200).all() and (ended[1] < 900).all()
+    height = task._press_height(60 + 120)
+    np.testing.assert_allclose(height, 0.8 - 0.05 * 2)
+
+
+def test_rotation_vectors():
+    turns = np.random.default_rng(0).normal(size=(20, 4))
+    turns /= np.linalg.norm(turns, axis=1, keepdims=True)
+    vectors = np.asarray(rotation_vector(jnp.asarray(turns)))
+    angles = np.linalg.norm(vectors, axis=1)
+    assert (angles <= np.pi + 1e-5).all()
+    np.testing.assert_allclose(np.cos(angles / 2), np.abs(turns[:, 0]), atol=1e-5)
+    assert (rotation_vector(jnp.array([1.0, 0, 0, 0])) == 0).all()
