@@ -105,9 +105,9 @@ class Structure(Simulated):
     3, height 1 (m), velocity 3 (m/s), angular velocity 3 (rad/s), the bars' rotation vectors 6
     (rad), the servos' targets minus them 6 (rad), positions 6 (m) and velocities 6 (m/s) of the
     spheres relative to the hub, connections of its tips 4; "spheres" [2, 20], in the world's
-    directions: height 1, velocity 3, angular velocity 3, positions of the hubs relative to it 12 (m), share of
-    the tips that are connected to it 1; "world" [3]: share of the episode that is left, largest
-    height so far (m), and height of the press (m; 0 without one).
+    directions: height 1, velocity 3, angular velocity 3, positions of the hubs relative to it 12
+    (m), share of the tips that are connected to it 1; "world" [3]: share of the episode that is
+    left, largest height so far (m), and height of the press (m; 0 without one).
     """
 
     spawn_radius: float = option(
