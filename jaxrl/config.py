@@ -23,6 +23,7 @@ from jaxrl.errors import UserError
 from jaxrl.files import write_text
 from jaxrl.logs import SINKS
 from jaxrl.options import MAX_INT, build, default_values, describe, merge, option, quote, to_dict
+from jaxrl.pbt import PBTConfig
 
 DEFAULT_TASK = "ballbot"
 MAX_STEPS = 10**15  # more than int32 can hold: control steps are counted on the host
@@ -139,6 +140,7 @@ class TrainConfig:
         "KEY=VALUE,VALUE,..: trains one run for each value, all in one program; several"
         " of these make a grid (in YAML: a list)",
     )
+    pbt: PBTConfig = option(PBTConfig(), "population-based training")
     chunk: int | None = option(
         None,
         "iterations between two rows of the log; none: as many as take about two seconds",

@@ -20,6 +20,7 @@ from jaxrl.envs.vector import MEMBERS_AXIS
 from jaxrl.errors import UserError
 from jaxrl.evaluation import Actor
 from jaxrl.options import build, traced
+from jaxrl.pbt import Evolution
 from jaxrl.runs import make_algorithm
 from jaxrl.runtime import Evaluator
 from jaxrl.runtime.compiled import iterate
@@ -111,6 +112,7 @@ class Population:
 
     Attributes:
       memory: least number of bytes on a device for each part of training.
+      evolution: how the members' settings evolve (`pbt`); None: they do not.
 
     Raises:
       UserError: settings do not fit together, or do not fit the device.
@@ -136,6 +138,7 @@ class Population:
                 f"env: with these settings {config.task} has numbers that int32 cannot hold: "
                 f"{str(error).splitlines()[0]}"
             ) from error
+        self.evolution = self._evolution(config)
         self.memory = self._check_memory(config, shapes)
         self.members = members(config)
         self._axes = self.algo.shared(jax.tree.map(lambda _: 0, shapes))
@@ -148,6 +151,19 @@ class Population:
 
     def __len__(self) -> int:
         return self._count
+
+    def _evolution(self, config: RunConfig) -> Evolution | None:
+        """How the members' settings evolve; None: they do not.
+
+        Raises:
+          UserError: they cannot.
+        """
+        train = config.train
+        if not train.pbt.settings:
+            return None
+        if len(self) < 4 or train.sweep:
+            raise UserError("pbt.settings: needs num_seeds of at least 4, and no sweep")
+        return Evolution(train.pbt, train.algo, traced(type(train.settings)))
 
     def _check_memory(self, config: RunConfig, shapes: Any) -> dict[str, int]:
         """Returns the least number of bytes on the device for each part of training.
@@ -203,6 +219,11 @@ class Population:
     def hyperparameters(self) -> Any:
         """Returns the traced settings of all members, leaves [M]; of a single run, []."""
         each = [self.algo.hyperparameters(member.config.train.settings) for member in self.members]
+        if self.evolution:
+            for member, hyper in zip(self.members, each, strict=True):
+                for name in self.evolution.limits:
+                    value = self.evolution.start(name, member.config.train.seed)
+                    hyper[name] = jnp.asarray(value, jnp.float32)
         return each[0] if self._is_single else jax.tree.map(lambda *x: jnp.stack(x), *each)
 
     def seeds(self) -> jax.Array:

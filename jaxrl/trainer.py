@@ -100,9 +100,9 @@ class Trainer:
         blank = {name: tree for name, tree in self.folder.items(shapes).items() if name in names}
         items = hosts.share(items or jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), blank))
         # Traced settings that were changed on the command line take effect from here on.
-        state = items["train"].replace(
-            policy=items["policy"], hyper=self.population.hyperparameters()
-        )
+        state = items["train"].replace(policy=items["policy"])
+        if not self.population.evolution:
+            state = state.replace(hyper=self.population.hyperparameters())
         if "replay" in items:
             return state.replace(replay=items["replay"])
         if jax.tree.leaves(shapes.replay):
@@ -270,15 +270,30 @@ class Trainer:
         evaluator.wait()
         progress, policy = self.progress, self.state.policy
         tables = self.population.split(self._table(evaluator, policy))
+        metric = f"{columns.EVAL}{self.config.train.eval.best_by}"
         policies = self.population.split(policy)
         for i, (row, table) in enumerate(zip(rows, tables, strict=True)):
             results = evaluation.scalars(evaluator.statistics, table)
             row |= results
-            score = results.get(f"{columns.EVAL}{self.config.train.eval.best_by}", math.nan)
+            score = results.get(metric, math.nan)
             best = progress.best[i]
             if i not in self._diverged and (best is None or score > best):
                 progress.best[i] = score
                 self.folder.save_best(i, policies[i], progress, self.algo.policy, results)
+        if self.population.evolution and not self.finished:
+            self._evolve([row.get(metric, math.nan) for row in rows])
+
+    def _evolve(self, scores: list[float]) -> None:
+        """Lets the worst members continue from the best ones."""
+        evolution, members = self.population.evolution, self.folder.members
+        scores = [math.nan if i in self._diverged else score for i, score in enumerate(scores)]
+        seed = [self.config.train.seed, self.progress.timesteps]
+        self.state, moved = evolution.step(self.state, scores, seed)  # type: ignore[union-attr]
+        self.state = self.population.spread(self.state)
+        self._diverged -= moved.keys()
+        name = lambda i: members[i].member.name  # noqa: E731
+        text = ", ".join(f"{name(i)} continues from {name(source)}" for i, source in moved.items())
+        self.console.print(f"at {self.progress.timesteps:,} control steps {text}")
 
     def _table(self, evaluator: _Evaluations, policy: Any) -> np.ndarray:
         """The results of an evaluation, which the first process plays."""
@@ -313,11 +328,14 @@ class Trainer:
             columns.ELAPSED: progress.elapsed,
             columns.STEPS: progress.timesteps,
         }
+        evolving = self.population.evolution.limits if self.population.evolution else ()
+        values = jax.device_get({f"hyper/{name}": self.state.hyper[name] for name in evolving})
         return [
             {name: float(value) for name, value in member_metrics.items()}
+            | {name: float(each[i]) for name, each in values.items()}
             | episode_row(statistics, sums)
             | shared
-            for member_metrics, sums in self.population.split((metrics, episodes))
+            for i, (member_metrics, sums) in enumerate(self.population.split((metrics, episodes)))
         ]
 
     def _write(
