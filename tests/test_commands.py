@@ -9,7 +9,7 @@ from contextlib import nullcontext
 
 import pytest
 
-from jaxrl import cli, options
+from jaxrl import cli, options, pipelines, tuning
 from jaxrl.commands import evaluate, report, train
 from jaxrl.config import read_yaml, resolve, write_yaml
 from jaxrl.errors import UserError
@@ -143,6 +143,16 @@ def test_every_shipped_configuration_resolves():
             values = read_yaml(os.path.join(folder, name))
             resolve({"env": values.pop("env")}, platform="none")
             options.build(PretrainConfig, values)
+            continue
+        if name == "pipeline.yaml":
+            pipelines.plan(pipelines.read(os.path.join(folder, name)), "cpu")
+            continue
+        if name.endswith("_space.yaml"):
+            study = tuning.read(os.path.join(folder, name), None)
+            kinds = tuning.distributions(study).items()
+            first = {key: getattr(kind, "choices", None) or [kind.low] for key, kind in kinds}
+            chosen = {key: choices[0] for key, choices in first.items()}
+            resolve(tuning.settings(study, chosen), platform="cpu")
             continue
         missing = importlib.util.find_spec(needs) is None
         said = pytest.raises(UserError, match="pip install") if missing else nullcontext()
