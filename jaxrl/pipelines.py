@@ -25,7 +25,7 @@ from jaxrl.errors import UserError
 from jaxrl.notifications import NotificationsConfig
 from jaxrl.options import MAX_INT, build, flatten, merge, nest, option, quote, to_dict
 from jaxrl.policy import Policy
-from jaxrl.runs import hardware, load_policy, write_json
+from jaxrl.runs import final_summary, hardware, load_policy, write_json
 
 STATE, REPORT, PAGE = "pipeline_state.json", "pipeline_report.json", "pipeline_report.html"
 COPY = "pipeline.yaml"
@@ -500,15 +500,11 @@ class Pipeline:
         return reason
 
     def _train(self, session: Session, number: int, attempt: Attempt) -> None:
-        folder, config = self.folder / attempt.folder, attempt.config
-        resume = folder if (folder / "config.yaml").exists() else None
-        if resume:
-            config = training.configure([], "none", resume=resume, typed={})
-        else:
-            source = self._init_from(session)
-            train = dataclasses.replace(config.train, out=str(folder), init_from=source)
-            config = dataclasses.replace(config, train=train)
-        trained = training.train(config, resume)
+        def make() -> RunConfig:
+            train = dataclasses.replace(attempt.config.train, init_from=self._init_from(session))
+            return dataclasses.replace(attempt.config, train=train)
+
+        trained = training.train_in(self.folder / attempt.folder, make)
         if trained.status:
             raise Stopped(trained.status)
         self._record(
@@ -517,7 +513,7 @@ class Pipeline:
             timesteps=trained.progress.timesteps,
             seconds=round(trained.progress.elapsed, 3),
             checkpoint=str(trained.best.relative_to(self.folder)),
-            summary=_summary(trained.best),
+            summary=final_summary(trained.best),
         )
 
     def _init_from(self, session: Session) -> str | None:
@@ -612,15 +608,6 @@ def _judge(session: Session, summary: dict[str, Any]) -> str | None:
         if most is not None and not mean <= most:
             reasons.append(f"{metric} is {mean:.4g}, must be at most {most:g}")
     return "; ".join(reasons) or None
-
-
-def _summary(run: Path) -> dict[str, Any]:
-    """The summary of a run's final evaluation; empty if there is none."""
-    try:
-        summary: dict[str, Any] = json.loads((run / "eval" / "final.json").read_text())["summary"]
-        return summary
-    except (OSError, ValueError, KeyError):
-        return {}
 
 
 def _new_state() -> dict[str, Any]:

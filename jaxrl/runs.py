@@ -345,6 +345,15 @@ def evaluate_policy(
     }
 
 
+def final_summary(run: Path) -> dict[str, Any]:
+    """The summary of a run's final evaluation; empty if there is none."""
+    try:
+        summary: dict[str, Any] = json.loads((run / "eval" / "final.json").read_text())["summary"]
+        return summary
+    except (OSError, ValueError, KeyError):
+        return {}
+
+
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Writes a result file, and makes its folder.
 

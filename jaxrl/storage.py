@@ -149,16 +149,11 @@ class S3Store:
         self._transfer = TransferConfig(max_concurrency=4)
 
     def files(self) -> dict[str, str]:
-        names = self._names()
-        inside = tuple(f"{n.removesuffix(COMPLETE)}/" for n in names if n.endswith(COMPLETE))
-        single = [
-            n
-            for n in names
-            if not n.endswith(COMPLETE)
-            and not n.startswith(inside)
-            and not CHECKPOINT.match(n.rpartition("/")[0])
-        ]
-        return {name: self._stored(name)[1] for name in single if not self._is_in_checkpoint(name)}
+        return {
+            name: self._stored(name)[1]
+            for name in self._names()
+            if not name.endswith(COMPLETE) and not self._is_in_checkpoint(name)
+        }
 
     def checkpoints(self) -> list[str]:
         return [n.removesuffix(COMPLETE) for n in self._names() if n.endswith(COMPLETE)]

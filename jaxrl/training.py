@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +88,26 @@ def train(
     location = config.train.storage if hosts.is_first() else None
     with storage.mirrored(folder, location, is_new=resume is None):
         return _train(config, folder, is_resumed=resume is not None, callbacks=callbacks)
+
+
+def train_in(
+    folder: Path, make: Callable[[], RunConfig], callbacks: Sequence[Callback] = ()
+) -> Trained:
+    """Trains the run in a folder: continues it if it was begun, and otherwise begins it.
+
+    Args:
+      folder: folder of the run.
+      make: returns the configuration of a new run; its `out` is replaced.
+      callbacks: called during training.
+
+    Raises:
+      UserError: the run cannot be trained.
+    """
+    if (folder / "config.yaml").exists():
+        return train(configure([], "none", resume=folder, typed={}), folder, callbacks)
+    config = make()
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, out=str(folder)))
+    return train(config, None, callbacks)
 
 
 def _train(

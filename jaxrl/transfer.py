@@ -35,7 +35,6 @@ SHARED = (
     "distribution",
     "state_dependent_std",
 )
-PARTS = ("policy", "value", "encoder", "normalizer", "std", "optimizer")
 CRITICS = ("critic", "target", "critic_opt")  # fields of a training state that are of the critics
 ADAM = ("mu", "nu", "count")  # fields of an optimiser's state
 TRUNKS = (["policy_trunk", "Dense_0"], ["value_trunk", "Dense_0"])  # layers that read observations
@@ -57,7 +56,7 @@ def start_from(
       path: a run, a checkpoint, or a policy of the project.
       algorithm: the new run's algorithm.
       state: its training state at the start.
-      parts: the parts that are carried over, of `PARTS`.
+      parts: the parts that are carried over, see `TrainConfig.init_parts`.
       members: whether the leaves of the state begin with the axis of a population's members.
 
     Raises:
@@ -255,15 +254,10 @@ def _load(
     folder = assets.find(Path(path), "checkpoints") / "checkpoints"
     training = folder if folder.is_dir() and wanted else Path(path)
     trained = load_policy(training)
-    store, step = Checkpointer(trained.source.parent), int(trained.source.name)
-    same = trained.meta["config"]["algo"] == algorithm.name
     learner = {}
-    if wanted and same:
-        learner = {
-            path: array
-            for path, array in store.arrays(step, "train").items()
-            if path.startswith(".learner")
-        }
+    if wanted and trained.meta["config"]["algo"] == algorithm.name:
+        arrays = _arrays(trained, "train").items()
+        learner = {name: array for name, array in arrays if name.startswith(".learner")}
     if is_required and not learner:
         raise UserError(
             f"init_parts: optimizer: {path} has no training state of {algorithm.name}; leave "
@@ -271,8 +265,12 @@ def _load(
         )
     if not learner and training != Path(path):
         trained = load_policy(Path(path))
-        store, step = Checkpointer(trained.source.parent), int(trained.source.name)
-    return trained, store.arrays(step, "policy") | learner
+    return trained, _arrays(trained, "policy") | learner
+
+
+def _arrays(trained: TrainedPolicy, item: str) -> dict[str, np.ndarray]:
+    """The arrays of an item of the policy's checkpoint, by their paths."""
+    return Checkpointer(trained.source.parent).arrays(int(trained.source.name), item)
 
 
 def _vectors(policy: Policy) -> dict[str, list[str]]:

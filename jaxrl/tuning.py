@@ -25,7 +25,7 @@ from jaxrl.evaluation import METRICS, statistic
 from jaxrl.logs import columns, readable
 from jaxrl.options import build, flatten, merge, nest, option, quote, to_dict
 from jaxrl.pipelines import Stopped
-from jaxrl.runs import write_json
+from jaxrl.runs import MEMBERS, final_summary, write_json
 
 if TYPE_CHECKING:
     import optuna
@@ -230,14 +230,7 @@ class Study:
         run = self._place(trial.number) / "run"
         callback = _Reports(self.config, trial)
         try:
-            if (run / "config.yaml").exists():
-                config = training.configure([], "none", resume=run, typed={})
-                trained = training.train(config, run, [callback])
-            else:
-                config = self._resolve(trial.params)
-                train = dataclasses.replace(config.train, out=str(run))
-                config = dataclasses.replace(config, train=train)
-                trained = training.train(config, None, [callback])
+            trained = training.train_in(run, lambda: self._resolve(trial.params), [callback])
         except UserError as error:
             trial.set_user_attr("error", str(error))
             self.study.tell(trial, state=optuna.trial.TrialState.FAIL)
@@ -246,10 +239,9 @@ class Study:
         if trained.status:
             raise Stopped(trained.status)
         trial.set_user_attr("seconds", round(trained.progress.elapsed, 1))
-        summaries = [
-            json.loads((path / "eval" / "final.json").read_text())["summary"]
-            for path in _members(trained.folder)
-        ]
+        members = trained.folder / MEMBERS
+        runs = sorted(members.iterdir()) if members.is_dir() else [trained.folder]
+        summaries = [summary for each in runs if (summary := final_summary(each))]
         values = [
             sum(s[METRICS.get(metric, metric)]["mean"] for s in summaries) / max(len(summaries), 1)
             for metric in self.config.metrics
@@ -346,12 +338,6 @@ def _pruner(config: StudyConfig) -> Any:
         "none": lambda: optuna.pruners.NopPruner(),
     }
     return kinds[config.pruner]()
-
-
-def _members(run: Path) -> list[Path]:
-    """The folders of a run's members that have a final evaluation."""
-    folders = sorted((run / "members").iterdir()) if (run / "members").is_dir() else [run]
-    return [folder for folder in folders if (folder / "eval" / "final.json").exists()]
 
 
 @contextlib.contextmanager

@@ -8,8 +8,8 @@ from jaxrl.errors import UserError
 from jaxrl.pbt import Evolution, PBTConfig
 from jaxrl.population import Population
 from jaxrl.reporting.reading import read_rows
-from jaxrl.trainer import Trainer
-from tests.test_checkpoint import assert_same, stop_after
+from tests.test_checkpoint import assert_same, in_two_parts
+from tests.test_transfer import SAC
 
 EVOLVING = {
     "num_seeds": 4,
@@ -46,26 +46,9 @@ def test_the_worst_members_continue_from_the_best(small_run):
 
 
 @pytest.mark.parametrize("algo", ["ppo", "sac"])
-def test_an_evolving_run_is_resumed_bit_for_bit(algo, small_run, tmp_path, capfd):
-    sac = {
-        "algo": "sac",
-        "sac": {
-            "network": {"policy_hidden": [8], "value_hidden": [8]},
-            "num_steps": 8,
-            "learning_starts": 16,
-            "buffer_size": 4000,
-        },
-        "pbt": {"settings": ["sac.learning_rate=1e-4:1e-2"]},
-    }
-    config = small_run(EVOLVING, sac if algo == "sac" else {})
-    whole = Trainer(config, tmp_path / "whole")
-    assert whole.run() == 0
-    parts = Trainer(config, tmp_path / "parts")
-    stop_after(parts, 2)
-    assert parts.run() == 143
-    again = Trainer(config, tmp_path / "parts", resume=True)
-    assert again.run() == 0
-    assert_same(again.state, whole.state)
+def test_an_evolving_run_is_resumed_bit_for_bit(algo, small_run, tmp_path):
+    sac = SAC | {"pbt": {"settings": ["sac.learning_rate=1e-4:1e-2"]}}
+    in_two_parts(small_run(EVOLVING, sac if algo == "sac" else {}), tmp_path)
     rates = [
         [row["hyper/learning_rate"] for row in read_rows(path / "progress.csv")]
         for path in sorted((tmp_path / "whole/members").iterdir())

@@ -124,10 +124,7 @@ class Structure(Simulated):
             engine=self.engine,
             substeps=m.SUBSTEPS,
             sites=[m.tip(i, side) for i in range(m.BARS) for side in range(2)],
-            bodies=[
-                *(m.hub(i) for i in range(m.BARS)),
-                *(m.sphere(j) for j in range(m.SPHERES)),
-            ],
+            bodies=self._free,
         )
 
     @property
@@ -306,16 +303,17 @@ class Structure(Simulated):
     @functools.cached_property
     def _poses(self) -> np.ndarray:
         """[6, 7] indices in `qpos` of each body's position and quaternion."""
-        starts = [self.physics.qpos_slice(name).start for name in self._free]
-        starts[m.BARS :] = [start - 3 for start in starts[m.BARS :]]  # after a sphere's slides
-        return np.array(starts)[:, None] + np.arange(7)
+        return self._from_slides(self.physics.qpos_slice)[:, None] + np.arange(7)
 
     @functools.cached_property
     def _speeds(self) -> np.ndarray:
         """[6, 6] indices in `qvel` of each body's velocity and angular velocity."""
-        starts = [self.physics.qvel_slice(name).start for name in self._free]
-        starts[m.BARS :] = [start - 3 for start in starts[m.BARS :]]
-        return np.array(starts)[:, None] + np.arange(6)
+        return self._from_slides(self.physics.qvel_slice)[:, None] + np.arange(6)
+
+    def _from_slides(self, indices: Callable[[str], slice]) -> np.ndarray:
+        """[6] first index of each body; a sphere's three slides come before its ball joint."""
+        slides = np.where(np.arange(BODIES) < m.BARS, 0, 3)
+        return np.array([indices(name).start for name in self._free]) - slides
 
     @functools.cached_property
     def _links(self) -> np.ndarray:

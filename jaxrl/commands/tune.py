@@ -17,7 +17,7 @@ Searches for good settings with Optuna: each trial is a run of jaxrl.train with 
 trials that are behind the others are stopped early. A trial whose process was killed is continued.
 
   --space FILE     the settings to search, and what is optimised (YAML; example:
-                   configs/reach_space.yaml)
+                   configs/ballbot_space.yaml)
   --config FILE    settings that all trials share, as for jaxrl.train
   --trials N       number of trials; default: 50
   --processes N    number of trials that run at the same time, each in its own process; default: 1

@@ -23,6 +23,7 @@ from jaxrl.reporting.pages import (
     plots,
     table,
 )
+from jaxrl.reporting.run_page import summary_table
 
 MARKS = {"completed": "&#10003;", "failed": "&#10007;"}
 
@@ -128,10 +129,5 @@ def _evaluation(session: dict[str, Any]) -> str:
     summary = attempts[-1].get("summary") if attempts else None
     if not summary:
         return ""
-    rows = [
-        (html.escape(name), *(readable(values[c]) for c in reading.COLUMNS))
-        for name, values in summary.items()
-    ]
     about = f"<p>{html.escape(session['description'])}</p>" if session["description"] else ""
-    head = [c.replace("ci95_", "95 % ") for c in ("", *reading.COLUMNS)]
-    return f"<h2>{html.escape(session['name'])}</h2>{about}{table(head, rows)}"
+    return f"<h2>{html.escape(session['name'])}</h2>{about}{summary_table(summary)}"

@@ -214,12 +214,16 @@ def _evaluation(same: Sequence[Evaluation]) -> str:
     text = f"<h2>Evaluation: {names}</h2><p>{', '.join(facts_shown)}{settings}</p>"
     if len(first.summaries) > 1:
         return text + _across(first.summaries)
-    summary = next(iter(first.summaries.values()))
+    return text + summary_table(next(iter(first.summaries.values())))
+
+
+def summary_table(summary: Summary) -> str:
+    """Table of the statistics of an evaluation."""
     rows = [
         (html.escape(name), *(readable(values[c]) for c in reading.COLUMNS))
         for name, values in summary.items()
     ]
-    return text + table([c.replace("ci95_", "95 % ") for c in ("", *reading.COLUMNS)], rows)
+    return table([c.replace("ci95_", "95 % ") for c in ("", *reading.COLUMNS)], rows)
 
 
 def _across(summaries: dict[str, Summary]) -> str:
