@@ -86,7 +86,7 @@ class Reinforce(Algorithm):
             return -(log_prob * advantage).mean()
         value, gradient = jax.value_and_grad(loss)(state.policy.params)
         params, opt = self._descend(state.policy.params, state.learner, gradient,
-                                    hyper=state.hyper, rate=state.hyper["learning_rate"])
+                                    state=state, rate=state.hyper["learning_rate"])
         policy = PolicyState(params, self.policy.seen(state.policy, rollout.obs))
         return state.replace(policy=policy, learner=opt), {"train/loss": value}
 '''
