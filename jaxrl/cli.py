@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import math
 import os
 import resource
 import sys
@@ -178,6 +179,15 @@ def parse_int(flags: dict[str, Any], name: str, default: int, *, minimum: int = 
             f"--{name}: got {shown!r}, expected a whole number from {minimum} to {2**32 - 1:,}"
         )
     return int(text)
+
+
+def parse_number(flags: dict[str, Any], name: str, default: float) -> float:
+    """The number that a flag has, at least 0."""
+    text = str(flags.get(name, default))
+    with contextlib.suppress(ValueError):
+        if 0 <= (number := float(text)) < math.inf:
+            return number
+    raise UserError(f"--{name}: got {text!r}, expected a number from 0")
 
 
 def start_jax() -> str:

@@ -138,7 +138,7 @@ class TrainConfig:
     sweep: tuple[str, ...] = option(
         (),
         "KEY=VALUE,VALUE,..: trains one run for each value, all in one program; several"
-        " of these make a grid (in YAML: a list)",
+        " of these make a grid (in YAML: a list); KEY:KEY=VALUE:VALUE,.. changes settings together",
     )
     pbt: PBTConfig = option(PBTConfig(), "population-based training")
     chunk: int | None = option(

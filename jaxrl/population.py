@@ -51,7 +51,7 @@ def members(config: RunConfig) -> list[Member]:
         return [Member("", config)]
     runs = []
     for point in itertools.product(*_axes(train)):
-        values = {key.rpartition(".")[2]: value for key, value in point}
+        values = {key.rpartition(".")[2]: value for pairs in point for key, value in pairs}
         seed = values.pop("seed")
         settings = build(type(train.settings), values, f"{train.algo}.", default=train.settings)
         changes: dict[str, Any] = {"seed": seed, "num_seeds": 1, "sweep": (), train.algo: settings}
@@ -66,16 +66,18 @@ def members(config: RunConfig) -> list[Member]:
     return runs
 
 
-def _axes(train: TrainConfig) -> list[list[tuple[str, Any]]]:
-    """Returns a list of (setting, value) pairs for each setting that differs between members."""
-    axes: list[list[tuple[str, Any]]] = [_axis(text, train.algo) for text in train.sweep]
-    keys = [axis[0][0] for axis in axes]
+def _axes(train: TrainConfig) -> list[list[tuple[tuple[str, Any], ...]]]:
+    """For each axis of the grid, its points: the (setting, value) pairs of each."""
+    axes: list[list[tuple[tuple[str, Any], ...]]] = [
+        _axis(text, train.algo) for text in train.sweep
+    ]
+    keys = [key for axis in axes for key, _ in axis[0]]
     twice = [key for key in keys if keys.count(key) > 1]
     if twice:
         raise UserError(
             f"sweep: got {twice[0]} twice; give all its values in one KEY=VALUE,VALUE.."
         )
-    axes.append([("seed", train.seed + i) for i in range(train.num_seeds)])
+    axes.append([(("seed", train.seed + i),) for i in range(train.num_seeds)])
     if math.prod(map(len, axes)) > MAX_MEMBERS:
         raise UserError(
             f"sweep, num_seeds: {' x '.join(f'{len(axis):,}' for axis in axes)} runs, must be at "
@@ -84,19 +86,27 @@ def _axes(train: TrainConfig) -> list[list[tuple[str, Any]]]:
     return axes
 
 
-def _axis(text: str, algo: str) -> list[tuple[str, str]]:
-    """Parses "ppo.gamma=.9,.99" to [("ppo.gamma", ".9"), ("ppo.gamma", ".99")]."""
-    key, _, values = text.partition("=")
-    known = [f"{algo}.{name}" for name in traced(ALGORITHMS[algo].Config)]
-    if key not in known:
+def _axis(text: str, algo: str) -> list[tuple[tuple[str, str], ...]]:
+    """The points of an axis, such as two for "ppo.gamma=.9,.99" and for
+    "ppo.gamma:ppo.clip_range=.9:.1,.99:.2"."""
+    name, _, values = text.partition("=")
+    keys, known = name.split(":"), sweepable(algo)
+    if not set(keys) <= set(known):
         raise UserError(
             f"sweep: got {text!r}, expected KEY=VALUE,VALUE.. with one of {', '.join(known)} "
             "(other settings change the program: start a separate run for each value)"
         )
-    split = [value.strip() for value in values.split(",") if value.strip()]
-    if not split:
-        raise UserError(f"sweep: got {text!r}, expected values, such as {key}=1,2")
-    return [(key, value) for value in split]
+    points = [tuple(map(str.strip, point.split(":"))) for point in values.split(",")]
+    points = [point for point in points if any(point)]
+    if not points or any(len(point) != len(keys) or not all(point) for point in points):
+        example = f"{name}={':'.join('1' for _ in keys)},{':'.join('2' for _ in keys)}"
+        raise UserError(f"sweep: got {text!r}, expected values, such as {example}")
+    return [tuple(zip(keys, point, strict=True)) for point in points]
+
+
+def sweepable(algo: str) -> list[str]:
+    """The settings of an algorithm in which the members of a population can differ."""
+    return [f"{algo}.{name}" for name in traced(ALGORITHMS[algo].Config)]
 
 
 class Population:

@@ -19,18 +19,20 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from jaxrl import files, strict_yaml, training
 from jaxrl.callbacks import Callback
-from jaxrl.config import RunConfig, read_yaml
+from jaxrl.config import MAX_MEMBERS, RunConfig, read_yaml
 from jaxrl.errors import UserError
 from jaxrl.evaluation import METRICS, statistic
 from jaxrl.logs import columns, readable
 from jaxrl.options import build, flatten, merge, nest, option, quote, to_dict
 from jaxrl.pipelines import Stopped
+from jaxrl.population import members, sweepable
 from jaxrl.runs import MEMBERS, final_summary, write_json
 
 if TYPE_CHECKING:
     import optuna
 
 JOURNAL, SPEC, BEST, REPORT = "study.journal", "study.yaml", "best.yaml", "study.json"
+FIRST = "together_with"  # attribute of a trial: the trial in whose folder it trains
 KINDS = ("uniform", "log", "int", "log_int", "choice")
 
 
@@ -52,6 +54,12 @@ class StudyConfig:
         "halving", "how trials are stopped early, by their evaluations in training"
     )
     seed: int = option(0, "seed of the choice of settings", minimum=0)
+    together: int = option(
+        1,
+        "trials that train side by side in one program, as --sweep does; without stopping early",
+        minimum=1,
+        maximum=MAX_MEMBERS,
+    )
     config: dict[str, Any] = option({}, "settings that all trials share")
 
 
@@ -70,7 +78,7 @@ def read(space: str | Path, config: str | Path | None) -> StudyConfig:
             f"directions: got {len(study.directions)}, expected one for each of the "
             f"{len(study.metrics)} metrics"
         )
-    if len(study.metrics) > 1 and study.pruner != "none":
+    if (len(study.metrics) > 1 or study.together > 1) and study.pruner != "none":
         study = dataclasses.replace(study, pruner="none")
     distributions(study)
     return study
@@ -130,12 +138,16 @@ def _leaves(space: dict[str, Any], path: str = "") -> dict[str, dict[str, Any]]:
     return leaves
 
 
-def settings(study: StudyConfig, params: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a trial, nested, with those that all trials share."""
-    chosen = {
-        key: json.loads(value) if isinstance(value, str) else value for key, value in params.items()
-    }
-    return merge(nest(flatten(study.config)), nest(chosen))
+def settings(study: StudyConfig, *params: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a trial, nested, with those that all trials share; of several trials, the
+    settings of a population with a point for each of them."""
+    points = [{key: _plain(value) for key, value in each.items()} for each in params]
+    shared = nest(flatten(study.config))
+    if len(points) == 1:
+        return merge(shared, nest(points[0]))
+    values = (":".join(str(value) for value in point.values()) for point in points)
+    sweep = f"{':'.join(points[0])}={','.join(values)}"
+    return shared | {"sweep": [sweep, *shared.get("sweep", ())]}
 
 
 class Study:
@@ -185,9 +197,16 @@ class Study:
             raise UserError("eval.every, eval.final_episodes: a study needs evaluations")
         for metric in self.config.metrics:
             statistic(config, metric)
+        known = sweepable(config.train.algo)
+        others = [key for key in first if key not in known]
+        if self.config.together > 1 and others:
+            raise UserError(
+                f"together: {others[0]} changes the program, so that its values cannot train side "
+                f"by side; set together: 1, or search only {', '.join(known)}"
+            )
 
-    def _resolve(self, params: dict[str, Any]) -> RunConfig:
-        layers = [settings(self.config, params), {"log": {"console": False}}]
+    def _resolve(self, *params: dict[str, Any]) -> RunConfig:
+        layers = [settings(self.config, *params), {"log": {"console": False}}]
         return training.configure(layers, self.platform, resume=None, typed={})
 
     def work(self) -> None:
@@ -197,64 +216,100 @@ class Study:
           Stopped: a signal has ended the trial; it can be continued.
         """
         while (found := self._next()) is not None:
-            trial, lock = found
+            trials, lock = found
             try:
-                self._train(trial)
+                self._train(trials)
             finally:
                 lock.close()
             self.write()
 
-    def _next(self) -> tuple[optuna.Trial, Any] | None:
-        """A trial whose worker has died, or a new one, and its lock; None: there is none left."""
+    def _next(self) -> tuple[list[optuna.trial.FrozenTrial], Any] | None:
+        """Trials that train together, new ones or those of a worker that has died, and their lock;
+        None: there is none left."""
         import optuna
 
         with _alone(self.folder):
-            for frozen in self.study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
-                lock = _lock(self._place(frozen.number))
+            for trial in self.study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
+                first = _first(trial)
+                lock = _lock(self._place(first))
                 if lock is not None:
-                    return optuna.Trial(self.study, frozen._trial_id), lock
-            if len(self.study.get_trials(deepcopy=False)) >= self.trials:
+                    return [t for t in self.study.get_trials() if _first(t) == first], lock
+            count = self.trials - len(self.study.get_trials(deepcopy=False))
+            if count <= 0:
                 return None
-            trial = self.study.ask(self._distributions)
-            lock = _lock(self._place(trial.number))
+            count = min(count, self.config.together)
+            asked = [self.study.ask(self._distributions) for _ in range(count)]
+            lock = _lock(self._place(asked[0].number))
             assert lock is not None
-            return trial, lock
+            for each in asked[1:]:
+                each.set_user_attr(FIRST, asked[0].number)
+            return [self.study.trials[each.number] for each in asked], lock
 
     def _place(self, number: int) -> Path:
         return self.folder / "trials" / str(number)
 
-    def _train(self, trial: optuna.Trial) -> None:
-        """Trains a trial, and tells Optuna its result."""
+    def _train(self, trials: list[optuna.trial.FrozenTrial]) -> None:
+        """Trains trials in one program, and tells Optuna their results."""
         import optuna
 
-        run = self._place(trial.number) / "run"
-        callback = _Reports(self.config, trial)
+        # The sampler may choose the same settings twice.
+        points = [t.params for i, t in enumerate(trials) if t.params not in _params(trials[:i])]
+        alone = optuna.Trial(self.study, trials[0]._trial_id) if len(trials) == 1 else None
+        callbacks = [_Reports(self.config, alone)] if alone else []
+        run = self._place(trials[0].number) / "run"
         try:
-            trained = training.train_in(run, lambda: self._resolve(trial.params), [callback])
+            trained = training.train_in(run, lambda: self._resolve(*points), callbacks)
         except UserError as error:
-            trial.set_user_attr("error", str(error))
-            self.study.tell(trial, state=optuna.trial.TrialState.FAIL)
-            _tell(f"trial {trial.number} failed: {error}")
+            for trial in trials:
+                self._finish(trial, [], {"error": str(error)}, str(error))
             return
         if trained.status:
             raise Stopped(trained.status)
-        trial.set_user_attr("seconds", round(trained.progress.elapsed, 1))
-        members = trained.folder / MEMBERS
-        runs = sorted(members.iterdir()) if members.is_dir() else [trained.folder]
-        summaries = [summary for each in runs if (summary := final_summary(each))]
-        values = [
-            sum(s[METRICS.get(metric, metric)]["mean"] for s in summaries) / max(len(summaries), 1)
-            for metric in self.config.metrics
+        folders = [
+            trained.folder / MEMBERS / member.name if member.name else trained.folder
+            for member in members(trained.config)
         ]
-        if callback.pruned:
-            self.study.tell(trial, state=optuna.trial.TrialState.PRUNED)
-        elif not summaries or not all(map(math.isfinite, values)):
-            self.study.tell(trial, state=optuna.trial.TrialState.FAIL)
+        count = len(folders) // len(points)
+        notes = {"seconds": round(trained.progress.elapsed / len(trials), 1)}
+        is_pruned = any(callback.pruned for callback in callbacks)
+        for trial in trials:
+            i = points.index(trial.params)
+            summaries = [final_summary(each) for each in folders[i * count : (i + 1) * count]]
+            values = [
+                sum(s[METRICS.get(metric, metric)]["mean"] for s in summaries if s)
+                / max(sum(map(bool, summaries)), 1)
+                for metric in self.config.metrics
+            ]
+            if not any(summaries) or not all(map(math.isfinite, values)):
+                values = []
+            result = ", ".join(f"{m} {readable(v)}" for m, v in zip(self.config.metrics, values))
+            self._finish(trial, values, notes, result or "no finite result", is_pruned=is_pruned)
+
+    def _finish(
+        self,
+        trial: optuna.trial.FrozenTrial,
+        values: list[float],
+        notes: dict[str, Any],
+        result: str,
+        *,
+        is_pruned: bool = False,
+    ) -> None:
+        """Tells Optuna the result of a trial, unless it knows it already, and prints it."""
+        import optuna
+
+        state = optuna.trial.TrialState
+        if trial.state != state.RUNNING:
+            return
+        for key, note in notes.items():
+            optuna.Trial(self.study, trial._trial_id).set_user_attr(key, note)
+        if is_pruned:
+            self.study.tell(trial.number, state=state.PRUNED)
+        elif values:
+            self.study.tell(trial.number, values)
         else:
-            self.study.tell(trial, values)
-        result = ", ".join(f"{m} {readable(v)}" for m, v in zip(self.config.metrics, values))
+            self.study.tell(trial.number, state=state.FAIL)
         chosen = ", ".join(f"{key} {shown(value)}" for key, value in trial.params.items())
-        early = " (stopped early)" if callback.pruned else ""
+        early = " stopped early" if is_pruned else "" if values else " failed"
         _tell(f"trial {trial.number}{early}: {result}; {chosen}")
 
     def write(self) -> None:
@@ -317,11 +372,22 @@ class _Reports(Callback):
             trainer.stop("stopped early: other trials were better at this point")
 
 
+def _first(trial: optuna.trial.FrozenTrial) -> int:
+    """Number of the first of the trials that train together with a trial."""
+    return trial.user_attrs.get(FIRST, trial.number)
+
+
+def _params(trials: list[optuna.trial.FrozenTrial]) -> list[dict[str, Any]]:
+    return [trial.params for trial in trials]
+
+
 def _sampler(name: str, seed: int) -> Any:
     import optuna
 
     kinds: dict[str, Any] = {
-        "tpe": lambda: optuna.samplers.TPESampler(seed=seed, n_startup_trials=8),
+        "tpe": lambda: optuna.samplers.TPESampler(
+            seed=seed, n_startup_trials=8, constant_liar=True
+        ),
         "random": lambda: optuna.samplers.RandomSampler(seed=seed),
         "gp": lambda: optuna.samplers.GPSampler(seed=seed),
         "nsga2": lambda: optuna.samplers.NSGAIISampler(seed=seed),

@@ -54,8 +54,8 @@ def played(task, steps, scale):
     [
         (Ballbot(), 0.1, 1e-5),
         (Ballbot(drive="omniwheel"), 0.1, 1e-3),
-        (FrankaReach(), 0.05, 1e-4),
-        (AlohaInsertion(), 0.1, 1e-3),
+        pytest.param(FrankaReach(), 0.05, 1e-4, marks=pytest.mark.slow),
+        pytest.param(AlohaInsertion(), 0.1, 1e-3, marks=pytest.mark.slow),
         (KukaPickPlace(), 0.05, 1e-4),
         pytest.param(KukaPickPlace(grasp="magnet"), 0.05, 1e-4, marks=pytest.mark.slow),
     ],

@@ -96,7 +96,9 @@ def test_two_processes_train_what_one_process_trains_on_as_many_devices(together
         np.testing.assert_allclose(one, two, atol=5e-3)  # rounding, after 24 iterations
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_what_ends_one_process_ends_the_run_which_resumes(number, together, tmp_path):
     folder = tmp_path / "run"
     started = launch(folder, 2, *new(folder))

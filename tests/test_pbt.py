@@ -45,7 +45,7 @@ def test_the_worst_members_continue_from_the_best(small_run):
     assert_same(again, after)
 
 
-@pytest.mark.parametrize("algo", ["ppo", "sac"])
+@pytest.mark.parametrize("algo", ["ppo", pytest.param("sac", marks=pytest.mark.slow)])
 def test_an_evolving_run_is_resumed_bit_for_bit(algo, small_run, tmp_path):
     sac = SAC | {"pbt": {"settings": ["sac.learning_rate=1e-4:1e-2"]}}
     in_two_parts(small_run(EVOLVING, sac if algo == "sac" else {}), tmp_path)

@@ -137,6 +137,7 @@ print("finite", bool(jnp.isfinite(state.obs).all()))
 """
 
 
+@pytest.mark.slow
 def test_batch_512_with_contacts_does_not_hang():
     done = subprocess.run(
         [sys.executable, "-c", STUCK], capture_output=True, text=True, timeout=240

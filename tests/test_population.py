@@ -106,12 +106,23 @@ def test_a_member_that_diverges_leaves_the_others(small_run, tmp_path, capfd):
         ),
         ("ppo.gamma", r"sweep: got 'ppo.gamma', expected values"),
         ("ppo.gamma=.9,0.90", r"sweep: got .* two runs are the same"),
+        (
+            "ppo.gamma:ppo.clip_range=.9:.1,.99",
+            r"expected values, such as ppo.gamma:ppo.clip_range=1:1,2:2",
+        ),
+        ("ppo.gamma:ppo.gamma=.9:.8", r"sweep: got ppo.gamma twice"),
         ("ppo.gamma=.9,2", r"ppo.gamma: got 2.0, must be at most 1"),
     ],
 )
 def test_what_cannot_be_swept_is_refused(sweep, pattern, small_run):
     with pytest.raises(UserError, match=pattern):
         members(small_run({"sweep": [sweep]}))
+
+
+def test_settings_that_change_together(small_run):
+    sweep = ["ppo.gamma:ppo.clip_range=.9:.1, .99:.2"]
+    found = [m.config.train.ppo for m in members(small_run({"sweep": sweep, "num_seeds": 2}))]
+    assert [(each.gamma, each.clip_range) for each in found] == [(0.9, 0.1)] * 2 + [(0.99, 0.2)] * 2
 
 
 def test_spread_is_mean_and_std_of_what_is_known():

@@ -1,17 +1,18 @@
 """Tuning: what a study finds, stops early, and keeps when workers are killed."""
 
+import functools
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import optuna
 import pytest
 import yaml
 
-from jaxrl import strict_yaml, tuning
+from jaxrl import strict_yaml, tuning, workers
 from jaxrl.commands import tune
 from jaxrl.config import resolve
 from jaxrl.errors import UserError
@@ -19,6 +20,7 @@ from tests.test_checkpoint import ROOT
 from tests.test_pipeline import SMALL
 
 SPACE = {"env": {"ends_at": {"int": [2, 9]}}, "ppo.gamma": {"uniform": [0.9, 0.99]}}
+ON_RAY = functools.partial(workers.on_ray, cpus=0.5, gpus=0)
 BASE = SMALL | {"total_timesteps": 256, "eval": {"every": 64, "episodes": 4, "final_episodes": 4}}
 
 
@@ -100,6 +102,23 @@ def test_a_trial_is_the_mean_of_its_members(files, tmp_path):
         assert t["values"] == [float(t["params"]["env.ends_at"])]
 
 
+def test_trials_side_by_side_in_one_program(files, tmp_path):
+    """Trials with the same settings have the same result, and one that diverges fails alone."""
+    space = {"ppo.learning_rate": {"choice": [1e-3, 1e30]}}
+    base = BASE | {"env": {"name": "pendulum"}}
+    given = files(space, base, sampler="random", together=4)
+    assert tune.main([*given, "--trials", "4"]) == 0
+    folder = tmp_path / "studies/space"
+    trials = report(folder)["trials"]
+    assert [t.get("together_with") for t in trials] == [None, 0, 0, 0]
+    assert [path.name for path in (folder / "trials").iterdir()] == ["0"]
+    results = {(t["params"]["ppo.learning_rate"], t["state"], str(t["values"])) for t in trials}
+    assert {(rate, state) for rate, state, _ in results} == {(1e-3, "complete"), (1e30, "fail")}
+    assert len(results) == 2
+    with pytest.raises(UserError, match=r"together: env.ends_at changes the program, .* ppo.gamma"):
+        tune.main([*files(together=2), "--out", "other"])
+
+
 def test_a_diverging_trial_fails_and_the_study_goes_on(files, tmp_path):
     space = {"ppo.learning_rate": {"choice": [1e30, 1e-3]}}
     given = files(space=space, base=BASE | {"env": {"name": "pendulum"}}, sampler="random")
@@ -110,33 +129,35 @@ def test_a_diverging_trial_fails_and_the_study_goes_on(files, tmp_path):
     assert by_rate[1e-3]["state"] == "complete"
 
 
-def test_a_killed_worker_loses_nothing(files, tmp_path):
-    """Two workers, one of which is killed in the middle of a trial, which the other continues."""
-    given = files(base=BASE | {"total_timesteps": 30_000, "checkpoint": {"every": 2000}})
+@pytest.mark.parametrize("backend", ["processes", "ray"])
+def test_a_killed_worker_loses_nothing(files, tmp_path, monkeypatch, backend):
+    """Two workers, one of which is killed in the middle of a trial, which another one continues."""
+    given = files(base=BASE | {"total_timesteps": 16_000, "checkpoint": {"every": 1000}})
     config = tuning.read("space.yaml", "base.yaml")
     tuning.save_spec(config, tmp_path / "s")
     code = (
-        "import sys, tests.conftest; from jaxrl import cli; from jaxrl.commands import tune;"
+        "import tests.conftest; from jaxrl import cli; from jaxrl.commands import tune;"
         "cli.run(tune.main)"
     )
-
-    def start(worker):
-        arguments = ["--out", str(tmp_path / "s"), "--trials", "4", "--worker", str(worker)]
-        return subprocess.Popen([sys.executable, "-c", code, *arguments], cwd=ROOT)
-
-    workers = [start(1), start(2)]
-    deadline = time.monotonic() + 120
-    killed = tmp_path / "s/trials/0/run/checkpoints"
-    while not list(killed.glob("[0-9]*")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    owner = int((tmp_path / "s/trials/0/.lock").read_text().split()[1])
-    os.kill(owner, signal.SIGKILL)
-    assert sorted(worker.wait() for worker in workers) == [-signal.SIGKILL, 0]
-    study = tuning.Study(config, tmp_path / "s", trials=4, platform="none")
-    study.work()
+    command = workers.command
+    monkeypatch.setattr(
+        workers, "command", lambda *each: [sys.executable, "-c", code, *command(*each)[3:]]
+    )
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    work = workers.in_processes if backend == "processes" else ON_RAY
+    with ThreadPoolExecutor() as pool:
+        status = pool.submit(work, 2, tmp_path / "s", 3)
+        killed = tmp_path / "s/trials/0/run/checkpoints"
+        deadline = time.monotonic() + 120
+        while not list(killed.glob("[0-9]*")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        owner = int((tmp_path / "s/trials/0/.lock").read_text().split()[1])
+        os.kill(owner, signal.SIGKILL)
+        assert status.result() == 0
+    study = tuning.Study(config, tmp_path / "s", trials=3, platform="none")
     study.write()
     trials = report(tmp_path / "s")["trials"]
-    assert [t["state"] in ("complete", "pruned") for t in trials] == [True] * 4
+    assert [t["state"] in ("complete", "pruned") for t in trials] == [True] * 3
     assert len(yaml.safe_load((tmp_path / "s/trials/0/run/history.yaml").read_text())) == 2
     assert given
 
@@ -165,9 +186,25 @@ def test_arguments(files):
         ([], "expected --space FILE, or --resume --out DIR"),
         (["--resume", "--out", "nowhere"], "nowhere holds no study"),
         (["x"], "unexpected argument 'x'"),
+        (["--backend", "slurm"], "--backend: got 'slurm', expected processes or ray"),
+        (["--gpus", "1"], "--gpus: only with --backend ray"),
+        (["--backend", "ray", "--gpus", "half"], "--gpus: got 'half', expected a number from 0"),
     ):
         with pytest.raises(UserError, match=message):
             tune.main(arguments)
+
+
+def test_a_worker_that_no_machine_can_hold():
+    nodes = [{"Alive": True, "Resources": {"CPU": 2.0}}, {"Alive": False, "Resources": {"GPU": 4}}]
+    workers.check_room(nodes, 2, 0)
+    with pytest.raises(UserError, match=r"got 1 and 0.5 for a worker, .* GPUs of each: 2 and 0"):
+        workers.check_room(nodes, 1, 0.5)
+
+
+def test_without_ray(files, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UserError, match=r"run `pip install 'jaxrl\[ray\]'`"):
+        tune.main([*files(), "--backend", "ray"])
 
 
 def test_without_optuna(files, monkeypatch):

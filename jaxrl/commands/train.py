@@ -27,7 +27,8 @@ Trains a policy; without arguments, on the task ballbot. Settings are dotted key
   --num_seeds N    train N runs in one program, with the seeds --seed, --seed + 1, ...
   --sweep KEY=VALUE,VALUE,...
                    train one run for each value of the setting KEY, all in one program;
-                   several --sweep make a grid of all combinations
+                   several --sweep make a grid of all combinations; KEY:KEY=VALUE:VALUE,... changes
+                   settings together
   --eval_overrides.SETTING VALUE
                    value that the task's setting --env.SETTING has in evaluations only
   --distributed auto

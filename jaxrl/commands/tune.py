@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
+import functools
+import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,8 @@ from jaxrl import cli
 from jaxrl.errors import UserError
 
 USAGE = """\
-usage: python -m jaxrl.tune --space FILE [--config FILE] [--trials N] [--processes N] [--out DIR]
+usage: python -m jaxrl.tune --space FILE [--config FILE] [--trials N] [--out DIR]
+                            [--processes N] [--backend ray [--cpus X] [--gpus X]] [--resume]
 
 Searches for good settings with Optuna: each trial is a run of jaxrl.train with other settings, and
 trials that are behind the others are stopped early. A trial whose process was killed is continued.
@@ -21,6 +24,11 @@ trials that are behind the others are stopped early. A trial whose process was k
   --config FILE    settings that all trials share, as for jaxrl.train
   --trials N       number of trials; default: 50
   --processes N    number of trials that run at the same time, each in its own process; default: 1
+  --backend ray    these processes are tasks of a Ray cluster: the one of RAY_ADDRESS, or of this
+                   machine, which is started if there is none; all its machines need DIR under the
+                   same path
+  --cpus X         CPU cores of such a task; default: 1
+  --gpus X         GPUs of such a task, such as 0.25: four of them share a GPU; default: 0
   --out DIR        folder of the study; default: studies/<name of the space's file>
   --resume         continue the study in DIR; a larger --trials adds trials
   --help           print this text and the settings of a study
@@ -34,12 +42,14 @@ FLAGS = {
     "config": True,
     "trials": True,
     "processes": True,
+    "backend": True,
+    "cpus": True,
+    "gpus": True,
     "out": True,
     "resume": False,
     "worker": True,
     "help": False,
 }
-RESTARTS = 3  # of a worker that has died
 
 
 def main(argv: list[str]) -> int:
@@ -51,24 +61,43 @@ def main(argv: list[str]) -> int:
     from jaxrl import tuning
 
     trials = cli.parse_int(flags, "trials", 50)
-    processes = cli.parse_int(flags, "processes", 1)
+    work = _workers(flags)
     config, folder = _find(flags)
+    if work:  # which need the GPU's memory
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     platform = cli.start_jax()
     worker = cli.parse_int(flags, "worker", 0, minimum=0)
     study = tuning.Study(config, folder, trials=trials, platform=platform, worker=worker)
     if "worker" not in flags:
         tuning.save_spec(config, folder)
+    status = 0
     try:
-        if processes > 1 and "worker" not in flags:
-            status = _work_in(processes, folder, trials)
+        if work:
+            status = work(folder, trials)
         else:
             study.work()
-            status = 0
     except tuning.Stopped as stopped:
         return stopped.status
     if "worker" not in flags:
         _show(study)
     return status
+
+
+def _workers(flags: dict[str, Any]) -> Callable[[Path, int], int] | None:
+    """What works in the folder of a study with a number of trials; None: this process."""
+    from jaxrl import workers
+
+    count = cli.parse_int(flags, "processes", 1)
+    backend = flags.get("backend", "processes")
+    if backend not in ("processes", "ray"):
+        raise UserError(f"--backend: got {backend!r}, expected processes or ray")
+    if backend == "ray":
+        cpus, gpus = (cli.parse_number(flags, *each) for each in (("cpus", 1), ("gpus", 0)))
+        return functools.partial(workers.on_ray, count, cpus=cpus, gpus=gpus)
+    for name in ("cpus", "gpus"):
+        if name in flags:
+            raise UserError(f"--{name}: only with --backend ray")
+    return functools.partial(workers.in_processes, count) if count > 1 else None
 
 
 def _find(flags: dict[str, Any]) -> tuple[Any, Path]:
@@ -93,30 +122,6 @@ def _find(flags: dict[str, Any]) -> tuple[Any, Path]:
     if not flags.get("space"):
         return tuning.read(folder / tuning.SPEC, None), folder
     return tuning.read(flags["space"], flags.get("config")), folder
-
-
-def _work_in(processes: int, folder: Path, trials: int) -> int:
-    """Works in several processes; one that dies is started again."""
-    command = [sys.executable, "-m", "jaxrl.tune", "--out", str(folder), "--trials", str(trials)]
-
-    def start(worker: int) -> subprocess.Popen:
-        return subprocess.Popen([*command, "--worker", str(worker)])
-
-    workers = [start(i + 1) for i in range(processes)]
-    restarts, status = 0, 0
-    for i in range(processes):
-        while True:
-            try:
-                result = workers[i].wait()
-            except KeyboardInterrupt:  # the workers have received it too
-                result = workers[i].wait()
-            if result >= 0 or restarts >= RESTARTS * processes:
-                status = max(status, abs(result))
-                break
-            restarts += 1
-            print(f"worker {i + 1} was killed; another one goes on", file=sys.stderr)
-            workers[i] = start(i + 1)
-    return status
 
 
 def _show(study: Any) -> None:
