@@ -71,6 +71,21 @@ def test_random_actions_stay_finite():
     assert state.metrics["final/links"].sum() > 0
 
 
+def test_no_bar_turns_beyond_half_a_turn():
+    """There a servo would change its direction, and drive the bar round and round."""
+    view, worst = functions(TASK)[2], 0.0
+    draw = functools.cache(lambda i: jax.random.uniform(jax.random.key(i), (N, 30), minval=-1))
+
+    def act(state, i):
+        nonlocal worst
+        worst = max(worst, float(jnp.linalg.norm(view(state.physics).joints, axis=-1).max()))
+        return draw(i // 20)
+
+    state = played(TASK, 400, act)
+    assert jnp.isfinite(state.physics.qvel).all()
+    assert 1.5 < worst < 2.9
+
+
 def test_a_sphere_rolls_and_does_not_fly():
     def act(state, i):
         return jnp.zeros((N, 30)).at[:, 24].set(1.0).at[:, 27].set(-1.0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from envs_mjx.physics import View
 from envs_mjx.scenery import LIGHT, SCENERY, ground
 
@@ -15,6 +17,9 @@ SPHERE_RADIUS, SPHERE_MASS = 0.167, 1.0  # m, kg
 JOINT_TORQUE = 10.0  # N m
 STIFFNESS, DAMPING = 60.0, 3.0  # N m / rad, N m s / rad
 ROTOR = 0.002  # kg m^2, inertia of a joint's motors, and of the hub that contains them
+# Largest angle of a bar from its rest (rad), and of the servo's target. Beyond half a turn the
+# servo would turn it the other way round.
+JOINT_RANGE, TARGET_RANGE = 2.4, 2.0
 SPHERE_FORCE = 5.0  # N, below the sphere's weight of 9.81 N: it can roll, not fly
 SPHERE_TORQUE = 0.5  # N m, about the vertical
 ROLLING = 0.03  # N m s / rad, damping of a sphere's rotation
@@ -84,7 +89,8 @@ def _bar_robot(i: int) -> str:
     for side, sign in enumerate((1, -1)):
         bars += f"""
       <body name="{bar(i, side)}">
-        <joint name="{bar(i, side)}" type="ball" armature="{ROTOR}" damping=".02"/>
+        <joint name="{bar(i, side)}" type="ball" armature="{ROTOR}" damping=".02"
+               range="0 {math.degrees(JOINT_RANGE)}"/>
         <geom name="{bar(i, side)}" type="capsule" size="{BAR_RADIUS}" mass="{BAR_MASS}"
               fromto="{sign * BAR_RADIUS} 0 0 {sign * (BAR_LENGTH - BAR_RADIUS)} 0 0"
               material="{_COLOURS[i]}"/>

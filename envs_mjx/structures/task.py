@@ -97,9 +97,9 @@ class Structure(Simulated):
     beyond .5 m. A tip holds at most one sphere.
 
     Action [30]: for each bar robot the desired orientations of bar 0 and bar 1 relative to the
-    hub, each as a rotation vector 3 in shares of pi/2 (the servos' targets move at 3 rad/s); then
-    for each sphere a horizontal force 2, in shares of 5 N and only while it lies on the floor, and
-    a torque 1 about the vertical (.5 N m).
+    hub, each as a rotation vector 3 in shares of pi/2, of at most 2 rad (the servos' targets move
+    at 3 rad/s); then for each sphere a horizontal force 2, in shares of 5 N and only while it lies
+    on the floor, and a torque 1 about the vertical (.5 N m).
 
     Observation: "robots" [4, 38], of each bar robot in the frame of its hub: downward direction
     3, height 1 (m), velocity 3 (m/s), angular velocity 3 (rad/s), the bars' rotation vectors 6
@@ -203,6 +203,8 @@ class Structure(Simulated):
         action = jnp.clip(action, -1.0, 1.0)
         view = self.view(physics)
         goals = JOINT_ANGLE * action[: 6 * m.BARS].reshape(m.BARS, 2, 3)
+        angle = jnp.linalg.norm(goals, axis=-1, keepdims=True)
+        goals *= jnp.minimum(1.0, m.TARGET_RANGE / jnp.maximum(angle, 1e-6))
         most = JOINT_SPEED * self.control_dt
         targets = info.targets + jnp.clip(goals - info.targets, -most, most)
         pushes = self._pushes(view, action[6 * m.BARS :].reshape(m.SPHERES, 3))
