@@ -35,6 +35,7 @@ class Rewards:
 
     height: float = option(0.1, "height of the highest robot (m)")
     best: float = option(10.0, "gain of the largest height of the episode (m)")
+    each_best: float = option(0.0, "the same for each robot on its own, summed over the robots (m)")
     mean_height: float = option(0.0, "mean height of all robots (m)")
     links: float = option(0.0, "number of bar tips that are connected to a sphere")
 
@@ -46,7 +47,7 @@ class Info:
     Attributes:
       step: int32, control steps so far.
       targets: [4, 2, 3] targets of the bars' servos, as rotation vectors (rad).
-      best: largest height of a robot so far (m).
+      best: [6] largest height of each robot so far (m), bar robots first.
       survived: int32, control steps survived since the press has started.
     """
 
@@ -101,13 +102,14 @@ class Structure(Simulated):
     at 3 rad/s); then for each sphere a horizontal force 2, in shares of 5 N and only while it lies
     on the floor, and a torque 1 about the vertical (.5 N m).
 
-    Observation: "robots" [4, 38], of each bar robot in the frame of its hub: downward direction
-    3, height 1 (m), velocity 3 (m/s), angular velocity 3 (rad/s), the bars' rotation vectors 6
-    (rad), the servos' targets minus them 6 (rad), positions 6 (m) and velocities 6 (m/s) of the
-    spheres relative to the hub, connections of its tips 4; "spheres" [2, 20], in the world's
-    directions: height 1, velocity 3, angular velocity 3, positions of the hubs relative to it 12
-    (m), share of the tips that are connected to it 1; "world" [3]: share of the episode that is
-    left, largest height so far (m), and height of the press (m; 0 without one).
+    Observation: "robots" [4, 39], of each bar robot in the frame of its hub: downward direction
+    3, height and largest height so far 2 (m), velocity 3 (m/s), angular velocity 3 (rad/s), the
+    bars' rotation vectors 6 (rad), the servos' targets minus them 6 (rad), positions 6 (m) and
+    velocities 6 (m/s) of the spheres relative to the hub, connections of its tips 4; "spheres"
+    [2, 21], in the world's directions: height and largest height so far 2, velocity 3, angular
+    velocity 3, positions of the hubs relative to it 12 (m), share of the tips that are connected
+    to it 1; "world" [3]: share of the episode that is left, largest height so far (m), and height
+    of the press (m; 0 without one).
     """
 
     spawn_radius: float = option(
@@ -142,8 +144,8 @@ class Structure(Simulated):
     @property
     def observation_spec(self) -> dict[str, ArraySpec]:
         return {
-            "robots": ArraySpec((m.BARS, 38)),
-            "spheres": ArraySpec((m.SPHERES, 20)),
+            "robots": ArraySpec((m.BARS, 39)),
+            "spheres": ArraySpec((m.SPHERES, 21)),
             "world": ArraySpec((3,)),
         }
 
@@ -167,7 +169,7 @@ class Structure(Simulated):
         info = Info(
             step=jnp.zeros((), jnp.int32),
             targets=jnp.zeros((m.BARS, 2, 3)),
-            best=jnp.asarray(m.SPHERE_RADIUS),
+            best=heights,
             survived=jnp.zeros((), jnp.int32),
         )
         return self._judge(physics, info)
@@ -248,12 +250,13 @@ class Structure(Simulated):
         """Reward, metrics and observation of the step that led to `physics`."""
         view = self.view(physics)
         heights = view.heights
-        best = jnp.maximum(before.best, heights.max())
+        best = jnp.maximum(before.best, heights)
         lost, survived = self._press(before, heights)
         reward, shares = weighted(
             {
                 "height": heights.max(),
-                "best": best - before.best,
+                "best": best.max() - before.best.max(),
+                "each_best": (best - before.best).sum(),
                 "mean_height": heights.mean(),
                 "links": view.links.sum().astype(jnp.float32),
             },
@@ -265,7 +268,7 @@ class Structure(Simulated):
             shares
             | extra
             | {
-                "final/best_z": best,
+                "final/best_z": best.max(),
                 "final/links": view.links.sum().astype(jnp.float32),
                 "success": self._success(info),
             }
@@ -368,6 +371,7 @@ class Structure(Simulated):
             [
                 -turn[:, 2],
                 view.hubs[:, 2:],
+                info.best[:bars, None],
                 in_hub(view.velocity[:bars, None]),
                 view.spin[:bars],
                 view.joints.reshape(bars, -1),
@@ -382,6 +386,7 @@ class Structure(Simulated):
         spheres = jnp.concatenate(
             [
                 view.spheres[:, 2:],
+                info.best[bars:, None],
                 view.velocity[bars:],
                 spin,
                 -gaps.transpose(1, 0, 2).reshape(m.SPHERES, -1),
@@ -391,7 +396,7 @@ class Structure(Simulated):
         )
         world = [
             1.0 - info.step / self.episode_length,
-            info.best,
+            info.best.max(),
             self._press_height(info.step),
         ]
         return {"robots": robots, "spheres": spheres, "world": jnp.stack(world)}
@@ -433,7 +438,7 @@ class StructureHeight(Structure):
         return f"a robot was {self.goal:g} m high"
 
     def _success(self, info: Info) -> jax.Array:
-        return (info.best >= self.goal).astype(jnp.float32)
+        return (info.best.max() >= self.goal).astype(jnp.float32)
 
 
 @dataclasses.dataclass(frozen=True)
