@@ -26,7 +26,8 @@ from jaxrl.logs import columns, readable
 from jaxrl.options import build, flatten, merge, nest, option, quote, to_dict
 from jaxrl.pipelines import Stopped
 from jaxrl.population import members, sweepable
-from jaxrl.runs import MEMBERS, final_summary, write_json
+from jaxrl.run_folder import MemberFolder
+from jaxrl.runs import final_summary, write_json
 
 if TYPE_CHECKING:
     import optuna
@@ -125,6 +126,14 @@ def distributions(study: StudyConfig) -> dict[str, Any]:
     return found
 
 
+def first_choices(distributions: dict[str, Any]) -> dict[str, Any]:
+    """The first choice of each setting, or its lower limit."""
+    return {
+        key: kind.choices[0] if hasattr(kind, "choices") else kind.low
+        for key, kind in distributions.items()
+    }
+
+
 def _leaves(space: dict[str, Any], path: str = "") -> dict[str, dict[str, Any]]:
     """The sections of a space that describe a setting, by dotted key."""
     leaves: dict[str, dict[str, Any]] = {}
@@ -189,9 +198,7 @@ class Study:
 
     def _check(self) -> None:
         """Resolves the settings with the first choice of each, to find mistakes early."""
-        first = {}
-        for key, kind in self._distributions.items():
-            first[key] = kind.choices[0] if hasattr(kind, "choices") else kind.low
+        first = first_choices(self._distributions)
         config = self._resolve(first)
         if not config.eval_every or not config.train.eval.final_episodes:
             raise UserError("eval.every, eval.final_episodes: a study needs evaluations")
@@ -230,10 +237,9 @@ class Study:
 
         with _alone(self.folder):
             for trial in self.study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
-                first = _first(trial)
-                lock = _lock(self._place(first))
+                lock = _lock(self._place(_first(trial)))
                 if lock is not None:
-                    return [t for t in self.study.get_trials() if _first(t) == first], lock
+                    return self._together_with(_first(trial)), lock
             count = self.trials - len(self.study.get_trials(deepcopy=False))
             if count <= 0:
                 return None
@@ -243,7 +249,11 @@ class Study:
             assert lock is not None
             for each in asked[1:]:
                 each.set_user_attr(FIRST, asked[0].number)
-            return [self.study.trials[each.number] for each in asked], lock
+            return self._together_with(asked[0].number), lock
+
+    def _together_with(self, first: int) -> list[optuna.trial.FrozenTrial]:
+        """The trials that train together, of which `first` is the first one's number."""
+        return [trial for trial in self.study.get_trials() if _first(trial) == first]
 
     def _place(self, number: int) -> Path:
         return self.folder / "trials" / str(number)
@@ -252,10 +262,12 @@ class Study:
         """Trains trials in one program, and tells Optuna their results."""
         import optuna
 
-        # The sampler may choose the same settings twice.
-        points = [t.params for i, t in enumerate(trials) if t.params not in _params(trials[:i])]
-        alone = optuna.Trial(self.study, trials[0]._trial_id) if len(trials) == 1 else None
-        callbacks = [_Reports(self.config, alone)] if alone else []
+        points: list[dict[str, Any]] = []
+        for trial in trials:  # the sampler may choose the same settings twice
+            if trial.params not in points:
+                points.append(trial.params)
+        reports = _Reports(self.config, optuna.Trial(self.study, trials[0]._trial_id))
+        callbacks = [reports] if len(trials) == 1 else []
         run = self._place(trials[0].number) / "run"
         try:
             trained = training.train_in(run, lambda: self._resolve(*points), callbacks)
@@ -265,13 +277,9 @@ class Study:
             return
         if trained.status:
             raise Stopped(trained.status)
-        folders = [
-            trained.folder / MEMBERS / member.name if member.name else trained.folder
-            for member in members(trained.config)
-        ]
+        folders = [MemberFolder(trained.folder, each).path for each in members(trained.config)]
         count = len(folders) // len(points)
         notes = {"seconds": round(trained.progress.elapsed / len(trials), 1)}
-        is_pruned = any(callback.pruned for callback in callbacks)
         for trial in trials:
             i = points.index(trial.params)
             summaries = [final_summary(each) for each in folders[i * count : (i + 1) * count]]
@@ -283,7 +291,9 @@ class Study:
             if not any(summaries) or not all(map(math.isfinite, values)):
                 values = []
             result = ", ".join(f"{m} {readable(v)}" for m, v in zip(self.config.metrics, values))
-            self._finish(trial, values, notes, result or "no finite result", is_pruned=is_pruned)
+            self._finish(
+                trial, values, notes, result or "no finite result", is_pruned=reports.pruned
+            )
 
     def _finish(
         self,
@@ -375,10 +385,6 @@ class _Reports(Callback):
 def _first(trial: optuna.trial.FrozenTrial) -> int:
     """Number of the first of the trials that train together with a trial."""
     return trial.user_attrs.get(FIRST, trial.number)
-
-
-def _params(trials: list[optuna.trial.FrozenTrial]) -> list[dict[str, Any]]:
-    return [trial.params for trial in trials]
 
 
 def _sampler(name: str, seed: int) -> Any:

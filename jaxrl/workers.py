@@ -17,14 +17,14 @@ GPU_SHARE = 0.9  # of a GPU's memory, which its workers divide
 
 
 def command(folder: Path, trials: int, worker: int) -> list[str]:
-    """The command of a worker.
+    """The command of a worker: the arguments of Python.
 
     Args:
       folder: folder of the study.
       trials: number of trials of the study.
       worker: number of the worker, from 1.
     """
-    main = [sys.executable, "-m", "jaxrl.tune", "--out", str(folder.resolve())]
+    main = ["-m", "jaxrl.tune", "--out", str(folder.resolve())]
     return [*main, "--trials", str(trials), "--worker", str(worker)]
 
 
@@ -32,6 +32,11 @@ def environment(share: float) -> dict[str, str]:
     """The environment of a worker that has a share of a GPU."""
     memory = {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{GPU_SHARE * min(share, 1):.3f}"}
     return memory | os.environ
+
+
+def _start(arguments: list[str], environment: dict[str, str]) -> subprocess.Popen:
+    """Starts a worker by this machine's Python."""
+    return subprocess.Popen([sys.executable, *arguments], env=environment)
 
 
 def in_processes(count: int, folder: Path, trials: int) -> int:
@@ -42,7 +47,7 @@ def in_processes(count: int, folder: Path, trials: int) -> int:
     """
 
     def start(worker: int) -> subprocess.Popen:
-        return subprocess.Popen(command(folder, trials, worker), env=environment(1 / count))
+        return _start(command(folder, trials, worker), environment(1 / count))
 
     workers = [start(i + 1) for i in range(count)]
     restarts, status = 0, 0
@@ -139,8 +144,9 @@ def _task(arguments: list[str], gpus: float) -> int:
     The worker has a process of its own, since JAX takes its device and memory for the whole life
     of a process, and Ray gives its processes to one task after another.
     """
-    env = environment(gpus) if gpus else environment(1) | {"JAX_PLATFORMS": "cpu"}
-    process = subprocess.Popen([sys.executable, *arguments[1:]], env=env)
+    process = _start(
+        arguments, environment(gpus) if gpus else os.environ | {"JAX_PLATFORMS": "cpu"}
+    )
     try:
         status = process.wait()
     finally:

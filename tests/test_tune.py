@@ -140,9 +140,7 @@ def test_a_killed_worker_loses_nothing(files, tmp_path, monkeypatch, backend):
         "cli.run(tune.main)"
     )
     command = workers.command
-    monkeypatch.setattr(
-        workers, "command", lambda *each: [sys.executable, "-c", code, *command(*each)[3:]]
-    )
+    monkeypatch.setattr(workers, "command", lambda *each: ["-c", code, *command(*each)[2:]])
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     work = workers.in_processes if backend == "processes" else ON_RAY
     with ThreadPoolExecutor() as pool:

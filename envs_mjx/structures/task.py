@@ -206,7 +206,7 @@ class Structure(Simulated):
         view = self.view(physics)
         goals = JOINT_ANGLE * action[: 6 * m.BARS].reshape(m.BARS, 2, 3)
         angle = jnp.linalg.norm(goals, axis=-1, keepdims=True)
-        goals *= jnp.minimum(1.0, m.TARGET_RANGE / jnp.maximum(angle, 1e-6))
+        goals /= jnp.maximum(angle / m.TARGET_RANGE, 1.0)
         most = JOINT_SPEED * self.control_dt
         targets = info.targets + jnp.clip(goals - info.targets, -most, most)
         pushes = self._pushes(view, action[6 * m.BARS :].reshape(m.SPHERES, 3))
