@@ -191,8 +191,7 @@ class Pieces:
     def optimizer(self, state):
         def update(carry, _):
             params, opt_state = carry
-            tiny = {"hyper": state.hyper, "rate": 1e-9}
-            return self.algo._descend(params, opt_state, params, **tiny), None
+            return self.algo._descend(params, opt_state, params, state=state, rate=1e-9), None
 
         count = self.config.num_epochs * self.config.num_minibatches
         return jax.lax.scan(update, (state.policy.params, state.learner), length=count)[0]
