@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import tempfile
 from pathlib import Path
@@ -25,6 +26,14 @@ from tests import toys
 jax.config.update("jax_num_cpu_devices", 4)
 envs.register("countdown", toys.Countdown)
 envs.register("fragile", toys.Fragile)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_programs():
+    """Compiled programs of a finished file would stay in memory, gigabytes in all."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture

@@ -13,18 +13,20 @@ BAR_LENGTH, BAR_RADIUS, BAR_MASS = 0.5, 0.015, 0.5  # m, m, kg
 HUB_RADIUS, HUB_MASS = 0.025, 0.1  # m, kg
 SPHERE_RADIUS, SPHERE_MASS = 0.167, 1.0  # m, kg
 
-# A joint's servo: it turns at the speed of its target, with at most this torque about each axis.
+# A joint's servo: it turns at the speed of its target, with at most this torque.
 JOINT_TORQUE = 10.0  # N m
 STIFFNESS, DAMPING = 60.0, 3.0  # N m / rad, N m s / rad
-ROTOR = 0.002  # kg m^2, inertia of a joint's motors, and of the hub that contains them
-# Largest angle of a bar from its rest (rad), and of the servo's target. Beyond half a turn the
-# servo would turn it the other way round.
-JOINT_RANGE, TARGET_RANGE = 2.4, 2.0
+ROTOR = 0.005  # kg m^2, inertia of a joint's motors, and of the hub that contains them
+# Largest angles of the servos' targets (rad): the bar folds about the hub's y axis, then swings
+# sideways, then turns about itself. Three hinges, because a servo on MuJoCo's ball joint pushes
+# along a rotation vector, which is no gradient of an energy: it drives linked bars to any speed.
+ANGLES = {"fold": 2.0, "swing": 1.2, "turn": 1.5}
+BEYOND = 0.2  # rad, from there to the joint's stop
 SPHERE_FORCE = 5.0  # N, below the sphere's weight of 9.81 N: it can roll, not fly
 SPHERE_TORQUE = 0.5  # N m, about the vertical
 ROLLING = 0.03  # N m s / rad, damping of a sphere's rotation
 
-TIMESTEP, SUBSTEPS = 1 / 240, 4  # s; 60 Hz control
+TIMESTEP, SUBSTEPS = 1 / 120, 2  # s; 60 Hz control
 VIEW = View(target=(0.0, 0.0, 0.3), distance=4.5, azimuth=120.0, elevation=-18.0)
 _COLOURS = ("orange", "blue", "red", "grey")
 # Connections are soft over two steps, and never weld: the bar still turns about the point.
@@ -37,6 +39,11 @@ def hub(i: int) -> str:
 
 def bar(i: int, side: int) -> str:
     return f"bar_{i}_{side}"
+
+
+def joint(i: int, side: int, name: str) -> str:
+    """Name of one of the three hinges of a bar, which are named in `ANGLES`."""
+    return f"{bar(i, side)}_{name}"
 
 
 def tip(i: int, side: int) -> str:
@@ -87,10 +94,16 @@ def mjcf(timestep: float, press: bool) -> str:
 def _bar_robot(i: int) -> str:
     bars = ""
     for side, sign in enumerate((1, -1)):
+        hinges = ""
+        for (name, angle), axis in zip(ANGLES.items(), ("0 1 0", "0 0 1", "1 0 0"), strict=True):
+            stop = math.degrees(angle + BEYOND)
+            hinges += (
+                f'<joint name="{joint(i, side, name)}" axis="{axis}" armature="{ROTOR}" '
+                f'damping=".02" range="-{stop} {stop}"/>'
+            )
         bars += f"""
       <body name="{bar(i, side)}">
-        <joint name="{bar(i, side)}" type="ball" armature="{ROTOR}" damping=".02"
-               range="0 {math.degrees(JOINT_RANGE)}"/>
+        {hinges}
         <geom name="{bar(i, side)}" type="capsule" size="{BAR_RADIUS}" mass="{BAR_MASS}"
               fromto="{sign * BAR_RADIUS} 0 0 {sign * (BAR_LENGTH - BAR_RADIUS)} 0 0"
               material="{_COLOURS[i]}"/>
@@ -149,14 +162,14 @@ def _links() -> str:
 
 
 def _actuators() -> str:
-    """Servos of the bars' orientations [8 x 3]; then force 2 (world) and torque 3 (in the sphere's
+    """Servos of the bars' hinges [8 x 3]; then force 2 (world) and torque 3 (in the sphere's
     own frame) of each sphere."""
     text = ""
     for i in range(BARS):
         for side in range(2):
-            for axis in ("1 0 0", "0 1 0", "0 0 1"):
+            for name in ANGLES:
                 text += (
-                    f'<position joint="{bar(i, side)}" gear="{axis}" kp="{STIFFNESS}" '
+                    f'<position joint="{joint(i, side, name)}" kp="{STIFFNESS}" '
                     f'kv="{DAMPING}" forcerange="-{JOINT_TORQUE} {JOINT_TORQUE}"/>'
                 )
     for j in range(SPHERES):

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -15,17 +15,19 @@ from flax import struct
 
 from envs_mjx.physics import Physics, PhysicsState, Simulated, make_physics
 from envs_mjx.structures import model as m
-from jaxrl.envs import ArraySpec, State
+from jaxrl.envs import ArraySpec, CurriculumConfig, State
 from jaxrl.envs.rewards import weighted
 from jaxrl.options import option
 
-JOINT_ANGLE = math.pi / 2  # rad, component of a desired rotation vector at |action| = 1
-JOINT_SPEED = 3.0  # rad/s, largest speed of a component of the servo's target
+STEP = m.TIMESTEP * m.SUBSTEPS  # s, the servos' targets and the connections change at 60 Hz
+JOINT_SPEED = 3.0  # rad/s, largest speed of a servo's target
+ANGLES = np.array(list(m.ANGLES.values()))  # rad, the servos' targets at |action| = 1
 CONNECT, RELEASE = 0.2, 0.5  # m from a bar's tip to a sphere's centre
 SPAWN_APART = 0.4  # m, smallest distance of two robots' centres at the start
 PRESS_SPEED, CRUSHED = 0.05, 0.3  # m/s, m
 ON_FLOOR = m.SPHERE_RADIUS + 0.02  # m, a sphere with a higher centre has no floor to roll on
 BODIES = m.BARS + m.SPHERES
+FOLD = math.radians(85.0)  # by which the scripted robots fold their bars
 TRIES = 32  # places that are drawn for each body at the start; the first that is free is taken
 
 
@@ -35,7 +37,7 @@ class Rewards:
 
     height: float = option(0.1, "height of the highest robot (m)")
     best: float = option(10.0, "gain of the largest height of the episode (m)")
-    each_best: float = option(0.0, "the same for each robot on its own, summed over the robots (m)")
+    spheres_best: float = option(0.0, "the same for each sphere on its own, summed over both (m)")
     mean_height: float = option(0.0, "mean height of all robots (m)")
     links: float = option(0.0, "number of bar tips that are connected to a sphere")
 
@@ -45,10 +47,10 @@ class Info:
     """The task's memory within an episode.
 
     Attributes:
-      step: int32, control steps so far.
-      targets: [4, 2, 3] targets of the bars' servos, as rotation vectors (rad).
+      step: int32, steps of 1/60 s so far.
+      targets: [4, 2, 3] targets of the bars' servos (rad).
       best: [6] largest height of each robot so far (m), bar robots first.
-      survived: int32, control steps survived since the press has started.
+      survived: int32, steps of 1/60 s survived since the press has started.
     """
 
     step: jax.Array
@@ -67,7 +69,7 @@ class View:
       sphere_turns: [2, 3, 3] rotations of the spheres.
       velocity: [6, 3] velocities (m/s, world), hubs first.
       spin: [6, 3] angular velocities (rad/s, in the body's frame).
-      joints: [4, 2, 3] rotation vectors of the bars relative to their hub (rad).
+      joints: [4, 2, 3] angles of the bars relative to their hub (rad), as in `model.ANGLES`.
       tips: [8, 3] ends of the bars (m).
       links: [8, 2] bool, tips that are connected to a sphere.
     """
@@ -90,21 +92,21 @@ class View:
 
 @dataclasses.dataclass(frozen=True)
 class Structure(Simulated):
-    """Four bar robots and two spheres on a floor, controlled at 60 Hz.
+    """Four bar robots and two spheres on a floor; their servos and the connections work at 60 Hz.
 
-    A bar robot is a hub with two bars of .5 m on motorised ball joints; at rest the bars point away
-    from each other along the hub's x axis. The tip of a bar that comes within .2 m of a sphere's
-    centre is connected to the sphere at its present place, by a ball joint, until it is pulled
-    beyond .5 m. A tip holds at most one sphere.
+    A bar robot is a hub with two bars of .5 m, each on a ball joint of three motorised hinges; at
+    rest the bars point away from each other along the hub's x axis. The tip of a bar that comes
+    within .2 m of a sphere's centre is connected to the sphere at its present place, by a ball
+    joint, until it is pulled beyond .5 m. A tip holds at most one sphere.
 
-    Action [30]: for each bar robot the desired orientations of bar 0 and bar 1 relative to the
-    hub, each as a rotation vector 3 in shares of pi/2, of at most 2 rad (the servos' targets move
-    at 3 rad/s); then for each sphere a horizontal force 2, in shares of 5 N and only while it lies
-    on the floor, and a torque 1 about the vertical (.5 N m).
+    Action [30]: for each bar robot the desired angles of bar 0 and of bar 1, each by how much it
+    folds about the hub's y axis, swings sideways, and turns about itself, in shares of 2, 1.2 and
+    1.5 rad (the servos' targets move at 3 rad/s); then for each sphere a horizontal force 2, in
+    shares of 5 N and only while it lies on the floor, and a torque 1 about the vertical (.5 N m).
 
     Observation: "robots" [4, 39], of each bar robot in the frame of its hub: downward direction
     3, height and largest height so far 2 (m), velocity 3 (m/s), angular velocity 3 (rad/s), the
-    bars' rotation vectors 6 (rad), the servos' targets minus them 6 (rad), positions 6 (m) and
+    bars' angles 6 (rad), the servos' targets minus them 6 (rad), positions 6 (m) and
     velocities 6 (m/s) of the spheres relative to the hub, connections of its tips 4; "spheres"
     [2, 21], in the world's directions: height and largest height so far 2, velocity 3, angular
     velocity 3, positions of the hubs relative to it 12 (m), share of the tips that are connected
@@ -113,9 +115,15 @@ class Structure(Simulated):
     """
 
     spawn_radius: float = option(
-        2.0, "the robots start within this distance of the centre (m)", greater_than=0.8
+        1.2, "the robots start within this distance of the centre (m)", greater_than=0.8
     )
+    hold: int = option(10, "steps of 1/60 s in which an action holds", minimum=1)
     rewards: Rewards = option(Rewards(), "weights of the reward's terms")
+    curriculum: CurriculumConfig = option(
+        CurriculumConfig(),
+        "share of the training episodes that start with scattered robots; in the others all bar "
+        "robots start around one sphere",
+    )
 
     has_press: ClassVar[bool] = False
 
@@ -129,15 +137,23 @@ class Structure(Simulated):
             bodies=self._free,
         )
 
+    if TYPE_CHECKING:
+
+        @property
+        def episode_steps(self) -> int: ...
+
+    @property
+    def episode_length(self) -> int:
+        """Time limit in control steps."""
+        return math.ceil(self.episode_steps / self.hold)
+
     @property
     def control_dt(self) -> float:
-        return m.TIMESTEP * m.SUBSTEPS
+        return self.hold * STEP
 
     @property
     def action_spec(self) -> ArraySpec:
-        names = [
-            f"{m.bar(i, side)}_{axis}" for i in range(m.BARS) for side in range(2) for axis in "xyz"
-        ]
+        names = [m.joint(i, side, k) for i in range(m.BARS) for side in range(2) for k in m.ANGLES]
         names += [f"{m.sphere(j)}_{axis}" for j in range(m.SPHERES) for axis in "xyt"]
         return ArraySpec((len(names),), -1.0, 1.0, tuple(names))
 
@@ -151,9 +167,16 @@ class Structure(Simulated):
 
     # -- episodes -------------------------------------------------------------------
 
-    def reset(self, key: jax.Array) -> State:
-        """Starts at rest, with the robots scattered on the floor."""
-        places, yaws = self._layout(key)
+    def reset(self, key: jax.Array, level: jax.Array | float = 1.0) -> State:
+        """Starts at rest, with the robots scattered on the floor; at a low level of the
+        curriculum often with the bar robots around one sphere."""
+        key_scattered, key_which, key_around = jax.random.split(key, 3)
+        scattered = jax.random.bernoulli(key_which, jnp.squeeze(level))
+        places, yaws = jax.tree.map(
+            lambda a, b: jnp.where(scattered, a, b),
+            self._layout(key_scattered),
+            _around_a_sphere(key_around),
+        )
         heights = jnp.array([m.HUB_RADIUS] * m.BARS + [m.SPHERE_RADIUS] * m.SPHERES)
         turns = jnp.stack(
             [jnp.cos(yaws / 2), jnp.zeros(BODIES), jnp.zeros(BODIES), jnp.sin(yaws / 2)], 1
@@ -200,14 +223,34 @@ class Structure(Simulated):
         return places[rows, jnp.stack(chosen)], yaws[rows, jnp.stack(chosen)]
 
     def step(self, state: State, action: jax.Array) -> State:
-        """One control step; `action` [30] is clipped to [-1, 1]."""
-        info, physics = state.info, state.physics
+        """One control step; `action` [30] is clipped to [-1, 1]. The reward and its terms are
+        those of all its 60 Hz steps, up to one that terminates the episode."""
         action = jnp.clip(action, -1.0, 1.0)
+
+        def advance(before: State, _: None) -> tuple[State, None]:
+            after = self._advance(before, action)
+            terms = {k: v + before.metrics[k] for k, v in after.metrics.items() if _is_term(k)}
+            after = after.replace(
+                reward=before.reward + after.reward, metrics=after.metrics | terms
+            )
+            return jax.tree.map(
+                lambda old, new: jnp.where(before.terminated, old, new), before, after
+            ), None
+
+        none = {k: jnp.zeros_like(v) for k, v in state.metrics.items() if _is_term(k)}
+        begin = state.replace(
+            reward=jnp.zeros_like(state.reward),
+            terminated=jnp.zeros_like(state.terminated),
+            metrics=state.metrics | none,
+        )
+        return jax.lax.scan(advance, begin, length=self.hold)[0]
+
+    def _advance(self, state: State, action: jax.Array) -> State:
+        """One step of 1/60 s."""
+        info, physics = state.info, state.physics
         view = self.view(physics)
-        goals = JOINT_ANGLE * action[: 6 * m.BARS].reshape(m.BARS, 2, 3)
-        angle = jnp.linalg.norm(goals, axis=-1, keepdims=True)
-        goals /= jnp.maximum(angle / m.TARGET_RANGE, 1.0)
-        most = JOINT_SPEED * self.control_dt
+        goals = ANGLES * action[: 6 * m.BARS].reshape(m.BARS, 2, 3)
+        most = JOINT_SPEED * STEP
         targets = info.targets + jnp.clip(goals - info.targets, -most, most)
         pushes = self._pushes(view, action[6 * m.BARS :].reshape(m.SPHERES, 3))
         if self.has_press:
@@ -256,7 +299,7 @@ class Structure(Simulated):
             {
                 "height": heights.max(),
                 "best": best.max() - before.best.max(),
-                "each_best": (best - before.best).sum(),
+                "spheres_best": (best - before.best)[m.BARS :].sum(),
                 "mean_height": heights.mean(),
                 "links": view.links.sum().astype(jnp.float32),
             },
@@ -293,7 +336,7 @@ class Structure(Simulated):
         return 0.0, {}
 
     def _press_height(self, step: jax.Array | int) -> Any:
-        """Height of the press after so many control steps (m)."""
+        """Height of the press after so many steps of 1/60 s (m)."""
         return jnp.zeros(())
 
     def _success(self, info: Info) -> jax.Array:
@@ -309,6 +352,12 @@ class Structure(Simulated):
     def _poses(self) -> np.ndarray:
         """[6, 7] indices in `qpos` of each body's position and quaternion."""
         return self._from_slides(self.physics.qpos_slice)[:, None] + np.arange(7)
+
+    @functools.cached_property
+    def _angles(self) -> np.ndarray:
+        """[4, 2, 3] indices in `qpos` of the bars' angles."""
+        names = self.action_spec.names[: 6 * m.BARS]
+        return np.array([self.physics.qpos_slice(k).start for k in names]).reshape(m.BARS, 2, 3)
 
     @functools.cached_property
     def _speeds(self) -> np.ndarray:
@@ -339,10 +388,6 @@ class Structure(Simulated):
         places = jnp.stack([place for place, _ in poses])
         turns = jnp.stack([turn for _, turn in poses])
         speeds = physics.qvel[self._speeds]
-        joints = [
-            [physics.qpos[model.qpos_slice(m.bar(i, side))] for side in range(2)]
-            for i in range(m.BARS)
-        ]
         tips = [
             model.site_pose(physics, m.tip(i, side))[0] for i in range(m.BARS) for side in range(2)
         ]
@@ -353,7 +398,7 @@ class Structure(Simulated):
             sphere_turns=turns[m.BARS :],
             velocity=speeds[:, :3],
             spin=speeds[:, 3:],
-            joints=rotation_vector(jnp.array(joints)),
+            joints=physics.qpos[self._angles],
             tips=jnp.stack(tips),
             links=physics.eq_active[self._links],  # type: ignore[index]
         )
@@ -395,7 +440,7 @@ class Structure(Simulated):
             axis=1,
         )
         world = [
-            1.0 - info.step / self.episode_length,
+            1.0 - info.step / self.episode_steps,
             info.best.max(),
             self._press_height(info.step),
         ]
@@ -412,9 +457,14 @@ class Structure(Simulated):
         down = -self.view(state.physics).turns[:, 2]  # in the hubs' frames
         across = down.at[:, 0].set(0.0)
         across /= jnp.maximum(jnp.linalg.norm(across, axis=1, keepdims=True), 1e-6)
-        axis = jnp.cross(jnp.array([1.0, 0.0, 0.0]), across)
-        fold = jnp.stack([axis, -axis], axis=1) * (0.95 * JOINT_ANGLE) / JOINT_ANGLE
-        return jnp.concatenate([fold.ravel(), jnp.zeros(3 * m.SPHERES)])
+        angles = []
+        for sign in (1.0, -1.0):
+            # Where the bar's own x axis shall point: nearly downwards.
+            goal = sign * (math.sin(FOLD) * across).at[:, 0].set(sign * math.cos(FOLD))
+            fold, swing = jnp.arctan2(-goal[:, 2], goal[:, 0]), jnp.arcsin(goal[:, 1])
+            angles.append(jnp.stack([fold, swing, jnp.zeros(m.BARS)], axis=1))
+        targets = jnp.clip(jnp.stack(angles, axis=1) / ANGLES, -1.0, 1.0)
+        return jnp.concatenate([targets.ravel(), jnp.zeros(3 * m.SPHERES)])
 
     def render(self, states: PhysicsState, stride: int) -> np.ndarray:
         """[F, H, W, 3] pictures of every `stride`-th of the physics states [T, ...]."""
@@ -425,11 +475,11 @@ class Structure(Simulated):
 class StructureHeight(Structure):
     """The robots build as high as they can; see `Structure` for actions and observations.
 
-    Reward: .1 times the highest robot's height (m) in each step, and 10 times the largest height
-    that is reached in the episode, when it is reached. Success: a robot was `goal` (m) high.
+    Reward: .1 times the highest robot's height (m) in each step of 1/60 s, and 10 times the largest
+    height that is reached in the episode, when it is reached. Success: a robot was `goal` (m) high.
     """
 
-    episode_length: int = option(1000, "time limit of an episode (control steps)", minimum=1)
+    episode_steps: int = option(1000, "time limit of an episode (steps of 1/60 s)", minimum=1)
     goal: float = option(1.0, "height that counts as a success (m)", greater_than=0)
 
     @property
@@ -448,12 +498,14 @@ class StructureCrush(Structure):
     The press stays at `press_start` for the first `build_steps`. Then it comes down at .05 m/s,
     whatever is under it, and the episode terminates as soon as all robots are below .3 m.
 
-    Reward: 1 and .5 times the mean height (m) in each step, .1667 (10 for a second) in each step
-    survived under the press, and the terms of `rewards`. Success: survival to the end.
+    Reward: 1 and .5 times the mean height (m) in each step of 1/60 s, .1667 (10 for a second) in
+    each step survived under the press, and the terms of `rewards`. Success: survival to the end.
     """
 
-    episode_length: int = option(3000, "time limit of an episode (control steps)", minimum=1)
-    build_steps: int = option(1800, "control steps until the press begins to come down", minimum=0)
+    episode_steps: int = option(3000, "time limit of an episode (steps of 1/60 s)", minimum=1)
+    build_steps: int = option(
+        1800, "steps of 1/60 s until the press begins to come down", minimum=0
+    )
     press_start: float = option(
         5.0, "height of the press at the start (m)", greater_than=2 * m.SPHERE_RADIUS
     )
@@ -465,7 +517,7 @@ class StructureCrush(Structure):
     success_criterion = "a robot is still up at the end, under the press"
 
     def _press_height(self, step: jax.Array | int) -> jax.Array:
-        seconds = jnp.maximum(step - self.build_steps, 0) * self.control_dt
+        seconds = jnp.maximum(step - self.build_steps, 0) * STEP
         return jnp.asarray(self.press_start - PRESS_SPEED * seconds)
 
     def _press(self, info: Info, heights: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -478,22 +530,33 @@ class StructureCrush(Structure):
     def _press_reward(
         self, info: Info, before: Info
     ) -> tuple[jax.Array | float, dict[str, jax.Array]]:
-        under = (info.survived - before.survived) * 10.0 * self.control_dt
+        under = (info.survived - before.survived) * 10.0 * STEP
         metrics = {
             "reward/survival": 1.0 + under,
-            "final/survival_seconds": info.survived * self.control_dt,
+            "final/survival_seconds": info.survived * STEP,
         }
         return 1.0 + under, metrics
 
     def _success(self, info: Info) -> jax.Array:
-        return (info.survived >= self.episode_length - self.build_steps).astype(jnp.float32)
+        return (info.survived >= self.episode_steps - self.build_steps).astype(jnp.float32)
 
 
-def rotation_vector(quat: jax.Array) -> jax.Array:
-    """[..., 3] axis times angle (rad, at most pi) of unit quaternions [..., 4], w first."""
-    quat = jnp.where(quat[..., :1] < 0, -quat, quat)
-    sine = jnp.linalg.norm(quat[..., 1:], axis=-1, keepdims=True)
-    scale = jnp.where(
-        sine > 1e-6, 2 * jnp.arctan2(sine, quat[..., :1]) / jnp.maximum(sine, 1e-6), 2.0
-    )
-    return scale * quat[..., 1:]
+def _is_term(metric: str) -> bool:
+    """Whether a metric is a term of the reward, which adds up over steps."""
+    return metric.startswith("reward/")
+
+
+def _around_a_sphere(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Places [6, 2] (m) and yaws [6] (rad): the bar robots point at the first sphere from four
+    sides, and almost touch it; the second sphere is between two of them."""
+    keys = jax.random.split(key, 5)
+    first = jax.random.uniform(keys[0], maxval=2 * math.pi)
+    angles = first + jnp.arange(m.BARS) * 2 * math.pi / m.BARS
+    angles += jax.random.uniform(keys[1], (m.BARS,), minval=-0.2, maxval=0.2)
+    gaps = jax.random.uniform(keys[2], (m.BARS,), minval=0.19, maxval=0.3)
+    radii = jnp.append(m.BAR_LENGTH + gaps, jnp.array([0.0, 0.8]))
+    angles = jnp.append(angles, jnp.array([0.0, first + math.pi / m.BARS]))
+    places = radii[:, None] * jnp.stack([jnp.cos(angles), jnp.sin(angles)], 1)
+    turned = jax.random.uniform(keys[3], (BODIES,), minval=-0.15, maxval=0.15)
+    back = jax.random.bernoulli(keys[4], 0.5, (BODIES,))  # either of the two bars points inward
+    return places, angles + turned + jnp.where(back, math.pi, 0.0)
