@@ -17,7 +17,7 @@ from jaxrl.nets import ActorCritic, NetworkConfig
 from jaxrl.nets.encoders import ONLY_PART, encoder_names, parts_of
 from jaxrl.nets.groups import GroupedActorCritic, group_sizes
 from jaxrl.rl import normalizer
-from jaxrl.rl.distributions import DISTRIBUTIONS, Gaussian
+from jaxrl.rl.distributions import DISTRIBUTIONS, Gaussian, Together
 from jaxrl.rl.normalizer import RunningStatistics
 
 
@@ -74,6 +74,10 @@ class Policy:
             self.network = GroupedActorCritic(network, groups, self.parts, self.encoders)
         kind = "categorical" if action.discrete else network.distribution
         self.distribution = DISTRIBUTIONS[kind]
+        if network.group_noise:
+            rows = {name: self.parts[name].shape[0] for name in groups}
+            blocks = [(rows[name], size // rows[name]) for name, size in groups.items()]
+            self.distribution = Together(blocks, network.group_noise)
 
     def _check_keys(self, path: str) -> None:
         known = sorted(self.parts) if isinstance(self.observation, dict) else []

@@ -273,6 +273,7 @@ def test_all_rows_of_a_group_have_the_same_weights():
         ({"groups": ("robots=8",)}, "8 components of the action, but it has 14"),
         ({"memory": "gru"}, "groups: cannot be used together with memory"),
         ({"shared_trunk": True}, "groups: cannot be used together with shared_trunk"),
+        ({"groups": (), "group_noise": 0.5}, "group_noise: needs groups"),
     ],
 )
 def test_groups_that_do_not_fit_are_refused(settings, pattern):

@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import linalg, stats
 
 from jaxrl.rl import losses, normalizer, schedules
 from jaxrl.rl.advantages import generalized_advantages
-from jaxrl.rl.distributions import Gaussian, Normal, TanhNormal
+from jaxrl.rl.distributions import Gaussian, Normal, TanhNormal, Together
 
 
 def reference_gae(reward, value, next_value, terminated, truncated, gamma, lam):
@@ -92,6 +92,21 @@ def test_gaussian_log_prob_and_entropy_equal_scipy():
     np.testing.assert_allclose(
         Normal.entropy(g, jax.random.key(0)), stats.norm.entropy(mean, std).sum(), rtol=1e-5
     )
+
+
+def test_alike_things_explore_alike():
+    """Two things with three components, then three things with one component."""
+    rho, rng = 0.7, np.random.default_rng(0)
+    two, three = (rho + (1 - rho) * np.eye(n) for n in (2, 3))
+    correlation = linalg.block_diag(np.kron(two, np.eye(3)), three)
+    mean, std = rng.normal(size=9), np.exp(rng.normal(size=9))
+    wanted = stats.multivariate_normal(mean, correlation * np.outer(std, std))
+    together = Together([(2, 3), (3, 1)], rho)
+    g = Gaussian(jnp.asarray(mean), jnp.log(jnp.asarray(std)))
+    raw = together.sample(g, jnp.asarray(rng.normal(size=(20000, 9))))
+    np.testing.assert_allclose(together.log_prob(g, raw[:9]), wanted.logpdf(raw[:9]), rtol=1e-4)
+    np.testing.assert_allclose(together.entropy(g, jax.random.key(0)), wanted.entropy(), rtol=1e-5)
+    np.testing.assert_allclose(np.corrcoef(raw.T), correlation, atol=0.03)
 
 
 def test_squashed_density_integrates_to_one_and_entropy_matches_it():

@@ -71,6 +71,14 @@ def test_random_actions_stay_finite():
     assert state.metrics["final/links"].sum() > 0
 
 
+def test_a_world_that_is_too_fast_has_diverged():
+    _, step, _, _ = functions(TASK)
+    state = played(TASK, 0, rest)
+    fast = state.physics.qvel.at[0, 2].set(1000.0)
+    state = step(state.replace(physics=state.physics.replace(qvel=fast)), rest(state, 0))
+    assert jnp.isnan(state.reward[0]) and jnp.isfinite(state.reward[1:]).all()
+
+
 def test_the_bars_stay_within_their_stops():
     view, worst = functions(TASK)[2], 0.0
     draw = functools.cache(lambda i: jax.random.uniform(jax.random.key(i), (N, 30), minval=-1))

@@ -27,6 +27,7 @@ SPAWN_APART = 0.4  # m, smallest distance of two robots' centres at the start
 PRESS_SPEED, CRUSHED = 0.05, 0.3  # m/s, m
 ON_FLOOR = m.SPHERE_RADIUS + 0.02  # m, a sphere with a higher centre has no floor to roll on
 BODIES = m.BARS + m.SPHERES
+FASTEST = 100.0  # m/s or rad/s, a higher velocity means that the simulation has diverged
 FOLD = math.radians(85.0)  # by which the scripted robots fold their bars
 TRIES = 32  # places that are drawn for each body at the start; the first that is free is taken
 
@@ -258,7 +259,10 @@ class Structure(Simulated):
             physics = physics.replace(mocap_pos=jnp.array([[0.0, 0.0, 1.0]]) * height)
         physics = self.physics.step(physics, jnp.concatenate([targets.ravel(), pushes.ravel()]))
         physics = self._connect(physics)
-        return self._judge(physics, info.replace(step=info.step + 1, targets=targets))
+        after = self._judge(physics, info.replace(step=info.step + 1, targets=targets))
+        # Close to infinity the simulation is still finite for a while.
+        diverged = jnp.abs(physics.qvel).max() > FASTEST
+        return after.replace(reward=jnp.where(diverged, jnp.nan, after.reward))
 
     def _pushes(self, view: View, action: jax.Array) -> jax.Array:
         """[2, 5] forces (N) and torques (N m, in its own frame) on each sphere, of actions
@@ -547,16 +551,15 @@ def _is_term(metric: str) -> bool:
 
 
 def _around_a_sphere(key: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Places [6, 2] (m) and yaws [6] (rad): the bar robots point at the first sphere from four
-    sides, and almost touch it; the second sphere is between two of them."""
-    keys = jax.random.split(key, 5)
+    """Places [6, 2] (m) and yaws [6] (rad): the bar robots point with bar 0 at the first sphere
+    from four sides, and almost touch it; the second sphere is between two of them."""
+    keys = jax.random.split(key, 4)
     first = jax.random.uniform(keys[0], maxval=2 * math.pi)
     angles = first + jnp.arange(m.BARS) * 2 * math.pi / m.BARS
     angles += jax.random.uniform(keys[1], (m.BARS,), minval=-0.2, maxval=0.2)
-    gaps = jax.random.uniform(keys[2], (m.BARS,), minval=0.19, maxval=0.3)
+    gaps = jax.random.uniform(keys[2], (m.BARS,), minval=0.185, maxval=CONNECT)
     radii = jnp.append(m.BAR_LENGTH + gaps, jnp.array([0.0, 0.8]))
     angles = jnp.append(angles, jnp.array([0.0, first + math.pi / m.BARS]))
     places = radii[:, None] * jnp.stack([jnp.cos(angles), jnp.sin(angles)], 1)
     turned = jax.random.uniform(keys[3], (BODIES,), minval=-0.15, maxval=0.15)
-    back = jax.random.bernoulli(keys[4], 0.5, (BODIES,))  # either of the two bars points inward
-    return places, angles + turned + jnp.where(back, math.pi, 0.0)
+    return places, angles + turned + math.pi

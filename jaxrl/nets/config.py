@@ -44,6 +44,13 @@ class NetworkConfig:
         "PART=NUMBER: the rows of this part, of the shape [rows, features], control NUMBER "
         "components of the action, with the same weights for each row; in the order of the action",
     )
+    group_noise: float = option(
+        0.0,
+        "correlation of the exploration noise of a group's rows: they try the same at once "
+        "(PPO only)",
+        minimum=0.0,
+        maximum=0.99,
+    )
     image_channels: tuple[int, ...] = option(
         (16, 32, 32),
         "channels of each layer of the cnn and keypoints encoders; each layer halves the image's "

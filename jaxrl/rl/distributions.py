@@ -1,4 +1,4 @@
-"""Action distributions: a diagonal Gaussian, plain or squashed by tanh, and a categorical one.
+"""Action distributions: Gaussians, plain, correlated or squashed by tanh, and a categorical one.
 
 All methods use the raw sample `raw` [..., A], before clipping or squashing: near the bounds, a
 log-probability that is computed from the squashed action would lose its precision. For a
@@ -8,6 +8,7 @@ Gaussian, log-probabilities and entropies are summed over the action's component
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -47,6 +48,59 @@ class Normal:
     def entropy(g: Gaussian, key: jax.Array) -> jax.Array:
         """[...] exact entropy (the key is not used)."""
         return (jnp.broadcast_to(g.log_std, g.mean.shape) + 0.5 + 0.5 * _LOG_2PI).sum(-1)
+
+
+class Together:
+    """Gaussian with correlated components: things that are alike explore alike.
+
+    The action is a sequence of blocks, each with the same components of K things one after the
+    other. The noise of a component has the correlation rho between any two things of a block.
+
+    Args:
+      blocks: (K, number of components of one thing) of each block.
+      rho: correlation, 0 <= rho < 1.
+    """
+
+    def __init__(self, blocks: Sequence[tuple[int, int]], rho: float):
+        self.blocks, self.rho = tuple(blocks), rho
+
+    action = staticmethod(Normal.action)
+
+    def sample(self, g: Gaussian, noise: jax.Array) -> jax.Array:
+        """Raw sample [..., A] from standard normal noise [..., A]."""
+        return Normal.sample(g, self._scaled(noise, 1))
+
+    def log_prob(self, g: Gaussian, raw: jax.Array) -> jax.Array:
+        """[...] log-density of the raw sample."""
+        z = self._scaled((raw - g.mean) * jnp.exp(-g.log_std), -1)
+        return (-0.5 * z**2 - g.log_std - 0.5 * _LOG_2PI).sum(-1) - self._log_volume()
+
+    def entropy(self, g: Gaussian, key: jax.Array) -> jax.Array:
+        """[...] exact entropy (the key is not used)."""
+        return Normal.entropy(g, key) + self._log_volume()
+
+    def _scaled(self, z: jax.Array, power: int) -> jax.Array:
+        """z times the symmetric square root of the correlation matrix, or its inverse (-1): the
+        means over the things and the deviations from them are its eigenspaces."""
+        start, parts = 0, []
+        for count, size in self.blocks:
+            rows = z[..., start : start + count * size].reshape(*z.shape[:-1], count, size)
+            mean = rows.mean(-2, keepdims=True)
+            own, common = (math.sqrt(x) ** power for x in self._eigenvalues(count))
+            parts.append((own * (rows - mean) + common * mean).reshape(*z.shape[:-1], -1))
+            start += count * size
+        return jnp.concatenate(parts, axis=-1)
+
+    def _eigenvalues(self, count: int) -> tuple[float, float]:
+        return 1.0 - self.rho, 1.0 + (count - 1) * self.rho
+
+    def _log_volume(self) -> float:
+        """Half the logarithm of the correlation matrix' determinant."""
+        total = 0.0
+        for count, size in self.blocks:
+            own, common = map(math.log, self._eigenvalues(count))
+            total += 0.5 * size * ((count - 1) * own + common)
+        return total
 
 
 class TanhNormal(Normal):
