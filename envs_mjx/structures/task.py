@@ -27,6 +27,11 @@ SPAWN_APART = 0.4  # m, smallest distance of two robots' centres at the start
 PRESS_SPEED, CRUSHED = 0.05, 0.3  # m/s, m
 ON_FLOOR = m.SPHERE_RADIUS + 0.02  # m, a sphere with a higher centre has no floor to roll on
 BODIES = m.BARS + m.SPHERES
+# A robot that stands beside a sphere: bar 1 is its leg, and the tip of bar 0 is on the sphere, this
+# far from its centre and above it (m).
+TIP_AWAY = TIP_ABOVE = (m.SPHERE_RADIUS + m.BAR_RADIUS) / math.sqrt(2.0)
+LEAN = math.asin((m.BAR_LENGTH - m.SPHERE_RADIUS - TIP_ABOVE) / m.BAR_LENGTH)
+STANDING = ((LEAN, 0.0, 0.0), (-math.pi / 2, 0.0, 0.0))  # rad, angles of the two bars
 FASTEST = 100.0  # m/s or rad/s, a higher velocity means that the simulation has diverged
 FOLD = math.radians(85.0)  # by which the scripted robots fold their bars
 TRIES = 32  # places that are drawn for each body at the start; the first that is free is taken
@@ -123,7 +128,7 @@ class Structure(Simulated):
     curriculum: CurriculumConfig = option(
         CurriculumConfig(),
         "share of the training episodes that start with scattered robots; in the others all bar "
-        "robots start around one sphere",
+        "robots start around one sphere, lying on the floor, or each standing on one of its bars",
     )
 
     has_press: ClassVar[bool] = False
@@ -170,21 +175,25 @@ class Structure(Simulated):
 
     def reset(self, key: jax.Array, level: jax.Array | float = 1.0) -> State:
         """Starts at rest, with the robots scattered on the floor; at a low level of the
-        curriculum often with the bar robots around one sphere."""
+        curriculum often with the bar robots around one sphere, lying or standing."""
         key_scattered, key_which, key_around = jax.random.split(key, 3)
-        scattered = jax.random.bernoulli(key_which, jnp.squeeze(level))
+        keys = jax.random.split(key_which)
+        scattered = jax.random.bernoulli(keys[0], jnp.squeeze(level))
+        standing = jax.random.bernoulli(keys[1]) & ~scattered
         places, yaws = jax.tree.map(
             lambda a, b: jnp.where(scattered, a, b),
             self._layout(key_scattered),
-            _around_a_sphere(key_around),
+            _around_a_sphere(key_around, standing),
         )
         heights = jnp.array([m.HUB_RADIUS] * m.BARS + [m.SPHERE_RADIUS] * m.SPHERES)
+        heights = heights.at[: m.BARS].set(jnp.where(standing, m.BAR_LENGTH, heights[: m.BARS]))
+        angles = jnp.where(standing, jnp.array(STANDING), jnp.zeros((m.BARS, 2, 3)))
         turns = jnp.stack(
             [jnp.cos(yaws / 2), jnp.zeros(BODIES), jnp.zeros(BODIES), jnp.sin(yaws / 2)], 1
         )
         qpos = jnp.asarray(self.physics.rest, jnp.float32)
         poses = jnp.concatenate([places, heights[:, None], turns], axis=1)
-        qpos = qpos.at[self._poses].set(poses)
+        qpos = qpos.at[self._poses].set(poses).at[self._angles].set(angles)
         physics = self.physics.init(
             qpos,
             mocap_pos=jnp.array([[0.0, 0.0, self._press_height(0)]]) if self.has_press else None,
@@ -192,7 +201,7 @@ class Structure(Simulated):
         )
         info = Info(
             step=jnp.zeros((), jnp.int32),
-            targets=jnp.zeros((m.BARS, 2, 3)),
+            targets=angles,
             best=heights,
             survived=jnp.zeros((), jnp.int32),
         )
@@ -550,15 +559,16 @@ def _is_term(metric: str) -> bool:
     return metric.startswith("reward/")
 
 
-def _around_a_sphere(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _around_a_sphere(key: jax.Array, standing: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Places [6, 2] (m) and yaws [6] (rad): the bar robots point with bar 0 at the first sphere
-    from four sides, and almost touch it; the second sphere is between two of them."""
+    from four sides, and touch it; the second sphere is between two of them."""
     keys = jax.random.split(key, 4)
     first = jax.random.uniform(keys[0], maxval=2 * math.pi)
     angles = first + jnp.arange(m.BARS) * 2 * math.pi / m.BARS
     angles += jax.random.uniform(keys[1], (m.BARS,), minval=-0.2, maxval=0.2)
     gaps = jax.random.uniform(keys[2], (m.BARS,), minval=0.185, maxval=CONNECT)
-    radii = jnp.append(m.BAR_LENGTH + gaps, jnp.array([0.0, 0.8]))
+    reach = jnp.where(standing, TIP_AWAY + m.BAR_LENGTH * math.cos(LEAN), m.BAR_LENGTH + gaps)
+    radii = jnp.append(reach, jnp.array([0.0, 0.8]))
     angles = jnp.append(angles, jnp.array([0.0, first + math.pi / m.BARS]))
     places = radii[:, None] * jnp.stack([jnp.cos(angles), jnp.sin(angles)], 1)
     turned = jax.random.uniform(keys[3], (BODIES,), minval=-0.15, maxval=0.15)
