@@ -144,7 +144,7 @@ def test_every_shipped_configuration_resolves():
             resolve({"env": values.pop("env")}, platform="none")
             options.build(PretrainConfig, values)
             continue
-        if name == "pipeline.yaml":
+        if name.endswith("pipeline.yaml"):
             pipelines.plan(pipelines.read(os.path.join(folder, name)), "cpu")
             continue
         if name.endswith("_space.yaml"):

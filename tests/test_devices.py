@@ -114,13 +114,13 @@ def test_each_device_has_its_own_worlds_starts_and_noise(small_run, tmp_path):
     assert finite.all() and np.isfinite(metrics["train/loss"])
 
 
-@pytest.mark.parametrize("algo", ["ppo", "td3"])
+@pytest.mark.parametrize("algo", ["ppo", pytest.param("td3", marks=pytest.mark.slow)])
 def test_a_run_on_four_devices_resumes_bit_for_bit(algo, small_run, tmp_path):
     layer = {"algo": algo, "td3": OFF_POLICY} if algo != "ppo" else {}
     in_two_parts(config_of(small_run, 4, layer), tmp_path)
 
 
-@pytest.mark.parametrize(("before", "after"), [(4, 1), (1, 4)])
+@pytest.mark.parametrize(("before", "after"), [pytest.param(4, 1, marks=pytest.mark.slow), (1, 4)])
 def test_a_checkpoint_does_not_depend_on_the_number_of_devices(before, after, small_run, tmp_path):
     layer = {"algo": "sac", "sac": OFF_POLICY}
     first = Trainer(config_of(small_run, before, layer), tmp_path / "run")
