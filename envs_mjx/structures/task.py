@@ -567,7 +567,8 @@ def _around_a_sphere(key: jax.Array, standing: jax.Array) -> tuple[jax.Array, ja
     angles = first + jnp.arange(m.BARS) * 2 * math.pi / m.BARS
     angles += jax.random.uniform(keys[1], (m.BARS,), minval=-0.2, maxval=0.2)
     gaps = jax.random.uniform(keys[2], (m.BARS,), minval=0.185, maxval=CONNECT)
-    reach = jnp.where(standing, TIP_AWAY + m.BAR_LENGTH * math.cos(LEAN), m.BAR_LENGTH + gaps)
+    lying = m.BAR_LENGTH + jnp.sqrt(gaps**2 - (m.SPHERE_RADIUS - m.HUB_RADIUS) ** 2)
+    reach = jnp.where(standing, TIP_AWAY + m.BAR_LENGTH * math.cos(LEAN), lying)
     radii = jnp.append(reach, jnp.array([0.0, 0.8]))
     angles = jnp.append(angles, jnp.array([0.0, first + math.pi / m.BARS]))
     places = radii[:, None] * jnp.stack([jnp.cos(angles), jnp.sin(angles)], 1)
