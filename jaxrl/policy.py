@@ -75,6 +75,8 @@ class Policy:
         kind = "categorical" if action.discrete else network.distribution
         self.distribution = DISTRIBUTIONS[kind]
         if network.group_noise:
+            if not groups or kind != "normal":
+                raise UserError(f"{path}.group_noise: needs groups, and the distribution normal")
             rows = {name: self.parts[name].shape[0] for name in groups}
             blocks = [(rows[name], size // rows[name]) for name, size in groups.items()]
             self.distribution = Together(blocks, network.group_noise)

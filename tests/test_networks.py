@@ -280,3 +280,9 @@ def test_groups_that_do_not_fit_are_refused(settings, pattern):
     network = dataclasses.replace(grouped().config, **settings)
     with pytest.raises(UserError, match=pattern):
         Policy(network, grouped().observation, grouped().action)
+
+
+def test_choices_have_no_noise_in_common():
+    network = dataclasses.replace(grouped().config, group_noise=0.5)
+    with pytest.raises(UserError, match="group_noise: needs groups, and the distribution normal"):
+        Policy(network, grouped().observation, ArraySpec((14,), discrete=True))

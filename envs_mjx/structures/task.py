@@ -27,10 +27,10 @@ SPAWN_APART = 0.4  # m, smallest distance of two robots' centres at the start
 PRESS_SPEED, CRUSHED = 0.05, 0.3  # m/s, m
 ON_FLOOR = m.SPHERE_RADIUS + 0.02  # m, a sphere with a higher centre has no floor to roll on
 BODIES = m.BARS + m.SPHERES
-# A robot that stands beside a sphere: bar 1 is its leg, and the tip of bar 0 is on the sphere, this
-# far from its centre and above it (m).
-TIP_AWAY = TIP_ABOVE = (m.SPHERE_RADIUS + m.BAR_RADIUS) / math.sqrt(2.0)
-LEAN = math.asin((m.BAR_LENGTH - m.SPHERE_RADIUS - TIP_ABOVE) / m.BAR_LENGTH)
+# A robot that stands beside a sphere: bar 1 is its leg, and the tip of bar 0 is on the sphere, as
+# far outward from its centre as above it (m).
+TIP = (m.SPHERE_RADIUS + m.BAR_RADIUS) / math.sqrt(2.0)
+LEAN = math.asin((m.BAR_LENGTH - m.SPHERE_RADIUS - TIP) / m.BAR_LENGTH)
 STANDING = ((LEAN, 0.0, 0.0), (-math.pi / 2, 0.0, 0.0))  # rad, angles of the two bars
 FASTEST = 100.0  # m/s or rad/s, a higher velocity means that the simulation has diverged
 FOLD = math.radians(85.0)  # by which the scripted robots fold their bars
@@ -39,7 +39,7 @@ TRIES = 32  # places that are drawn for each body at the start; the first that i
 
 @dataclasses.dataclass(frozen=True)
 class Rewards:
-    """Weights of the terms of the reward, in each control step."""
+    """Weights of the terms of the reward, in each step of 1/60 s."""
 
     height: float = option(0.1, "height of the highest robot (m)")
     best: float = option(10.0, "gain of the largest height of the episode (m)")
@@ -185,8 +185,8 @@ class Structure(Simulated):
             self._layout(key_scattered),
             _around_a_sphere(key_around, standing),
         )
-        heights = jnp.array([m.HUB_RADIUS] * m.BARS + [m.SPHERE_RADIUS] * m.SPHERES)
-        heights = heights.at[: m.BARS].set(jnp.where(standing, m.BAR_LENGTH, heights[: m.BARS]))
+        hub = jnp.where(standing, m.BAR_LENGTH, m.HUB_RADIUS)
+        heights = jnp.append(jnp.full(m.BARS, hub), jnp.full(m.SPHERES, m.SPHERE_RADIUS))
         angles = jnp.where(standing, jnp.array(STANDING), jnp.zeros((m.BARS, 2, 3)))
         turns = jnp.stack(
             [jnp.cos(yaws / 2), jnp.zeros(BODIES), jnp.zeros(BODIES), jnp.sin(yaws / 2)], 1
@@ -568,7 +568,7 @@ def _around_a_sphere(key: jax.Array, standing: jax.Array) -> tuple[jax.Array, ja
     angles += jax.random.uniform(keys[1], (m.BARS,), minval=-0.2, maxval=0.2)
     gaps = jax.random.uniform(keys[2], (m.BARS,), minval=0.185, maxval=CONNECT)
     lying = m.BAR_LENGTH + jnp.sqrt(gaps**2 - (m.SPHERE_RADIUS - m.HUB_RADIUS) ** 2)
-    reach = jnp.where(standing, TIP_AWAY + m.BAR_LENGTH * math.cos(LEAN), lying)
+    reach = jnp.where(standing, TIP + m.BAR_LENGTH * math.cos(LEAN), lying)
     radii = jnp.append(reach, jnp.array([0.0, 0.8]))
     angles = jnp.append(angles, jnp.array([0.0, first + math.pi / m.BARS]))
     places = radii[:, None] * jnp.stack([jnp.cos(angles), jnp.sin(angles)], 1)

@@ -55,8 +55,6 @@ def group_sizes(
     for key, off in (("memory", "none"), ("shared_trunk", False), ("state_dependent_std", False)):
         if sizes and vars(config)[key] != off:
             raise UserError(f"{path}.groups: cannot be used together with {key}")
-    if config.group_noise and (not sizes or config.distribution != "normal"):
-        raise UserError(f"{path}.group_noise: needs groups, and the distribution normal")
     return sizes
 
 

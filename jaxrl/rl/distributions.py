@@ -41,13 +41,22 @@ class Normal:
     @staticmethod
     def log_prob(g: Gaussian, raw: jax.Array) -> jax.Array:
         """[...] log-density of the raw sample."""
-        z = (raw - g.mean) * jnp.exp(-g.log_std)
-        return (-0.5 * z**2 - g.log_std - 0.5 * _LOG_2PI).sum(-1)
+        return _log_density(_standardized(g, raw), g)
 
     @staticmethod
     def entropy(g: Gaussian, key: jax.Array) -> jax.Array:
         """[...] exact entropy (the key is not used)."""
         return (jnp.broadcast_to(g.log_std, g.mean.shape) + 0.5 + 0.5 * _LOG_2PI).sum(-1)
+
+
+def _standardized(g: Gaussian, raw: jax.Array) -> jax.Array:
+    """The noise [..., A] that belongs to a raw sample."""
+    return (raw - g.mean) * jnp.exp(-g.log_std)
+
+
+def _log_density(z: jax.Array, g: Gaussian) -> jax.Array:
+    """[...] log-density of the raw sample that belongs to independent noise z [..., A]."""
+    return (-0.5 * z**2 - g.log_std - 0.5 * _LOG_2PI).sum(-1)
 
 
 class Together:
@@ -72,8 +81,7 @@ class Together:
 
     def log_prob(self, g: Gaussian, raw: jax.Array) -> jax.Array:
         """[...] log-density of the raw sample."""
-        z = self._scaled((raw - g.mean) * jnp.exp(-g.log_std), -1)
-        return (-0.5 * z**2 - g.log_std - 0.5 * _LOG_2PI).sum(-1) - self._log_volume()
+        return _log_density(self._scaled(_standardized(g, raw), -1), g) - self._log_volume()
 
     def entropy(self, g: Gaussian, key: jax.Array) -> jax.Array:
         """[...] exact entropy (the key is not used)."""
