@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 
@@ -16,6 +17,17 @@ def brief(text: object, max_length: int = 200) -> str:
     """A text, such as that of an error, as one line of at most `max_length` characters."""
     line = " ".join(str(text).split())
     return line if len(line) <= max_length else f"{line[: max_length - 3]}..."
+
+
+def reason(error: Exception) -> str:
+    """Why something failed, as one line; for an operating system's error without its path."""
+    text = str(getattr(error, "strerror", None) or error).strip() or type(error).__name__
+    return text.splitlines()[0][:200]
+
+
+def tell(line: str) -> None:
+    """Prints a line for the user to standard error, at once."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def no_opengl(error: Exception) -> UserError:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from jaxrl.errors import UserError
+from jaxrl.errors import UserError, reason
 
 LOCK = ".lock"
 
@@ -83,9 +83,8 @@ def _temporary_path(path: Path) -> Path:
 
 
 def _not_written(path: Path, error: Exception) -> UserError:
-    reason = str(getattr(error, "strerror", None) or error).strip() or type(error).__name__
     shown = str(path) if len(str(path)) < 200 else f"{str(path)[:200]}..."
-    return UserError(f"cannot write {shown}: {reason.splitlines()[0][:200]}")
+    return UserError(f"cannot write {shown}: {reason(error)}")
 
 
 def sync(path: Path) -> None:

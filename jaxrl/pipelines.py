@@ -12,7 +12,6 @@ import dataclasses
 import datetime
 import json
 import re
-import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import Any
 from jaxrl import evaluation, files, notifications, storage, strict_yaml, training, transfer
 from jaxrl.algos import ALGORITHMS
 from jaxrl.config import RunConfig, read_yaml
-from jaxrl.errors import UserError
+from jaxrl.errors import UserError, tell
 from jaxrl.notifications import NotificationsConfig
 from jaxrl.options import MAX_INT, build, flatten, merge, nest, option, quote, to_dict
 from jaxrl.policy import Policy
@@ -418,13 +417,13 @@ class Pipeline:
                 *self.state["sessions_skipped"],
             ):
                 continue
-            _tell(f"session {number}/{len(self.sessions)}, {session}")
+            tell(f"session {number}/{len(self.sessions)}, {session}")
             self._save(current_session=session.name)
             try:
                 reason = self._session(session)
             except Stopped as stopped:
                 self._save(status="stopped")
-                _tell(f"stopped and saved; continue with --resume --output-dir {self.folder}")
+                tell(f"stopped and saved; continue with --resume --output-dir {self.folder}")
                 return stopped.status
             if reason is not None and not self.config.continue_on_error:
                 break
@@ -437,7 +436,7 @@ class Pipeline:
         self._write_page()
         status = self.state["status"]
         done, count = len(self.state["sessions_completed"]), len(self.sessions)
-        _tell(f"the pipeline is {status}; written to {self.folder}/{REPORT}")
+        tell(f"the pipeline is {status}; written to {self.folder}/{REPORT}")
         text = f"{self.config.name} is {status}: {done} of {count} sessions are complete"
         self._notify(event, text, pipeline=self.config.name, folder=str(self.folder), **facts)
 
@@ -462,7 +461,7 @@ class Pipeline:
             if reason is None:
                 break
             if number + 1 < len(session.attempts):
-                _tell(f"{session.name}: {reason}; retry {number + 1}")
+                tell(f"{session.name}: {reason}; retry {number + 1}")
         self._end(session, reason)
         return reason
 
@@ -475,7 +474,7 @@ class Pipeline:
         self._save()
         event = "completed" if reason is None else "failed"
         text = f"{self.config.name}: {session.name} {event}{f': {reason}' if reason else ''}"
-        _tell(text)
+        tell(text)
         summary = self.state["attempts"].get(session.name, [{}])[-1].get("summary", {})
         self._notify(
             f"session_{event}",
@@ -550,7 +549,7 @@ class Pipeline:
                     if "summary" in attempt and not (run / "report.html").exists():
                         run_page.write([run])
         except UserError as error:
-            _tell(f"no page: {error}")
+            tell(f"no page: {error}")
 
     def _save(self, **changes: Any) -> None:
         """Writes the state and the report."""
@@ -648,7 +647,3 @@ def _plain(settings: dict[str, Any]) -> dict[str, Any]:
 
 def _now() -> str:
     return datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-
-
-def _tell(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

@@ -14,7 +14,6 @@ import json
 import os
 import re
 import shutil
-import sys
 import tempfile
 import threading
 import time
@@ -22,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-from jaxrl.errors import UserError
+from jaxrl.errors import UserError, reason, tell
 from jaxrl.files import replacing
 
 S3 = "s3://"
@@ -145,7 +144,7 @@ class S3Store:
         try:
             self._client = boto3.client("s3", config=config)
         except Exception as error:  # of several kinds, about the configuration
-            raise UserError(f"storage: {_first_line(error)}") from error
+            raise UserError(f"storage: {reason(error)}") from error
         self._transfer = TransferConfig(max_concurrency=4)
 
     def files(self) -> dict[str, str]:
@@ -301,7 +300,7 @@ class Mirror:
         deadline, wait = time.monotonic() + patience, WAITS[0]
         while not self.update():
             if time.monotonic() + wait > deadline:
-                _tell(
+                tell(
                     f"{self.store.place} is not complete; when it can be reached again, run: "
                     f"python -m jaxrl.mirror {self.folder} {_parent(self.store.place)}"
                 )
@@ -328,11 +327,11 @@ class Mirror:
             self._update()
         except Failed as error:
             if not self._is_behind:
-                _tell(f"storage: {error}; training goes on, and this is tried again")
+                tell(f"storage: {error}; training goes on, and this is tried again")
             self._is_behind = True
             return False
         if self._is_behind:
-            _tell(f"storage: {self.store.place} is up to date again")
+            tell(f"storage: {self.store.place} is up to date again")
         self._is_behind = False
         return True
 
@@ -534,18 +533,9 @@ def _failing(place: str) -> Iterator[None]:
     except (Failed, KeyboardInterrupt):
         raise
     except Exception as error:  # of many kinds, from the network and from boto3
-        raise Failed(f"{place}: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
-    return str(text).splitlines()[0][:200]
+        raise Failed(f"{place}: {reason(error)}") from error
 
 
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _tell(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

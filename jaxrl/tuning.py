@@ -12,7 +12,6 @@ import dataclasses
 import fcntl
 import json
 import math
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from jaxrl import files, strict_yaml, training
 from jaxrl.callbacks import Callback
 from jaxrl.config import MAX_MEMBERS, RunConfig, read_yaml
-from jaxrl.errors import UserError
+from jaxrl.errors import UserError, tell
 from jaxrl.evaluation import METRICS, statistic
 from jaxrl.logs import columns, readable
 from jaxrl.options import build, flatten, merge, nest, option, quote, to_dict
@@ -320,7 +319,7 @@ class Study:
             self.study.tell(trial.number, state=state.FAIL)
         chosen = ", ".join(f"{key} {shown(value)}" for key, value in trial.params.items())
         early = " stopped early" if is_pruned else "" if values else " failed"
-        _tell(f"trial {trial.number}{early}: {result}; {chosen}")
+        tell(f"trial {trial.number}{early}: {result}; {chosen}")
 
     def write(self) -> None:
         """Writes the table of the trials, and the best settings as a file that trains."""
@@ -446,10 +445,6 @@ def shown(value: Any) -> str:
     """A chosen value as text."""
     value = _plain(value)
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _tell(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def save_spec(study: StudyConfig, folder: Path) -> None:

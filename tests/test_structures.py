@@ -129,8 +129,13 @@ def test_a_near_tip_is_connected_at_its_place():
     gap = jnp.linalg.norm(seen.tips[:, 0] - seen.spheres[:, 0], axis=-1)
     assert seen.links[:, 0, 0].all()
     np.testing.assert_allclose(gap, 0.1925, atol=0.01)
-    # A tip holds one sphere at most.
+    # A tip holds one sphere at most, and a sphere one tip of a robot.
     assert (seen.links.sum(-1) <= 1).all()
+    folded = jnp.zeros((N, 30)).at[:, [0, 3]].set(jnp.array([0.79, -0.79]))
+    for _ in range(120):
+        state = step(state, folded)
+        by_robot = view(state.physics).links.reshape(N, m.BARS, 2, m.SPHERES).sum(2)
+        assert (by_robot <= 1).all()
 
 
 def test_an_action_holds_for_several_steps():
@@ -147,15 +152,16 @@ def test_an_action_holds_for_several_steps():
     assert ten.episode_length == 100 and ten.control_dt == pytest.approx(1 / 6)
 
 
-def test_a_low_level_starts_the_robots_around_a_sphere():
+def test_a_low_level_starts_with_spheres_at_the_tips_of_robots():
     reset = jax.jit(jax.vmap(functools.partial(TASK.reset, level=0.0)))
     near = reset(jax.random.split(jax.random.key(0), N))
     view = functions(TASK)[2](near.physics)
-    gaps = jnp.linalg.norm(view.tips - view.spheres[:, :1].repeat(m.TIPS, 1), axis=-1)
-    least = gaps.reshape(N, m.BARS, 2).min(-1)
-    assert (least > m.SPHERE_RADIUS).all() and (least < CONNECT + 0.01).all()
-    standing = view.hubs[:, :, 2] > 0.45
-    assert standing.any() and not standing.all() and (view.tips[..., 2] > -0.01).all()
+    tips = view.tips.reshape(N, m.BARS, 2, 3)[:, : m.SPHERES, 0]
+    gaps = jnp.linalg.norm(tips - view.spheres, axis=-1)
+    assert (gaps > m.SPHERE_RADIUS).all() and (gaps < CONNECT + 0.01).all()
+    standing = view.hubs[..., 2] > 0.45
+    assert standing[:, : m.SPHERES].any() and not standing[:, : m.SPHERES].all()
+    assert not standing[:, m.SPHERES :].any() and (view.tips[..., 2] > -0.01).all()
 
 
 @pytest.mark.slow

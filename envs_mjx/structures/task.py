@@ -103,7 +103,8 @@ class Structure(Simulated):
     A bar robot is a hub with two bars of .5 m, each on a ball joint of three motorised hinges; at
     rest the bars point away from each other along the hub's x axis. The tip of a bar that comes
     within .2 m of a sphere's centre is connected to the sphere at its present place, by a ball
-    joint, until it is pulled beyond .5 m. A tip holds at most one sphere.
+    joint, until it is pulled beyond .5 m. A tip holds at most one sphere, and a sphere is held by
+    at most one tip of a robot.
 
     Action [30]: for each bar robot the desired angles of bar 0 and of bar 1, each by how much it
     folds about the hub's y axis, swings sideways, and turns about itself, in shares of 2, 1.2 and
@@ -127,8 +128,8 @@ class Structure(Simulated):
     rewards: Rewards = option(Rewards(), "weights of the reward's terms")
     curriculum: CurriculumConfig = option(
         CurriculumConfig(),
-        "share of the training episodes that start with scattered robots; in the others all bar "
-        "robots start around one sphere, lying on the floor, or each standing on one of its bars",
+        "share of the training episodes that start with scattered spheres; in the others each "
+        "sphere is at the tip of a robot, which lies on the floor or stands on one of its bars",
     )
 
     has_press: ClassVar[bool] = False
@@ -174,20 +175,26 @@ class Structure(Simulated):
     # -- episodes -------------------------------------------------------------------
 
     def reset(self, key: jax.Array, level: jax.Array | float = 1.0) -> State:
-        """Starts at rest, with the robots scattered on the floor; at a low level of the
-        curriculum often with the bar robots around one sphere, lying or standing."""
-        key_scattered, key_which, key_around = jax.random.split(key, 3)
-        keys = jax.random.split(key_which)
-        scattered = jax.random.bernoulli(keys[0], jnp.squeeze(level))
-        standing = jax.random.bernoulli(keys[1]) & ~scattered
-        places, yaws = jax.tree.map(
-            lambda a, b: jnp.where(scattered, a, b),
-            self._layout(key_scattered),
-            _around_a_sphere(key_around, standing),
+        """Starts at rest, with everything scattered on the floor; at a low level of the curriculum
+        often with each sphere at a tip of a robot that lies or stands."""
+        keys = jax.random.split(key, 4)
+        near = ~jax.random.bernoulli(keys[0], jnp.squeeze(level))
+        standing = jax.random.bernoulli(keys[1], 0.5, (m.SPHERES,)) & near
+        places, yaws = self._layout(keys[2], near)
+        # A sphere at the tip of bar 0 of the robot of the same number.
+        gaps = jax.random.uniform(keys[3], (m.SPHERES,), minval=0.185, maxval=CONNECT)
+        reach = m.BAR_LENGTH + jnp.sqrt(gaps**2 - (m.SPHERE_RADIUS - m.HUB_RADIUS) ** 2)
+        reach = jnp.where(standing, TIP + m.BAR_LENGTH * math.cos(LEAN), reach)
+        heading = jnp.stack([jnp.cos(yaws), jnp.sin(yaws)], axis=1)[: m.SPHERES]
+        beside = places[: m.SPHERES] + reach[:, None] * heading
+        places = places.at[m.BARS :].set(jnp.where(near, beside, places[m.BARS :]))
+        hubs = jnp.full(m.BARS, m.HUB_RADIUS)
+        hubs = hubs.at[: m.SPHERES].set(jnp.where(standing, m.BAR_LENGTH, m.HUB_RADIUS))
+        heights = jnp.append(hubs, jnp.full(m.SPHERES, m.SPHERE_RADIUS))
+        angles = jnp.zeros((m.BARS, 2, 3))
+        angles = angles.at[: m.SPHERES].set(
+            jnp.where(standing[:, None, None], jnp.array(STANDING), 0.0)
         )
-        hub = jnp.where(standing, m.BAR_LENGTH, m.HUB_RADIUS)
-        heights = jnp.append(jnp.full(m.BARS, hub), jnp.full(m.SPHERES, m.SPHERE_RADIUS))
-        angles = jnp.where(standing, jnp.array(STANDING), jnp.zeros((m.BARS, 2, 3)))
         turns = jnp.stack(
             [jnp.cos(yaws / 2), jnp.zeros(BODIES), jnp.zeros(BODIES), jnp.sin(yaws / 2)], 1
         )
@@ -207,9 +214,11 @@ class Structure(Simulated):
         )
         return self._judge(physics, info)
 
-    def _layout(self, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Random places [6, 2] (m) and yaws [6] (rad), so that no bar touches another robot."""
-        along = jnp.linspace(-m.BAR_LENGTH, m.BAR_LENGTH, 11)
+    def _layout(self, key: jax.Array, near: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Random places [6, 2] (m) and yaws [6] (rad), so that no bar touches another robot; with
+        `near`, also with room for a sphere at each robot's bar 0."""
+        longer = jnp.where(near, 2 * m.SPHERE_RADIUS, 0.0)
+        along = jnp.linspace(-m.BAR_LENGTH, m.BAR_LENGTH + longer, 14)
         is_bar = np.arange(BODIES) < m.BARS
         keys = jax.random.split(key, 3)
         radius = self.spawn_radius * jnp.sqrt(jax.random.uniform(keys[0], (BODIES, TRIES)))
@@ -290,6 +299,10 @@ class Structure(Simulated):
         kept = view.links & (gaps <= RELEASE)
         nearest = jax.nn.one_hot(jnp.argmin(gaps, axis=1), m.SPHERES, dtype=bool)
         joined = nearest & (gaps <= CONNECT) & ~kept.any(1, keepdims=True)
+        # One tip of a robot: both tips on one sphere close a loop that the servos tear apart.
+        first = joined[0::2] & ~kept[1::2]
+        second = joined[1::2] & ~kept[0::2] & ~first
+        joined = jnp.stack([first, second], axis=1).reshape(joined.shape)
         # The place on the sphere, in the sphere's frame.
         away = jnp.maximum(gaps, m.SPHERE_RADIUS + m.BAR_RADIUS) / jnp.maximum(gaps, 1e-6)
         places = jnp.einsum("jab,tja->tjb", view.sphere_turns, offsets * away[..., None])
@@ -557,20 +570,3 @@ class StructureCrush(Structure):
 def _is_term(metric: str) -> bool:
     """Whether a metric is a term of the reward, which adds up over steps."""
     return metric.startswith("reward/")
-
-
-def _around_a_sphere(key: jax.Array, standing: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Places [6, 2] (m) and yaws [6] (rad): the bar robots point with bar 0 at the first sphere
-    from four sides, and touch it; the second sphere is between two of them."""
-    keys = jax.random.split(key, 4)
-    first = jax.random.uniform(keys[0], maxval=2 * math.pi)
-    angles = first + jnp.arange(m.BARS) * 2 * math.pi / m.BARS
-    angles += jax.random.uniform(keys[1], (m.BARS,), minval=-0.2, maxval=0.2)
-    gaps = jax.random.uniform(keys[2], (m.BARS,), minval=0.185, maxval=CONNECT)
-    lying = m.BAR_LENGTH + jnp.sqrt(gaps**2 - (m.SPHERE_RADIUS - m.HUB_RADIUS) ** 2)
-    reach = jnp.where(standing, TIP + m.BAR_LENGTH * math.cos(LEAN), lying)
-    radii = jnp.append(reach, jnp.array([0.0, 0.8]))
-    angles = jnp.append(angles, jnp.array([0.0, first + math.pi / m.BARS]))
-    places = radii[:, None] * jnp.stack([jnp.cos(angles), jnp.sin(angles)], 1)
-    turned = jax.random.uniform(keys[3], (BODIES,), minval=-0.15, maxval=0.15)
-    return places, angles + turned + math.pi

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 from jaxrl import cli
 from jaxrl.commands.train import print_rows
-from jaxrl.errors import UserError
+from jaxrl.errors import UserError, tell
 from jaxrl.files import check_writable, write_text
 from jaxrl.options import merge
 
@@ -53,7 +52,6 @@ def main(argv: list[str]) -> int:
     if (folder / "encoder.npz").exists():
         raise UserError(f"out: {folder} already holds an encoder; choose another --out")
     check_writable(folder / "encoder.npz")
-    tell = lambda line: print(line, file=sys.stderr, flush=True)  # noqa: E731
     result = pretrain(config, run.env, run.eval_env, folder, tell)
     _write(folder, config, run, result)
     unit = f" {config.unit}" if config.unit else ""
@@ -79,4 +77,4 @@ def _write(folder: Path, config: Any, run: Any, result: dict[str, Any]) -> None:
 
         write_text(folder / "report.html", encoder_page.page(folder, config, result, *pictures))
     except UserError as error:  # without Matplotlib
-        print(f"no report: {error}", file=sys.stderr)
+        tell(f"no report: {error}")
