@@ -32,6 +32,7 @@ SHARED = (
     "shared_trunk",
     "memory",
     "memory_size",
+    "groups",
     "distribution",
     "state_dependent_std",
 )
@@ -156,7 +157,7 @@ class _Transfer:
         """
         network = keys[1] if keys else ""
         of_value = network.startswith("value") or bool({*CRITICS} & {*attributes})
-        part = "std" if network == "log_std" else "value" if of_value else "policy"
+        part = "std" if network.startswith("log_std") else "value" if of_value else "policy"
         wanted = part in self.parts or ("encoder" in network and "encoder" in self.parts)
         return wanted and ("optimizer" in self.parts or not {*ADAM} & {*attributes})
 
@@ -165,7 +166,8 @@ class _Transfer:
     ) -> jax.Array | None:
         """An array of the new run with the values of the old one; None if it does not fit."""
         layer, name = keys[1:-1], keys[-1] if keys else ""
-        if name == "kernel" and layer[-2:] in (*TRUNKS, CRITIC):
+        reads = layer[-2:] in (*TRUNKS, CRITIC) and not self.new.config.groups
+        if name == "kernel" and reads:
             owner = layer[-2].removesuffix("_trunk") if layer[-2:] != CRITIC else "critic"
             to, where = _match(self._features(self.new, owner), self._features(self.old, owner))
             return jnp.zeros_like(new).at[..., to, :].set(old[..., where, :])

@@ -43,6 +43,29 @@ def _wider(state):
     return state.replace(obs={"clock": clock, "code": jnp.array([0.3, -0.2])})
 
 
+class Alike(Countdown):
+    """A countdown of two robots, which act alike."""
+
+    @property
+    def observation_spec(self):
+        return {"clock": super().observation_spec, "robots": ArraySpec((2, 3))}
+
+    @property
+    def action_spec(self):
+        return ArraySpec((2,), -1.0, 1.0)
+
+    def reset(self, key):
+        return _alike(super().reset(key))
+
+    def step(self, state, action):
+        return _alike(super().step(state, action))
+
+
+def _alike(state):
+    robots = jnp.array([[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]])
+    return state.replace(obs={"clock": state.obs, "robots": robots})
+
+
 class Seeing(Countdown):
     """A countdown with an image."""
 
@@ -62,6 +85,7 @@ def _seeing(state):
     return state.replace(obs={"clock": state.obs, "image": jnp.zeros((8, 8, 1), jnp.uint8)})
 
 
+envs.register("alike", Alike)
 envs.register("wider", Wider)
 envs.register("seeing", Seeing)
 
@@ -244,6 +268,19 @@ def test_a_part_that_is_not_named_is_new(source, small_run, tmp_path, capfd):
         expected = old if name.startswith("value") or name == "log_std" else fresh
         same(module, expected.params["params"][name])
     same(new.normalizer, fresh.normalizer)
+
+
+def test_networks_of_groups(small_run, tmp_path, capfd):
+    layer = {"env": {"name": "alike"}, "ppo": {"network": {"groups": ["robots=2"]}}}
+    assert Trainer(small_run(layer), tmp_path / "old").run() == 0
+    old = load_policy(tmp_path / "old").params.params["params"]
+    begins = {"init_from": str(tmp_path / "old"), "seed": 5}
+    new = begun(small_run(layer, begins), tmp_path / "new").state.policy.params["params"]
+    assert "; nothing is new\n" in capfd.readouterr().err
+    assert (new.pop("log_std_robots") == 0).all() and (old.pop("log_std_robots") != 0).any()
+    same(new, old)
+    with pytest.raises(UserError, match=r"network.groups .*give both the same"):
+        begun(small_run({"env": {"name": "alike"}}, begins), tmp_path / "other")
 
 
 def test_only_the_image_encoder(small_run, tmp_path):
