@@ -14,7 +14,7 @@ from jaxrl.errors import UserError
 from jaxrl.options import build
 from jaxrl.runtime.compiled import collect, iterate
 from tests.test_rl import reference_gae
-from tests.toys import Countdown, Fragile
+from tests.toys import Chooser, Countdown, Fragile
 
 SMALL = {"network": {"policy_hidden": [16], "value_hidden": [16]}}
 
@@ -149,6 +149,34 @@ def test_target_kl_stops_updates():
     after_held = jax.jit(partial(iterate, held))(start)[0].learner[1].count
     assert int(after_free) == 16
     assert 1 <= int(after_held) < 16
+
+
+def test_means_outside_of_the_bounds_come_back():
+    def mean_after(**settings):
+        algo = make(Countdown(), num_steps=16, learning_rate=0.02, **settings)
+        state = algo.init(jax.random.key(0))
+        params = state.policy.params["params"]
+        far = params | {"mean_head": params["mean_head"] | {"bias": jnp.array([3.0])}}
+        state = state.replace(policy=state.policy.replace(params={"params": far}))
+        step = jax.jit(lambda s: iterate(algo, s)[0])
+        for _ in range(10):
+            state = step(state)
+        return algo.policy.gaussian(state.policy, state.envs.obs)[0].mean.mean()
+
+    assert mean_after(bounds_coef=1.0) < 1.2
+    assert mean_after() > 2.0
+
+
+@pytest.mark.parametrize(
+    ("task", "network", "pattern"),
+    [
+        (Countdown(), {"distribution": "tanh_normal"}, "network.distribution normal"),
+        (Chooser(), {}, "continuous actions"),
+    ],
+)
+def test_the_weight_of_the_bounds_is_refused_where_there_are_none(task, network, pattern):
+    with pytest.raises(UserError, match=rf"ppo.bounds_coef: needs .*{pattern}"):
+        make(task, bounds_coef=0.1, network=network)
 
 
 def test_a_batch_that_does_not_divide_is_refused():

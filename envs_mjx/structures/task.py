@@ -27,11 +27,7 @@ SPAWN_APART = 0.4  # m, smallest distance of two robots' centres at the start
 PRESS_SPEED, CRUSHED = 0.05, 0.3  # m/s, m
 ON_FLOOR = m.SPHERE_RADIUS + 0.02  # m, a sphere with a higher centre has no floor to roll on
 BODIES = m.BARS + m.SPHERES
-# A robot that stands beside a sphere: bar 1 is its leg, and the tip of bar 0 is on the sphere, as
-# far outward from its centre as above it (m).
-TIP = (m.SPHERE_RADIUS + m.BAR_RADIUS) / math.sqrt(2.0)
-LEAN = math.asin((m.BAR_LENGTH - m.SPHERE_RADIUS - TIP) / m.BAR_LENGTH)
-STANDING = ((LEAN, 0.0, 0.0), (-math.pi / 2, 0.0, 0.0))  # rad, angles of the two bars
+CARRIED = (math.radians(45.0), math.radians(80.0))  # tilt of the bars of a robot with a sphere
 FASTEST = 100.0  # m/s or rad/s, a higher velocity means that the simulation has diverged
 FOLD = math.radians(85.0)  # by which the scripted robots fold their bars
 TRIES = 32  # places that are drawn for each body at the start; the first that is free is taken
@@ -124,12 +120,12 @@ class Structure(Simulated):
     spawn_radius: float = option(
         1.2, "the robots start within this distance of the centre (m)", greater_than=0.8
     )
-    hold: int = option(10, "steps of 1/60 s in which an action holds", minimum=1)
+    hold: int = option(30, "steps of 1/60 s in which an action holds", minimum=1)
     rewards: Rewards = option(Rewards(), "weights of the reward's terms")
     curriculum: CurriculumConfig = option(
         CurriculumConfig(),
         "share of the training episodes that start with scattered spheres; in the others each "
-        "sphere is at the tip of a robot, which lies on the floor or stands on one of its bars",
+        "sphere is at the tip of a robot, which lies on the floor or carries it",
     )
 
     has_press: ClassVar[bool] = False
@@ -176,28 +172,36 @@ class Structure(Simulated):
 
     def reset(self, key: jax.Array, level: jax.Array | float = 1.0) -> State:
         """Starts at rest, with everything scattered on the floor; at a low level of the curriculum
-        often with each sphere at a tip of a robot that lies or stands."""
-        keys = jax.random.split(key, 4)
+        often with each sphere on a tip of a robot that lies, or that carries it."""
+        keys = jax.random.split(key, 5)
         near = ~jax.random.bernoulli(keys[0], jnp.squeeze(level))
-        standing = jax.random.bernoulli(keys[1], 0.5, (m.SPHERES,)) & near
-        places, yaws = self._layout(keys[2], near)
+        places, yaws = self._layout(keys[1], near)
         # A sphere at the tip of bar 0 of the robot of the same number.
-        gaps = jax.random.uniform(keys[3], (m.SPHERES,), minval=0.185, maxval=CONNECT)
-        reach = m.BAR_LENGTH + jnp.sqrt(gaps**2 - (m.SPHERE_RADIUS - m.HUB_RADIUS) ** 2)
-        reach = jnp.where(standing, TIP + m.BAR_LENGTH * math.cos(LEAN), reach)
+        carried = jax.random.bernoulli(keys[2], 0.5, (m.SPHERES,)) & near
+        gap = jax.random.uniform(keys[3], (m.SPHERES,), minval=0.185, maxval=CONNECT)
+        lying = m.BAR_LENGTH + jnp.sqrt(gap**2 - (m.SPHERE_RADIUS - m.HUB_RADIUS) ** 2)
+        # Carried on bar 0, above the tip of bar 1: leaning so far that all is balanced on this tip.
+        tilt = jax.random.uniform(keys[4], (m.SPHERES,), minval=CARRIED[0], maxval=CARRIED[1])
+        across, up = m.BAR_LENGTH * jnp.sin(tilt), m.BAR_LENGTH * jnp.cos(tilt)
+        above = 2 * up + gap
+        moment = m.BAR_MASS * 2 * up + m.HUB_MASS * up + m.SPHERE_MASS * above
+        lean = jnp.arctan2((m.BAR_MASS + m.HUB_MASS) * across, moment)
+        hub_up = across * jnp.sin(lean) + up * jnp.cos(lean)
+        forward = above * jnp.sin(lean) + across * jnp.cos(lean) - up * jnp.sin(lean)
         heading = jnp.stack([jnp.cos(yaws), jnp.sin(yaws)], axis=1)[: m.SPHERES]
-        beside = places[: m.SPHERES] + reach[:, None] * heading
+        beside = places[: m.SPHERES] + jnp.where(carried, forward, lying)[:, None] * heading
         places = places.at[m.BARS :].set(jnp.where(near, beside, places[m.BARS :]))
-        hubs = jnp.full(m.BARS, m.HUB_RADIUS)
-        hubs = hubs.at[: m.SPHERES].set(jnp.where(standing, m.BAR_LENGTH, m.HUB_RADIUS))
-        heights = jnp.append(hubs, jnp.full(m.SPHERES, m.SPHERE_RADIUS))
+        heights = jnp.array([m.HUB_RADIUS] * m.BARS + [m.SPHERE_RADIUS] * m.SPHERES)
+        heights = heights.at[: m.SPHERES].set(jnp.where(carried, hub_up, m.HUB_RADIUS))
+        carried_up = jnp.where(carried, above * jnp.cos(lean), m.SPHERE_RADIUS)
+        heights = heights.at[m.BARS :].set(carried_up)
+        pitch = jnp.where(carried, lean - math.pi / 2, 0.0)
+        pitch = jnp.zeros(BODIES).at[: m.SPHERES].set(pitch)
+        fold = jnp.where(carried, tilt, 0.0)
         angles = jnp.zeros((m.BARS, 2, 3))
-        angles = angles.at[: m.SPHERES].set(
-            jnp.where(standing[:, None, None], jnp.array(STANDING), 0.0)
-        )
-        turns = jnp.stack(
-            [jnp.cos(yaws / 2), jnp.zeros(BODIES), jnp.zeros(BODIES), jnp.sin(yaws / 2)], 1
-        )
+        angles = angles.at[: m.SPHERES, :, 0].set(jnp.stack([fold, -fold], axis=1))
+        c, s, p, r = jnp.cos(yaws / 2), jnp.sin(yaws / 2), jnp.cos(pitch / 2), jnp.sin(pitch / 2)
+        turns = jnp.stack([c * p, -s * r, c * r, s * p], axis=1)
         qpos = jnp.asarray(self.physics.rest, jnp.float32)
         poses = jnp.concatenate([places, heights[:, None], turns], axis=1)
         qpos = qpos.at[self._poses].set(poses).at[self._angles].set(angles)
@@ -533,7 +537,7 @@ class StructureCrush(Structure):
         1800, "steps of 1/60 s until the press begins to come down", minimum=0
     )
     press_start: float = option(
-        5.0, "height of the press at the start (m)", greater_than=2 * m.SPHERE_RADIUS
+        1.3, "height of the press at the start (m)", greater_than=2 * m.SPHERE_RADIUS
     )
     rewards: Rewards = option(
         Rewards(height=0.0, best=0.0, mean_height=0.5), "weights of the reward's terms"

@@ -72,6 +72,12 @@ class PPOConfig(AlgorithmConfig):
     entropy_coef: float = option(
         0.0, "weight of the entropy bonus in the total loss", minimum=0, traced=True
     )
+    bounds_coef: float = option(
+        0.0,
+        "weight of the squared distance of the policy's mean beyond the action's bounds, where a "
+        "plain Gaussian no longer explores (distribution normal)",
+        minimum=0,
+    )
     target_kl: float | None = option(
         None,
         "an iteration makes no more updates when the approximate KL divergence exceeds "
@@ -141,6 +147,10 @@ class PPO(Algorithm):
             raise UserError(
                 "ppo.network.shared_trunk: needs policy_keys and value_keys to be the same"
             )
+        if c.bounds_coef and self.policy.action.discrete:
+            raise UserError("ppo.bounds_coef: needs continuous actions; set it to 0")
+        if c.bounds_coef and network.distribution != "normal":
+            raise UserError("ppo.bounds_coef: needs ppo.network.distribution normal; set it to 0")
         if c.expert.name is not None and self.task.action_spec.discrete:
             raise UserError("ppo.expert.name: needs continuous actions; set it to none")
         experts = self.task.baselines()
@@ -395,6 +405,9 @@ class PPO(Algorithm):
         loss = policy_loss + hyper["value_coef"] * value_loss - hyper["entropy_coef"] * entropy
         clipped = jnp.abs(jnp.expm1(log_ratio)) > hyper["clip_range"]
         metrics = {}
+        if c.bounds_coef:
+            beyond = gaussian.mean - distribution.action(gaussian.mean)
+            loss = loss + c.bounds_coef * jnp.square(beyond).sum(-1).mean()
         if self._expert is not None:
             difference = distribution.action(gaussian.mean) - batch.acted.expert
             distance = jnp.square(difference).sum(-1).mean()
