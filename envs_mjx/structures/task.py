@@ -42,6 +42,8 @@ class Rewards:
     spheres_best: float = option(0.0, "the same for each sphere on its own, summed over both (m)")
     mean_height: float = option(0.0, "mean height of all robots (m)")
     links: float = option(0.0, "number of bar tips that are connected to a sphere")
+    alive: float = option(0.0, "1 in each step")
+    survival: float = option(0.0, "time survived under the press (s)")
 
 
 @struct.dataclass
@@ -332,24 +334,23 @@ class Structure(Simulated):
                 "spheres_best": (best - before.best)[m.BARS :].sum(),
                 "mean_height": heights.mean(),
                 "links": view.links.sum().astype(jnp.float32),
+                "alive": jnp.ones(()),
+                "survival": (survived - before.survived) * STEP,
             },
             self.rewards,
         )
         info = before.replace(best=best, survived=survived)
-        bonus, extra = self._press_reward(info, before)
-        metrics = (
-            shares
-            | extra
-            | {
-                "final/best_z": best.max(),
-                "final/links": view.links.sum().astype(jnp.float32),
-                "success": self._success(info),
-            }
-        )
+        metrics = shares | {
+            "final/best_z": best.max(),
+            "final/links": view.links.sum().astype(jnp.float32),
+            "success": self._success(info),
+        }
+        if self.has_press:
+            metrics["final/survival_seconds"] = survived * STEP
         return State(
             physics=physics,
             obs=self._observation(view, info),
-            reward=reward + bonus,
+            reward=reward,
             terminated=lost,
             metrics=metrics,
             info=info,
@@ -358,12 +359,6 @@ class Structure(Simulated):
     def _press(self, info: Info, heights: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Whether the episode terminates under the press, and the steps survived under it."""
         return jnp.zeros((), bool), info.survived
-
-    def _press_reward(
-        self, info: Info, before: Info
-    ) -> tuple[jax.Array | float, dict[str, jax.Array]]:
-        """Reward for the survival under the press, and metrics."""
-        return 0.0, {}
 
     def _press_height(self, step: jax.Array | int) -> Any:
         """Height of the press after so many steps of 1/60 s (m)."""
@@ -528,8 +523,8 @@ class StructureCrush(Structure):
     The press stays at `press_start` for the first `build_steps`. Then it comes down at .05 m/s,
     whatever is under it, and the episode terminates as soon as all robots are below .3 m.
 
-    Reward: 1 and .5 times the mean height (m) in each step of 1/60 s, .1667 (10 for a second) in
-    each step survived under the press, and the terms of `rewards`. Success: survival to the end.
+    Reward: 1 and .5 times the mean height (m) in each step of 1/60 s, and 10 for each second that
+    is survived under the press. Success: survival to the end.
     """
 
     episode_steps: int = option(3000, "time limit of an episode (steps of 1/60 s)", minimum=1)
@@ -540,7 +535,8 @@ class StructureCrush(Structure):
         1.3, "height of the press at the start (m)", greater_than=2 * m.SPHERE_RADIUS
     )
     rewards: Rewards = option(
-        Rewards(height=0.0, best=0.0, mean_height=0.5), "weights of the reward's terms"
+        Rewards(height=0.0, best=0.0, mean_height=0.5, alive=1.0, survival=10.0),
+        "weights of the reward's terms",
     )
 
     has_press: ClassVar[bool] = True
@@ -556,16 +552,6 @@ class StructureCrush(Structure):
         standing = (heights >= CRUSHED) & (heights <= self._press_height(info.step))
         lost = pressing & ~standing.any()
         return lost, info.survived + (pressing & ~lost)
-
-    def _press_reward(
-        self, info: Info, before: Info
-    ) -> tuple[jax.Array | float, dict[str, jax.Array]]:
-        under = (info.survived - before.survived) * 10.0 * STEP
-        metrics = {
-            "reward/survival": 1.0 + under,
-            "final/survival_seconds": info.survived * STEP,
-        }
-        return 1.0 + under, metrics
 
     def _success(self, info: Info) -> jax.Array:
         return (info.survived >= self.episode_steps - self.build_steps).astype(jnp.float32)
