@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import sys
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,7 @@ import numpy as np
 
 from jaxrl import platform
 from jaxrl.envs import State, Task
-from jaxrl.errors import UserError
+from jaxrl.errors import UserError, tell
 from jaxrl.logs import columns, readable
 from jaxrl.policy import Policy
 
@@ -95,8 +94,7 @@ def play(
             printed_at = time.monotonic()
             minutes = (printed_at - start_time) * (episodes - done) / done / 60
             with contextlib.suppress(OSError, ValueError):  # stderr is closed
-                line = f"{done:,} of {episodes:,} episodes; {readable(minutes, 2)} minutes left"
-                print(line, file=sys.stderr, flush=True)
+                tell(f"{done:,} of {episodes:,} episodes; {readable(minutes, 2)} minutes left")
     return names, table
 
 

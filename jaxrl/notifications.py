@@ -12,14 +12,13 @@ import json
 import os
 import smtplib
 import subprocess
-import sys
 import threading
 import urllib.request
 from collections.abc import Callable, Iterator
 from email.message import EmailMessage
 from typing import Any, Literal
 
-from jaxrl.errors import UserError
+from jaxrl.errors import UserError, tell
 from jaxrl.options import option
 
 Event = Literal[
@@ -118,7 +117,7 @@ def _try(name: str, send: Callable[[dict[str, Any]], None], content: dict[str, A
         send(content)
     except Exception as error:  # of many kinds, from the network
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        print(f"notifications.{name}: not sent: {reason}", file=sys.stderr, flush=True)
+        tell(f"notifications.{name}: not sent: {reason}")
 
 
 def _run(command: str, content: dict[str, Any]) -> None:

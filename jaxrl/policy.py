@@ -77,9 +77,7 @@ class Policy:
         if network.group_noise:
             if not groups or kind != "normal":
                 raise UserError(f"{path}.group_noise: needs groups, and the distribution normal")
-            rows = {name: self.parts[name].shape[0] for name in groups}
-            blocks = [(rows[name], size // rows[name]) for name, size in groups.items()]
-            self.distribution = Together(blocks, network.group_noise)
+            self.distribution = Together([*groups.values()], network.group_noise)
 
     def _check_keys(self, path: str) -> None:
         known = sorted(self.parts) if isinstance(self.observation, dict) else []

@@ -182,21 +182,14 @@ class Structure(Simulated):
         carried = jax.random.bernoulli(keys[2], 0.5, (m.SPHERES,)) & near
         gap = jax.random.uniform(keys[3], (m.SPHERES,), minval=0.185, maxval=CONNECT)
         lying = m.BAR_LENGTH + jnp.sqrt(gap**2 - (m.SPHERE_RADIUS - m.HUB_RADIUS) ** 2)
-        # Carried on bar 0, above the tip of bar 1: leaning so far that all is balanced on this tip.
         tilt = jax.random.uniform(keys[4], (m.SPHERES,), minval=CARRIED[0], maxval=CARRIED[1])
-        across, up = m.BAR_LENGTH * jnp.sin(tilt), m.BAR_LENGTH * jnp.cos(tilt)
-        above = 2 * up + gap
-        moment = m.BAR_MASS * 2 * up + m.HUB_MASS * up + m.SPHERE_MASS * above
-        lean = jnp.arctan2((m.BAR_MASS + m.HUB_MASS) * across, moment)
-        hub_up = across * jnp.sin(lean) + up * jnp.cos(lean)
-        forward = above * jnp.sin(lean) + across * jnp.cos(lean) - up * jnp.sin(lean)
+        hub_up, sphere_up, forward, lean = _carrying(tilt, gap)
         heading = jnp.stack([jnp.cos(yaws), jnp.sin(yaws)], axis=1)[: m.SPHERES]
         beside = places[: m.SPHERES] + jnp.where(carried, forward, lying)[:, None] * heading
         places = places.at[m.BARS :].set(jnp.where(near, beside, places[m.BARS :]))
         heights = jnp.array([m.HUB_RADIUS] * m.BARS + [m.SPHERE_RADIUS] * m.SPHERES)
         heights = heights.at[: m.SPHERES].set(jnp.where(carried, hub_up, m.HUB_RADIUS))
-        carried_up = jnp.where(carried, above * jnp.cos(lean), m.SPHERE_RADIUS)
-        heights = heights.at[m.BARS :].set(carried_up)
+        heights = heights.at[m.BARS :].set(jnp.where(carried, sphere_up, m.SPHERE_RADIUS))
         pitch = jnp.where(carried, lean - math.pi / 2, 0.0)
         pitch = jnp.zeros(BODIES).at[: m.SPHERES].set(pitch)
         fold = jnp.where(carried, tilt, 0.0)
@@ -327,13 +320,14 @@ class Structure(Simulated):
         heights = view.heights
         best = jnp.maximum(before.best, heights)
         lost, survived = self._press(before, heights)
+        links = view.links.sum().astype(jnp.float32)
         reward, shares = weighted(
             {
                 "height": heights.max(),
                 "best": best.max() - before.best.max(),
                 "spheres_best": (best - before.best)[m.BARS :].sum(),
                 "mean_height": heights.mean(),
-                "links": view.links.sum().astype(jnp.float32),
+                "links": links,
                 "alive": jnp.ones(()),
                 "survival": (survived - before.survived) * STEP,
             },
@@ -342,7 +336,7 @@ class Structure(Simulated):
         info = before.replace(best=best, survived=survived)
         metrics = shares | {
             "final/best_z": best.max(),
-            "final/links": view.links.sum().astype(jnp.float32),
+            "final/links": links,
             "success": self._success(info),
         }
         if self.has_press:
@@ -560,3 +554,23 @@ class StructureCrush(Structure):
 def _is_term(metric: str) -> bool:
     """Whether a metric is a term of the reward, which adds up over steps."""
     return metric.startswith("reward/")
+
+
+def _carrying(tilt: jax.Array, gap: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """A robot that carries a sphere on bar 0, above the tip of bar 1, in balance on this tip.
+
+    Args:
+      tilt: angle of each bar to the line from this tip to the sphere (rad).
+      gap: from the tip of bar 0 to the sphere's centre (m).
+
+    Returns:
+      Heights of the hub and of the sphere, how far the sphere is in front of the hub (m), and by
+      how much the line leans forward (rad).
+    """
+    across, up = m.BAR_LENGTH * jnp.sin(tilt), m.BAR_LENGTH * jnp.cos(tilt)
+    above = 2 * up + gap
+    moment = m.BAR_MASS * 2 * up + m.HUB_MASS * up + m.SPHERE_MASS * above
+    lean = jnp.arctan2((m.BAR_MASS + m.HUB_MASS) * across, moment)
+    hub_up = across * jnp.sin(lean) + up * jnp.cos(lean)
+    forward = above * jnp.sin(lean) + across * jnp.cos(lean) - up * jnp.sin(lean)
+    return hub_up, above * jnp.cos(lean), forward, lean

@@ -24,8 +24,9 @@ from jaxrl.rl.distributions import Gaussian
 
 def group_sizes(
     config: NetworkConfig, spec: dict[str, ArraySpec], action_size: int, path: str
-) -> dict[str, int]:
-    """Number of components of the action that each group controls, by the name of its part.
+) -> dict[str, tuple[int, int]]:
+    """Number of rows of each group, and of components of the action that a row controls, by the
+    name of the group's part.
 
     Args:
       config: settings of the networks (`groups`).
@@ -36,7 +37,7 @@ def group_sizes(
     Raises:
       UserError: the groups do not fit the observation or the action.
     """
-    sizes: dict[str, int] = {}
+    sizes: dict[str, tuple[int, int]] = {}
     for item in config.groups:
         part, _, count = item.partition("=")
         rows = [name for name, each in spec.items() if len(each.shape) == 2]
@@ -46,11 +47,11 @@ def group_sizes(
                 f"[rows, features] ({', '.join(rows) or 'there is none'}) and a number of actions "
                 "that its rows share evenly"
             )
-        sizes[part] = int(count)
-    if sizes and sum(sizes.values()) != action_size:
+        sizes[part] = (spec[part].shape[0], int(count) // spec[part].shape[0])
+    total = sum(count * size for count, size in sizes.values())
+    if sizes and total != action_size:
         raise UserError(
-            f"{path}.groups: {sum(sizes.values())} components of the action, but it has "
-            f"{action_size}"
+            f"{path}.groups: {total} components of the action, but it has {action_size}"
         )
     for key, off in (("memory", "none"), ("shared_trunk", False), ("state_dependent_std", False)):
         if sizes and vars(config)[key] != off:
@@ -94,19 +95,19 @@ class GroupedActorCritic(nn.Module):
 
     Attributes:
       config: settings of the networks.
-      sizes: number of components of the action that each group controls, in their order.
+      sizes: as of `group_sizes`, in the order of the action.
       spec: parts of the observation by name.
       encoders: name of each part's encoder.
     """
 
     config: NetworkConfig
-    sizes: dict[str, int]
+    sizes: dict[str, tuple[int, int]]
     spec: dict[str, ArraySpec]
     encoders: dict[str, str]
 
     def setup(self) -> None:
         c, names = self.config, tuple(self.sizes)
-        each = {name: size // self.spec[name].shape[0] for name, size in self.sizes.items()}
+        each = {name: size for name, (_, size) in self.sizes.items()}
         self.policy_summary = Summary(c, self.spec, self.encoders, names, c.policy_hidden[-1])
         self.value_summary = Summary(c, self.spec, self.encoders, names, c.value_hidden[-1])
         self.trunks = {n: MLP(c.policy_hidden, c.activation, c.layer_norm) for n in names}
