@@ -27,7 +27,6 @@ SPAWN_APART = 0.4  # m, smallest distance of two robots' centres at the start
 PRESS_SPEED, CRUSHED = 0.05, 0.3  # m/s, m
 ON_FLOOR = m.SPHERE_RADIUS + 0.02  # m, a sphere with a higher centre has no floor to roll on
 BODIES = m.BARS + m.SPHERES
-CARRIED = (math.radians(45.0), math.radians(80.0))  # tilt of the bars of a robot with a sphere
 FASTEST = 100.0  # m/s or rad/s, a higher velocity means that the simulation has diverged
 FOLD = math.radians(85.0)  # by which the scripted robots fold their bars
 TRIES = 32  # places that are drawn for each body at the start; the first that is free is taken
@@ -115,8 +114,8 @@ class Structure(Simulated):
     velocities 6 (m/s) of the spheres relative to the hub, connections of its tips 4; "spheres"
     [2, 21], in the world's directions: height and largest height so far 2, velocity 3, angular
     velocity 3, positions of the hubs relative to it 12 (m), share of the tips that are connected
-    to it 1; "world" [3]: share of the episode that is left, largest height so far (m), and height
-    of the press (m; 0 without one).
+    to it 1; "world" [4]: share of the episode that is left, largest height so far (m), height of
+    the press (m), and time until it begins to come down (s, at most 1); both 0 without a press.
     """
 
     spawn_radius: float = option(
@@ -126,8 +125,8 @@ class Structure(Simulated):
     rewards: Rewards = option(Rewards(), "weights of the reward's terms")
     curriculum: CurriculumConfig = option(
         CurriculumConfig(),
-        "share of the training episodes that start with scattered spheres; in the others each "
-        "sphere is at the tip of a robot, which lies on the floor or carries it",
+        "share of the training episodes that start with everything scattered; in the others the "
+        "robots are around the spheres, at any moment of lifting them",
     )
 
     has_press: ClassVar[bool] = False
@@ -167,38 +166,21 @@ class Structure(Simulated):
         return {
             "robots": ArraySpec((m.BARS, 39)),
             "spheres": ArraySpec((m.SPHERES, 21)),
-            "world": ArraySpec((3,)),
+            "world": ArraySpec((4,)),
         }
 
     # -- episodes -------------------------------------------------------------------
 
     def reset(self, key: jax.Array, level: jax.Array | float = 1.0) -> State:
         """Starts at rest, with everything scattered on the floor; at a low level of the curriculum
-        often with each sphere on a tip of a robot that lies, or that carries it."""
-        keys = jax.random.split(key, 5)
-        near = ~jax.random.bernoulli(keys[0], jnp.squeeze(level))
-        places, yaws = self._layout(keys[1], near)
-        # A sphere at the tip of bar 0 of the robot of the same number.
-        carried = jax.random.bernoulli(keys[2], 0.5, (m.SPHERES,)) & near
-        gap = jax.random.uniform(keys[3], (m.SPHERES,), minval=0.185, maxval=CONNECT)
-        lying = m.BAR_LENGTH + jnp.sqrt(gap**2 - (m.SPHERE_RADIUS - m.HUB_RADIUS) ** 2)
-        tilt = jax.random.uniform(keys[4], (m.SPHERES,), minval=CARRIED[0], maxval=CARRIED[1])
-        hub_up, sphere_up, forward, lean = _carrying(tilt, gap)
-        heading = jnp.stack([jnp.cos(yaws), jnp.sin(yaws)], axis=1)[: m.SPHERES]
-        beside = places[: m.SPHERES] + jnp.where(carried, forward, lying)[:, None] * heading
-        places = places.at[m.BARS :].set(jnp.where(near, beside, places[m.BARS :]))
-        heights = jnp.array([m.HUB_RADIUS] * m.BARS + [m.SPHERE_RADIUS] * m.SPHERES)
-        heights = heights.at[: m.SPHERES].set(jnp.where(carried, hub_up, m.HUB_RADIUS))
-        heights = heights.at[m.BARS :].set(jnp.where(carried, sphere_up, m.SPHERE_RADIUS))
-        pitch = jnp.where(carried, lean - math.pi / 2, 0.0)
-        pitch = jnp.zeros(BODIES).at[: m.SPHERES].set(pitch)
-        fold = jnp.where(carried, tilt, 0.0)
-        angles = jnp.zeros((m.BARS, 2, 3))
-        angles = angles.at[: m.SPHERES, :, 0].set(jnp.stack([fold, -fold], axis=1))
-        c, s, p, r = jnp.cos(yaws / 2), jnp.sin(yaws / 2), jnp.cos(pitch / 2), jnp.sin(pitch / 2)
-        turns = jnp.stack([c * p, -s * r, c * r, s * p], axis=1)
+        often with the robots around the spheres, at any moment of lifting them."""
+        keys = jax.random.split(key, 3)
+        scattered = jax.random.bernoulli(keys[0], jnp.squeeze(level))
+        places, turns, angles = jax.tree.map(
+            lambda a, b: jnp.where(scattered, a, b), self._scattered(keys[1]), _around(keys[2])
+        )
         qpos = jnp.asarray(self.physics.rest, jnp.float32)
-        poses = jnp.concatenate([places, heights[:, None], turns], axis=1)
+        poses = jnp.concatenate([places, turns], axis=1)
         qpos = qpos.at[self._poses].set(poses).at[self._angles].set(angles)
         physics = self.physics.init(
             qpos,
@@ -208,16 +190,15 @@ class Structure(Simulated):
         info = Info(
             step=jnp.zeros((), jnp.int32),
             targets=angles,
-            best=heights,
+            best=places[:, 2],
             survived=jnp.zeros((), jnp.int32),
         )
         return self._judge(physics, info)
 
-    def _layout(self, key: jax.Array, near: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Random places [6, 2] (m) and yaws [6] (rad), so that no bar touches another robot; with
-        `near`, also with room for a sphere at each robot's bar 0."""
-        longer = jnp.where(near, 2 * m.SPHERE_RADIUS, 0.0)
-        along = jnp.linspace(-m.BAR_LENGTH, m.BAR_LENGTH + longer, 14)
+    def _scattered(self, key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Random places [6, 3] (m) and turns [6, 4] on the floor, so that no bar touches another
+        robot, and angles [4, 2, 3] of straight bars."""
+        along = jnp.linspace(-m.BAR_LENGTH, m.BAR_LENGTH, 11)
         is_bar = np.arange(BODIES) < m.BARS
         keys = jax.random.split(key, 3)
         radius = self.spawn_radius * jnp.sqrt(jax.random.uniform(keys[0], (BODIES, TRIES)))
@@ -237,8 +218,10 @@ class Structure(Simulated):
                 gap = jnp.linalg.norm(gaps, axis=-1).min((1, 2))
                 free &= (apart >= SPAWN_APART) & (gap >= least)
             chosen.append(jnp.argmax(free))
-        rows = jnp.arange(BODIES)
-        return places[rows, jnp.stack(chosen)], yaws[rows, jnp.stack(chosen)]
+        rows, tries = jnp.arange(BODIES), jnp.stack(chosen)
+        heights = jnp.where(is_bar, m.HUB_RADIUS, m.SPHERE_RADIUS)[:, None]
+        places = jnp.concatenate([places[rows, tries], heights], axis=1)
+        return places, _turns(yaws[rows, tries], jnp.zeros(BODIES)), jnp.zeros((m.BARS, 2, 3))
 
     def step(self, state: State, action: jax.Array) -> State:
         """One control step; `action` [30] is clipped to [-1, 1]. The reward and its terms are
@@ -358,6 +341,10 @@ class Structure(Simulated):
         """Height of the press after so many steps of 1/60 s (m)."""
         return jnp.zeros(())
 
+    def _press_delay(self, step: jax.Array) -> jax.Array:
+        """Time until the press begins to come down (s), at most 1."""
+        return jnp.zeros(())
+
     def _success(self, info: Info) -> jax.Array:
         raise NotImplementedError
 
@@ -462,6 +449,7 @@ class Structure(Simulated):
             1.0 - info.step / self.episode_steps,
             info.best.max(),
             self._press_height(info.step),
+            self._press_delay(info.step),
         ]
         return {"robots": robots, "spheres": spheres, "world": jnp.stack(world)}
 
@@ -540,6 +528,9 @@ class StructureCrush(Structure):
         seconds = jnp.maximum(step - self.build_steps, 0) * STEP
         return jnp.asarray(self.press_start - PRESS_SPEED * seconds)
 
+    def _press_delay(self, step: jax.Array) -> jax.Array:
+        return jnp.clip((self.build_steps - step) * STEP, 0.0, 1.0)
+
     def _press(self, info: Info, heights: jax.Array) -> tuple[jax.Array, jax.Array]:
         pressing = info.step > self.build_steps
         # A robot that is squeezed through the press does not count as standing.
@@ -556,21 +547,55 @@ def _is_term(metric: str) -> bool:
     return metric.startswith("reward/")
 
 
-def _carrying(tilt: jax.Array, gap: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """A robot that carries a sphere on bar 0, above the tip of bar 1, in balance on this tip.
+def _turns(yaw: jax.Array, pitch: jax.Array) -> jax.Array:
+    """Quaternions [N, 4] of a pitch [N], then a yaw [N] (rad)."""
+    c, s, p, r = jnp.cos(yaw / 2), jnp.sin(yaw / 2), jnp.cos(pitch / 2), jnp.sin(pitch / 2)
+    return jnp.stack([c * p, -s * r, c * r, s * p], axis=1)
 
-    Args:
-      tilt: angle of each bar to the line from this tip to the sphere (rad).
-      gap: from the tip of bar 0 to the sphere's centre (m).
 
-    Returns:
-      Heights of the hub and of the sphere, how far the sphere is in front of the hub (m), and by
-      how much the line leans forward (rad).
+def _around(key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Places [6, 3] (m), turns [6, 4] and angles [4, 2, 3] (rad) of robots around the spheres.
+
+    Two, three or four robots stand around one sphere and the others around the other one, each
+    with the tip of bar 0 at the sphere and the tip of bar 1, its foot, on the floor. They are at a
+    random moment of a lift: at first their feet are far from the sphere and the bars straight,
+    then the feet come close to it, and then the bars, which are folded, straighten.
     """
-    across, up = m.BAR_LENGTH * jnp.sin(tilt), m.BAR_LENGTH * jnp.cos(tilt)
-    above = 2 * up + gap
-    moment = m.BAR_MASS * 2 * up + m.HUB_MASS * up + m.SPHERE_MASS * above
-    lean = jnp.arctan2((m.BAR_MASS + m.HUB_MASS) * across, moment)
-    hub_up = across * jnp.sin(lean) + up * jnp.cos(lean)
-    forward = above * jnp.sin(lean) + across * jnp.cos(lean) - up * jnp.sin(lean)
-    return hub_up, above * jnp.cos(lean), forward, lean
+    keys = jax.random.split(key, 6)
+    first = jax.random.randint(keys[0], (), 2, m.BARS + 1)  # robots around sphere 0
+    own = (jnp.arange(m.BARS) >= first).astype(jnp.int32)  # each robot's sphere
+    # The same for all robots of a sphere: the moment, the tips' place on the sphere, and how far
+    # outside of the tip the foot is at last.
+    moment = jax.random.uniform(keys[1], (m.SPHERES,), maxval=2.0)
+    below = jax.random.uniform(keys[2], (m.SPHERES,), maxval=0.6)  # rad, from the equator
+    last = jax.random.uniform(keys[3], (m.SPHERES,), maxval=0.3)
+    gap = 0.5 * (m.SPHERE_RADIUS + m.BAR_RADIUS + CONNECT)
+    inside, drop = gap * jnp.cos(below), gap * jnp.sin(below)  # of the tip from the centre
+    low = m.SPHERE_RADIUS - drop  # height of the tip while the sphere lies
+    longest = 2 * m.BAR_LENGTH
+    far = jnp.sqrt(0.99 * longest**2 - low**2)
+    out = far + (last - far) * jnp.minimum(moment, 1.0)
+    span = jnp.hypot(out, low)  # from the foot to the tip
+    span += (0.97 * longest - span) * jnp.maximum(moment - 1.0, 0.0)
+    up = jnp.sqrt(span**2 - out**2)  # height of the tip
+    fold, lean = jnp.arccos(span / longest), jnp.arctan2(out, up)
+    side = m.BAR_LENGTH * jnp.sin(fold)  # from the line between foot and tip to the hub
+    hub_out = inside + out / 2 + side * jnp.cos(lean)
+    hub_up = up / 2 + side * jnp.sin(lean)
+    centres = jnp.array([[1.4, 0.0], [-1.4, 0.0]])
+    alone = jnp.array([False, True]) & (first == m.BARS)
+    sphere_up = jnp.where(alone, m.SPHERE_RADIUS, up + drop)
+    number = jnp.where(own == 0, first, m.BARS - first)
+    azimuth = 2 * math.pi * (jnp.arange(m.BARS) / number + jax.random.uniform(keys[4]))
+    azimuth += jax.random.uniform(keys[5], (m.BARS,), minval=-0.2, maxval=0.2)
+    outwards = jnp.stack([jnp.cos(azimuth), jnp.sin(azimuth)], axis=1)
+    hubs = centres[own] + hub_out[own, None] * outwards
+    hubs = jnp.concatenate([hubs, hub_up[own, None]], axis=1)
+    spheres = jnp.concatenate([centres, sphere_up[:, None]], axis=1)
+    places = jnp.concatenate([hubs, spheres])
+    none = jnp.zeros(m.SPHERES)
+    yaw = jnp.concatenate([azimuth + math.pi, none])
+    pitch = jnp.concatenate([lean[own] - math.pi / 2, none])
+    angles = jnp.zeros((m.BARS, 2, 3))
+    angles = angles.at[:, :, 0].set(jnp.stack([fold[own], -fold[own]], axis=1))
+    return places, _turns(yaw, pitch), angles
