@@ -20,7 +20,7 @@ ROTOR = 0.005  # kg m^2, inertia of a joint's motors, and of the hub that contai
 # Largest angles of the servos' targets (rad): the bar folds about the hub's y axis, then swings
 # sideways, then turns about itself. Three hinges, because a servo on MuJoCo's ball joint pushes
 # along a rotation vector, which is no gradient of an energy: it drives linked bars to any speed.
-ANGLES = {"fold": 2.0, "swing": 1.2, "turn": 1.5}
+ANGLES = {"fold": 1.55, "swing": 1.2, "turn": 1.5}
 BEYOND = 0.2  # rad, from there to the joint's stop
 SPHERE_FORCE = 5.0  # N, below the sphere's weight of 9.81 N: it can roll, not fly
 SPHERE_TORQUE = 0.5  # N m, about the vertical

@@ -104,8 +104,8 @@ class Structure(Simulated):
     at most one tip of a robot.
 
     Action [30]: for each bar robot the desired angles of bar 0 and of bar 1, each by how much it
-    folds about the hub's y axis, swings sideways, and turns about itself, in shares of 2, 1.2 and
-    1.5 rad (the servos' targets move at 3 rad/s); then for each sphere a horizontal force 2, in
+    folds about the hub's y axis, swings sideways, and turns about itself, in shares of 1.55, 1.2
+    and 1.5 rad (the servos' targets move at 3 rad/s); then for each sphere a horizontal force 2, in
     shares of 5 N and only while it lies on the floor, and a torque 1 about the vertical (.5 N m).
 
     Observation: "robots" [4, 39], of each bar robot in the frame of its hub: downward direction
@@ -125,8 +125,8 @@ class Structure(Simulated):
     rewards: Rewards = option(Rewards(), "weights of the reward's terms")
     curriculum: CurriculumConfig = option(
         CurriculumConfig(),
-        "share of the training episodes that start with everything scattered; in the others the "
-        "robots are around the spheres, at any moment of lifting them",
+        "level 0: training episodes start with robots that lift the spheres; towards 0.5: also "
+        "earlier, while they lie around them; from there to 1: ever more often scattered",
     )
 
     has_press: ClassVar[bool] = False
@@ -172,12 +172,14 @@ class Structure(Simulated):
     # -- episodes -------------------------------------------------------------------
 
     def reset(self, key: jax.Array, level: jax.Array | float = 1.0) -> State:
-        """Starts at rest, with everything scattered on the floor; at a low level of the curriculum
-        often with the robots around the spheres, at any moment of lifting them."""
+        """Starts at rest, with everything scattered on the floor; below level 1 of the curriculum
+        also with the robots around the spheres, at a moment of lifting them."""
         keys = jax.random.split(key, 3)
-        scattered = jax.random.bernoulli(keys[0], jnp.squeeze(level))
+        level = jnp.squeeze(level)
+        scattered = jax.random.bernoulli(keys[0], jnp.maximum(2.0 * level - 1.0, 0.0))
+        around = _around(keys[1], first=jnp.maximum(1.0 - 2.0 * level, 0.0))
         places, turns, angles = jax.tree.map(
-            lambda a, b: jnp.where(scattered, a, b), self._scattered(keys[1]), _around(keys[2])
+            lambda a, b: jnp.where(scattered, a, b), self._scattered(keys[2]), around
         )
         qpos = jnp.asarray(self.physics.rest, jnp.float32)
         poses = jnp.concatenate([places, turns], axis=1)
@@ -553,20 +555,21 @@ def _turns(yaw: jax.Array, pitch: jax.Array) -> jax.Array:
     return jnp.stack([c * p, -s * r, c * r, s * p], axis=1)
 
 
-def _around(key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _around(key: jax.Array, first: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Places [6, 3] (m), turns [6, 4] and angles [4, 2, 3] (rad) of robots around the spheres.
 
     Two, three or four robots stand around one sphere and the others around the other one, each
     with the tip of bar 0 at the sphere and the tip of bar 1, its foot, on the floor. They are at a
     random moment of a lift: at first their feet are far from the sphere and the bars straight,
-    then the feet come close to it, and then the bars, which are folded, straighten.
+    then the feet come close to it (moments 0 to 1), and then the bars, which are folded, straighten
+    (1 to 2). The moments are from `first` to 2, and more often early than late.
     """
     keys = jax.random.split(key, 6)
-    first = jax.random.randint(keys[0], (), 2, m.BARS + 1)  # robots around sphere 0
-    own = (jnp.arange(m.BARS) >= first).astype(jnp.int32)  # each robot's sphere
+    most = jax.random.randint(keys[0], (), 2, m.BARS + 1)  # robots around sphere 0
+    own = (jnp.arange(m.BARS) >= most).astype(jnp.int32)  # each robot's sphere
     # The same for all robots of a sphere: the moment, the tips' place on the sphere, and how far
     # outside of the tip the foot is at last.
-    moment = jax.random.uniform(keys[1], (m.SPHERES,), maxval=2.0)
+    moment = first + (2.0 - first) * jax.random.uniform(keys[1], (m.SPHERES,)) ** 2
     below = jax.random.uniform(keys[2], (m.SPHERES,), maxval=0.6)  # rad, from the equator
     last = jax.random.uniform(keys[3], (m.SPHERES,), maxval=0.3)
     gap = 0.5 * (m.SPHERE_RADIUS + m.BAR_RADIUS + CONNECT)
@@ -583,9 +586,9 @@ def _around(key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     hub_out = inside + out / 2 + side * jnp.cos(lean)
     hub_up = up / 2 + side * jnp.sin(lean)
     centres = jnp.array([[1.4, 0.0], [-1.4, 0.0]])
-    alone = jnp.array([False, True]) & (first == m.BARS)
+    alone = jnp.array([False, True]) & (most == m.BARS)
     sphere_up = jnp.where(alone, m.SPHERE_RADIUS, up + drop)
-    number = jnp.where(own == 0, first, m.BARS - first)
+    number = jnp.where(own == 0, most, m.BARS - most)
     azimuth = 2 * math.pi * (jnp.arange(m.BARS) / number + jax.random.uniform(keys[4]))
     azimuth += jax.random.uniform(keys[5], (m.BARS,), minval=-0.2, maxval=0.2)
     outwards = jnp.stack([jnp.cos(azimuth), jnp.sin(azimuth)], axis=1)
