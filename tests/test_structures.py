@@ -37,6 +37,13 @@ def rest(state, i):
 TASK = StructureHeight(hold=1)
 
 
+def started(level, count=N):
+    """The first state of worlds at a level of the curriculum, and where everything is."""
+    reset = jax.jit(jax.vmap(functools.partial(TASK.reset, level=level)))
+    state = reset(jax.random.split(jax.random.key(0), count))
+    return state, functions(TASK)[2](state.physics)
+
+
 def test_robots_start_apart_and_stay_where_they_are():
     reset, _, view, _ = functions(TASK)
     state = reset(jax.random.split(jax.random.key(0), N))
@@ -153,9 +160,7 @@ def test_an_action_holds_for_several_steps():
 
 
 def test_a_low_level_starts_in_the_middle_of_lifts():
-    reset, (_, step, view, _) = functools.partial(TASK.reset, level=0.0), functions(TASK)
-    state = jax.jit(jax.vmap(reset))(jax.random.split(jax.random.key(0), N))
-    seen = view(state.physics)
+    step, (state, seen) = functions(TASK)[1], started(0.0)
     tips = seen.tips.reshape(N, m.BARS, 2, 3)
     gaps = jnp.linalg.norm(tips[:, :, None, 0] - seen.spheres[:, None], axis=-1)  # [N, 4, 2]
     own = gaps.min(-1)
@@ -171,9 +176,7 @@ def test_a_low_level_starts_in_the_middle_of_lifts():
 
 def test_a_higher_level_also_starts_earlier_and_scattered():
     def starts(level):
-        reset = functools.partial(TASK.reset, level=level)
-        state = jax.jit(jax.vmap(reset))(jax.random.split(jax.random.key(0), 32))
-        view = functions(TASK)[2](state.physics)
+        _, view = started(level, 32)
         gaps = jnp.linalg.norm(view.tips[:, :, None] - view.spheres[:, None], axis=-1)
         feet = jnp.linalg.norm(view.tips[:, 1, :2] - view.spheres[:, 0, :2], axis=-1)
         return (gaps < CONNECT).any((1, 2)), feet

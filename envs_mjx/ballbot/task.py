@@ -24,6 +24,7 @@ from envs_mjx.ballbot.controllers import (
 )
 from envs_mjx.ballbot.sight import FAR, IMAGES, depth_images
 from envs_mjx.physics import NamedModel, Physics, PhysicsState, make_physics
+from envs_mjx.rotations import tilted
 from envs_mjx.sight import Sighted
 from envs_mjx.terrain import HeightFields, Kind, make_fields
 from jaxrl import assets
@@ -312,7 +313,7 @@ class Ballbot(Sighted):
         anywhere on a terrain, whose height grows with the level of the curriculum."""
         key_pose, key_gyro, key_command = jax.random.split(key, 3)
         yaw, tilt, about = jax.random.uniform(key_pose, (3,))
-        quat = _turn(2 * jnp.pi * yaw, jnp.deg2rad(self.start_tilt) * tilt, 2 * jnp.pi * about)
+        quat = tilted(2 * jnp.pi * yaw, jnp.deg2rad(self.start_tilt) * tilt, 2 * jnp.pi * about)
         qpos = jnp.asarray(self.physics.rest, jnp.float32).at[3:7].set(quat)
         gyro = jax.random.uniform(key_gyro, (3,), minval=-0.1, maxval=0.1)
         qvel = jnp.zeros(self.physics.nv).at[3:6].set(gyro)
@@ -508,11 +509,3 @@ class Ballbot(Sighted):
         places = jnp.stack(jnp.meshgrid(middle[0] + line, middle[1] + line), -1)
         height = jax.vmap(jax.vmap(lambda place: fields.height(ground.field[0], place)[0]))
         return np.asarray(ground.scale[0] * jax.jit(height)(places))
-
-
-def _turn(yaw: jax.Array, tilt: jax.Array, about: jax.Array) -> jax.Array:
-    """[4] quaternion: tilt about the horizontal axis at angle `about`, then yaw."""
-    w, s = jnp.cos(tilt / 2), jnp.sin(tilt / 2)
-    x, y = s * jnp.cos(about), s * jnp.sin(about)
-    cy, sy = jnp.cos(yaw / 2), jnp.sin(yaw / 2)
-    return jnp.stack([cy * w, cy * x - sy * y, cy * y + sy * x, sy * w])

@@ -17,9 +17,10 @@ SPHERE_RADIUS, SPHERE_MASS = 0.167, 1.0  # m, kg
 JOINT_TORQUE = 10.0  # N m
 STIFFNESS, DAMPING = 60.0, 3.0  # N m / rad, N m s / rad
 ROTOR = 0.005  # kg m^2, inertia of a joint's motors, and of the hub that contains them
-# Largest angles of the servos' targets (rad): the bar folds about the hub's y axis, then swings
-# sideways, then turns about itself. Three hinges, because a servo on MuJoCo's ball joint pushes
-# along a rotation vector, which is no gradient of an energy: it drives linked bars to any speed.
+# Largest angles of the servos' targets (rad): the bar folds about the hub's y axis, until both
+# bars are parallel, then swings sideways, then turns about itself. Three hinges, because a servo on
+# MuJoCo's ball joint pushes along a rotation vector, which is no gradient of an energy: it drives
+# linked bars to any speed.
 ANGLES = {"fold": 1.55, "swing": 1.2, "turn": 1.5}
 BEYOND = 0.2  # rad, from there to the joint's stop
 SPHERE_FORCE = 5.0  # N, below the sphere's weight of 9.81 N: it can roll, not fly

@@ -14,6 +14,7 @@ import numpy as np
 from flax import struct
 
 from envs_mjx.physics import Physics, PhysicsState, Simulated, make_physics
+from envs_mjx.rotations import tilted
 from envs_mjx.structures import model as m
 from jaxrl.envs import ArraySpec, CurriculumConfig, State
 from jaxrl.envs.rewards import weighted
@@ -223,7 +224,7 @@ class Structure(Simulated):
         rows, tries = jnp.arange(BODIES), jnp.stack(chosen)
         heights = jnp.where(is_bar, m.HUB_RADIUS, m.SPHERE_RADIUS)[:, None]
         places = jnp.concatenate([places[rows, tries], heights], axis=1)
-        return places, _turns(yaws[rows, tries], jnp.zeros(BODIES)), jnp.zeros((m.BARS, 2, 3))
+        return places, tilted(yaws[rows, tries]), jnp.zeros((m.BARS, 2, 3))
 
     def step(self, state: State, action: jax.Array) -> State:
         """One control step; `action` [30] is clipped to [-1, 1]. The reward and its terms are
@@ -549,12 +550,6 @@ def _is_term(metric: str) -> bool:
     return metric.startswith("reward/")
 
 
-def _turns(yaw: jax.Array, pitch: jax.Array) -> jax.Array:
-    """Quaternions [N, 4] of a pitch [N], then a yaw [N] (rad)."""
-    c, s, p, r = jnp.cos(yaw / 2), jnp.sin(yaw / 2), jnp.cos(pitch / 2), jnp.sin(pitch / 2)
-    return jnp.stack([c * p, -s * r, c * r, s * p], axis=1)
-
-
 def _around(key: jax.Array, first: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Places [6, 3] (m), turns [6, 4] and angles [4, 2, 3] (rad) of robots around the spheres.
 
@@ -601,4 +596,4 @@ def _around(key: jax.Array, first: jax.Array) -> tuple[jax.Array, jax.Array, jax
     pitch = jnp.concatenate([lean[own] - math.pi / 2, none])
     angles = jnp.zeros((m.BARS, 2, 3))
     angles = angles.at[:, :, 0].set(jnp.stack([fold[own], -fold[own]], axis=1))
-    return places, _turns(yaw, pitch), angles
+    return places, tilted(yaw, pitch, math.pi / 2), angles

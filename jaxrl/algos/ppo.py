@@ -147,7 +147,7 @@ class PPO(Algorithm):
             raise UserError(
                 "ppo.network.shared_trunk: needs policy_keys and value_keys to be the same"
             )
-        if c.bounds_coef and self.policy.action.discrete:
+        if c.bounds_coef and self.task.action_spec.discrete:
             raise UserError("ppo.bounds_coef: needs continuous actions; set it to 0")
         if c.bounds_coef and network.distribution != "normal":
             raise UserError("ppo.bounds_coef: needs ppo.network.distribution normal; set it to 0")
