@@ -109,7 +109,27 @@ def test_a_sphere_rolls_and_does_not_fly():
     moved = (view.spheres - before)[..., 0]
     free = ~view.links.any(1)
     assert (moved[:, 0][free[:, 0]] > 0.5).all() and (moved[:, 1][free[:, 1]] < -0.5).all()
-    assert view.spheres[..., 2].max() < m.SPHERE_RADIUS + 0.1
+
+    def up(state, i):
+        return jnp.zeros((N, 30)).at[:, [26, 29]].set(1.0)
+
+    heights = functions(TASK)[2](played(TASK, 60, up).physics).spheres[..., 2]
+    np.testing.assert_allclose(heights, m.SPHERE_RADIUS, atol=0.01)
+
+
+def test_a_sphere_counts_while_a_bar_holds_it():
+    step, view = functions(TASK)[1:3]
+    state = step(joined(TASK), rest(None, 0))
+    row = TASK._poses[m.BARS, 2]
+    thrown = state.physics.qpos.at[:, row].set(0.4)  # still within .5 m of the tip
+    state = step(state.replace(physics=state.physics.replace(qpos=thrown)), rest(state, 0))
+    assert view(state.physics).links[:, 0, 0].all()
+    held = state.info.best[:, m.BARS]
+    assert (held > 0.35).all()
+    thrown = state.physics.qpos.at[:, row].set(2.0)
+    state = step(state.replace(physics=state.physics.replace(qpos=thrown)), rest(state, 0))
+    assert not view(state.physics).links[:, 0, 0].any()
+    np.testing.assert_allclose(state.info.best[:, m.BARS], held, atol=1e-6)
 
 
 def joined(task):

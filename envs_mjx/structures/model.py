@@ -23,8 +23,7 @@ ROTOR = 0.005  # kg m^2, inertia of a joint's motors, and of the hub that contai
 # linked bars to any speed.
 ANGLES = {"fold": 1.55, "swing": 1.2, "turn": 1.5}
 BEYOND = 0.2  # rad, from there to the joint's stop
-SPHERE_FORCE = 5.0  # N, below the sphere's weight of 9.81 N: it can roll, not fly
-SPHERE_TORQUE = 0.5  # N m, about the vertical
+SPHERE_FORCE = 8.0  # N, below the sphere's weight of 9.81 N: it can roll, not fly
 ROLLING = 0.03  # N m s / rad, damping of a sphere's rotation
 
 TIMESTEP, SUBSTEPS = 1 / 120, 2  # s; 60 Hz control
@@ -163,8 +162,7 @@ def _links() -> str:
 
 
 def _actuators() -> str:
-    """Servos of the bars' hinges [8 x 3]; then force 2 (world) and torque 3 (in the sphere's
-    own frame) of each sphere."""
+    """Servos of the bars' hinges [8 x 3]; then the force on each sphere [2 x 3]."""
     text = ""
     for i in range(BARS):
         for side in range(2):
@@ -174,7 +172,6 @@ def _actuators() -> str:
                     f'kv="{DAMPING}" forcerange="-{JOINT_TORQUE} {JOINT_TORQUE}"/>'
                 )
     for j in range(SPHERES):
-        text += f'<motor joint="{sphere(j)}_x"/><motor joint="{sphere(j)}_y"/>'
-        for axis in ("1 0 0", "0 1 0", "0 0 1"):
-            text += f'<motor joint="{sphere(j)}" gear="{axis}"/>'
+        for axis in "xyz":
+            text += f'<motor joint="{sphere(j)}_{axis}"/>'
     return text

@@ -21,12 +21,11 @@ from jaxrl.envs.rewards import weighted
 from jaxrl.options import option
 
 STEP = m.TIMESTEP * m.SUBSTEPS  # s, the servos' targets and the connections change at 60 Hz
-JOINT_SPEED = 3.0  # rad/s, largest speed of a servo's target
+JOINT_SPEED = 5.0  # rad/s, largest speed of a servo's target
 ANGLES = np.array(list(m.ANGLES.values()))  # rad, the servos' targets at |action| = 1
 CONNECT, RELEASE = 0.2, 0.5  # m from a bar's tip to a sphere's centre
 SPAWN_APART = 0.4  # m, smallest distance of two robots' centres at the start
 PRESS_SPEED, CRUSHED = 0.05, 0.3  # m/s, m
-ON_FLOOR = m.SPHERE_RADIUS + 0.02  # m, a sphere with a higher centre has no floor to roll on
 BODIES = m.BARS + m.SPHERES
 FASTEST = 100.0  # m/s or rad/s, a higher velocity means that the simulation has diverged
 FOLD = math.radians(85.0)  # by which the scripted robots fold their bars
@@ -42,6 +41,7 @@ class Rewards:
     spheres_best: float = option(0.0, "the same for each sphere on its own, summed over both (m)")
     mean_height: float = option(0.0, "mean height of all robots (m)")
     links: float = option(0.0, "number of bar tips that are connected to a sphere")
+    standing: float = option(0.0, "1 while a robot is higher than .3 m")
     alive: float = option(0.0, "1 in each step")
     survival: float = option(0.0, "time survived under the press (s)")
 
@@ -106,8 +106,8 @@ class Structure(Simulated):
 
     Action [30]: for each bar robot the desired angles of bar 0 and of bar 1, each by how much it
     folds about the hub's y axis, swings sideways, and turns about itself, in shares of 1.55, 1.2
-    and 1.5 rad (the servos' targets move at 3 rad/s); then for each sphere a horizontal force 2, in
-    shares of 5 N and only while it lies on the floor, and a torque 1 about the vertical (.5 N m).
+    and 1.5 rad (the servos' targets move at 5 rad/s); then for each sphere a force 3 of at most
+    8 N, less than its weight, in the world's directions.
 
     Observation: "robots" [4, 39], of each bar robot in the frame of its hub: downward direction
     3, height and largest height so far 2 (m), velocity 3 (m/s), angular velocity 3 (rad/s), the
@@ -159,7 +159,7 @@ class Structure(Simulated):
     @property
     def action_spec(self) -> ArraySpec:
         names = [m.joint(i, side, k) for i in range(m.BARS) for side in range(2) for k in m.ANGLES]
-        names += [f"{m.sphere(j)}_{axis}" for j in range(m.SPHERES) for axis in "xyt"]
+        names += [f"{m.sphere(j)}_{axis}" for j in range(m.SPHERES) for axis in "xyz"]
         return ArraySpec((len(names),), -1.0, 1.0, tuple(names))
 
     @property
@@ -252,29 +252,22 @@ class Structure(Simulated):
     def _advance(self, state: State, action: jax.Array) -> State:
         """One step of 1/60 s."""
         info, physics = state.info, state.physics
-        view = self.view(physics)
         goals = ANGLES * action[: 6 * m.BARS].reshape(m.BARS, 2, 3)
         most = JOINT_SPEED * STEP
         targets = info.targets + jnp.clip(goals - info.targets, -most, most)
-        pushes = self._pushes(view, action[6 * m.BARS :].reshape(m.SPHERES, 3))
+        pushes = action[6 * m.BARS :].reshape(m.SPHERES, 3)
+        pushes /= jnp.maximum(jnp.linalg.norm(pushes, axis=1, keepdims=True), 1.0)
         if self.has_press:
             height = self._press_height(info.step + 1)
             physics = physics.replace(mocap_pos=jnp.array([[0.0, 0.0, 1.0]]) * height)
-        physics = self.physics.step(physics, jnp.concatenate([targets.ravel(), pushes.ravel()]))
+        physics = self.physics.step(
+            physics, jnp.concatenate([targets.ravel(), m.SPHERE_FORCE * pushes.ravel()])
+        )
         physics = self._connect(physics)
         after = self._judge(physics, info.replace(step=info.step + 1, targets=targets))
         # Close to infinity the simulation is still finite for a while.
         diverged = jnp.abs(physics.qvel).max() > FASTEST
         return after.replace(reward=jnp.where(diverged, jnp.nan, after.reward))
-
-    def _pushes(self, view: View, action: jax.Array) -> jax.Array:
-        """[2, 5] forces (N) and torques (N m, in its own frame) on each sphere, of actions
-        [2, 3]."""
-        size = jnp.maximum(jnp.linalg.norm(action[:, :2], axis=1, keepdims=True), 1.0)
-        lies = view.spheres[:, 2:] <= ON_FLOOR
-        force = jnp.where(lies, m.SPHERE_FORCE * action[:, :2] / size, 0.0)
-        torque = m.SPHERE_TORQUE * action[:, 2:] * view.sphere_turns[:, 2]  # about the vertical
-        return jnp.concatenate([force, torque], axis=1)
 
     def _connect(self, physics: PhysicsState) -> PhysicsState:
         """Breaks connections that are pulled too far apart, and joins tips to near spheres."""
@@ -303,7 +296,9 @@ class Structure(Simulated):
     def _judge(self, physics: PhysicsState, before: Info) -> State:
         """Reward, metrics and observation of the step that led to `physics`."""
         view = self.view(physics)
-        heights = view.heights
+        # A sphere that no bar holds is not a part of a structure, however high it was thrown.
+        held = jnp.concatenate([jnp.ones(m.BARS, bool), view.links.any(0)])
+        heights = jnp.where(held, view.heights, jnp.minimum(view.heights, m.SPHERE_RADIUS))
         best = jnp.maximum(before.best, heights)
         lost, survived = self._press(before, heights)
         links = view.links.sum().astype(jnp.float32)
@@ -314,6 +309,7 @@ class Structure(Simulated):
                 "spheres_best": (best - before.best)[m.BARS :].sum(),
                 "mean_height": heights.mean(),
                 "links": links,
+                "standing": (heights.max() >= CRUSHED).astype(jnp.float32),
                 "alive": jnp.ones(()),
                 "survival": (survived - before.survived) * STEP,
             },
