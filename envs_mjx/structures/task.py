@@ -32,6 +32,26 @@ FOLD = math.radians(85.0)  # by which the scripted robots fold their bars
 TRIES = 32  # places that are drawn for each body at the start; the first that is free is taken
 
 
+PPO: dict[str, Any] = {
+    # Few worlds, because the robots of a world are many: an iteration has 1024 control steps.
+    "num_steps": 16,
+    "num_epochs": 4,
+    "num_minibatches": 2,
+    "learning_rate": 5e-4,
+    "schedule": {"kind": "linear"},
+    "gamma": 0.96,
+    "normalize_reward": True,
+    "bounds_coef": 1e-3,
+    "network": {
+        "policy_hidden": [128, 128],
+        "value_hidden": [128, 128],
+        "initial_std": 0.5,
+        "groups": ["robots=24", "spheres=6"],
+        "group_noise": 0.9,
+    },
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Rewards:
     """Weights of the terms of the reward, in each step of 1/60 s."""
@@ -122,7 +142,7 @@ class Structure(Simulated):
     spawn_radius: float = option(
         1.2, "the robots start within this distance of the centre (m)", greater_than=0.8
     )
-    hold: int = option(30, "steps of 1/60 s in which an action holds", minimum=1)
+    hold: int = option(15, "steps of 1/60 s in which an action holds", minimum=1)
     rewards: Rewards = option(Rewards(), "weights of the reward's terms")
     curriculum: CurriculumConfig = option(
         CurriculumConfig(),
@@ -131,6 +151,24 @@ class Structure(Simulated):
     )
 
     has_press: ClassVar[bool] = False
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "cpu": {
+            "ppo": {
+                "num_envs": 64,
+                "total_timesteps": 1_200_000,
+                "ppo": PPO,
+                "eval": {"every": 100_000},
+                "checkpoint": {"every": 100_000},
+            }
+        },
+        "gpu": {
+            "ppo": {
+                "num_envs": 1024,
+                "total_timesteps": 20_000_000,
+                "ppo": PPO | {"num_minibatches": 32},
+            }
+        },
+    }
 
     @functools.cached_property
     def physics(self) -> Physics:
