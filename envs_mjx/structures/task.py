@@ -155,10 +155,10 @@ class Structure(Simulated):
         "cpu": {
             "ppo": {
                 "num_envs": 64,
-                "total_timesteps": 1_200_000,
+                "total_timesteps": 1_000_000,
                 "ppo": PPO,
-                "eval": {"every": 100_000},
-                "checkpoint": {"every": 100_000},
+                "eval": {"every": 200_000},
+                "checkpoint": {"every": 200_000},
             }
         },
         "gpu": {
