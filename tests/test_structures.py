@@ -109,6 +109,7 @@ def test_a_sphere_rolls_and_does_not_fly():
     moved = (view.spheres - before)[..., 0]
     free = ~view.links.any(1)
     assert (moved[:, 0][free[:, 0]] > 0.5).all() and (moved[:, 1][free[:, 1]] < -0.5).all()
+    assert view.spheres[..., 2].max() < m.SPHERE_RADIUS + 0.1
 
     def up(state, i):
         return jnp.zeros((N, 30)).at[:, [26, 29]].set(1.0)
@@ -192,6 +193,7 @@ def test_a_low_level_starts_in_the_middle_of_lifts():
     for _ in range(60):  # straight bars lift them
         state = step(state, rest(state, 0))
     assert (state.info.best[:, m.BARS :][lifted] > 0.9).mean() > 0.8
+    assert jnp.isfinite(state.reward).all()
 
 
 def test_a_higher_level_also_starts_earlier_and_scattered():

@@ -24,6 +24,7 @@ from envs_mjx.aloha_insertion.expert import (
 )
 from envs_mjx.arm import Arm, ArmTask
 from envs_mjx.physics import Physics, PhysicsState, make_physics
+from envs_mjx.rotations import tilted
 from envs_mjx.sight import Pictured
 from envs_mjx.vision import Camera
 from jaxrl.envs import ArraySpec, CurriculumConfig, State
@@ -257,7 +258,7 @@ class AlohaInsertion(ArmTask, Pictured):
                 keys[2 * i], (2,), minval=RESET[name][0], maxval=RESET[name][1]
             )
             yaw = jnp.deg2rad(self.start_yaw) * jax.random.uniform(keys[2 * i + 1], minval=-1.0)
-            pose = jnp.stack([*place, REST_Z[name], jnp.cos(yaw / 2), 0.0, 0.0, jnp.sin(yaw / 2)])
+            pose = jnp.concatenate([jnp.stack([*place, REST_Z[name]]), tilted(yaw)])
             qpos = qpos.at[self._objects[name]].set(pose)
         offsets = self.start_noise * jax.random.uniform(key_pose, (2, 6), minval=-1.0)
         for side, offset in zip(m.SIDES, offsets, strict=True):

@@ -110,8 +110,11 @@ class View:
 
     @property
     def heights(self) -> jax.Array:
-        """[6] heights of the hubs and the spheres' centres (m)."""
-        return jnp.concatenate([self.hubs[:, 2], self.spheres[:, 2]])
+        """[6] heights of the hubs and the spheres' centres (m); a sphere that no bar holds is not a
+        part of a structure, and counts as one on the floor however high it was thrown."""
+        spheres = self.spheres[:, 2]
+        loose = jnp.minimum(spheres, m.SPHERE_RADIUS)
+        return jnp.concatenate([self.hubs[:, 2], jnp.where(self.links.any(0), spheres, loose)])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,7 +164,7 @@ class Structure(Simulated):
                 "checkpoint": {"every": 200_000},
             }
         },
-        "gpu": {
+        "gpu": {  # never run on a GPU
             "ppo": {
                 "num_envs": 1024,
                 "total_timesteps": 20_000_000,
@@ -334,9 +337,7 @@ class Structure(Simulated):
     def _judge(self, physics: PhysicsState, before: Info) -> State:
         """Reward, metrics and observation of the step that led to `physics`."""
         view = self.view(physics)
-        # A sphere that no bar holds is not a part of a structure, however high it was thrown.
-        held = jnp.concatenate([jnp.ones(m.BARS, bool), view.links.any(0)])
-        heights = jnp.where(held, view.heights, jnp.minimum(view.heights, m.SPHERE_RADIUS))
+        heights = view.heights
         best = jnp.maximum(before.best, heights)
         lost, survived = self._press(before, heights)
         links = view.links.sum().astype(jnp.float32)
